@@ -1,0 +1,3 @@
+//! The `leader` binary.
+
+fn main() {}

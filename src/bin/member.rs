@@ -1,0 +1,3 @@
+//! The `member` binary.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `tolerex` binary.
+
+fn main() {}

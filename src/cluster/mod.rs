@@ -1,0 +1,1 @@
+//! What a leader believes of its members: registry, liveness, load. Pure.

@@ -1,0 +1,1 @@
+//! A batch of requests as a value that events step. Pure.

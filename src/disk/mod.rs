@@ -1,0 +1,1 @@
+//! The durable log under a member and the journal of a leader.

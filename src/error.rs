@@ -1,0 +1,127 @@
+//! Error classes by what the caller can do: the three outcomes of a request and their reasons. Pure.
+//!
+//! A layer with more to say has its own enum and keeps its `source`; what reaches a client is a
+//! [`Failure`], which all client protocols share.
+
+use std::fmt;
+
+/// Why a request was not done. [`Failure::outcome`] says what may have happened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Fewer members than the tolerance took the message in time; nothing happened.
+    #[error("not enough alive members (have {have}, need {need})")]
+    NotEnoughMembers {
+        /// Connected members that answered within the deadline.
+        have: usize,
+        /// The tolerance.
+        need: usize,
+    },
+    /// The message exists, and none of its replicas answered with it.
+    #[error("message unavailable (replicas: {replicas})")]
+    Unavailable {
+        /// `name@address:state` of each replica, joined by commas.
+        replicas: String,
+    },
+    /// The deadline passed after the write was proposed.
+    #[error("timed out, the write may or may not have happened")]
+    WriteTimedOut,
+    /// The deadline of a read passed.
+    #[error("timed out")]
+    ReadTimedOut,
+    /// This leader is not the active one; nothing happened.
+    #[error("{}", NotLeader(leader.as_deref()))]
+    NotLeader {
+        /// Client address `host:port` of the active leader, when it is known.
+        leader: Option<String>,
+    },
+    /// A queue is full; nothing happened.
+    #[error("busy, try again")]
+    Busy,
+    /// A bulk write failed on the way.
+    #[error("{reason} (stored {})", Stored(*stored))]
+    BulkPartial {
+        /// Why its first failed message failed.
+        reason: Box<Failure>,
+        /// First and last id of the messages stored before it.
+        stored: Option<(u64, u64)>,
+    },
+}
+
+/// What a failed request may have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing happened (or, for a bulk write, what the reply says).
+    Failed,
+    /// It may or may not have happened, now or a little later.
+    Unknown,
+}
+
+impl Failure {
+    /// Whether the request may have taken effect all the same.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Failure::WriteTimedOut => Outcome::Unknown,
+            Failure::BulkPartial { reason, .. } => reason.outcome(),
+            Failure::NotEnoughMembers { .. }
+            | Failure::Unavailable { .. }
+            | Failure::ReadTimedOut
+            | Failure::NotLeader { .. }
+            | Failure::Busy => Outcome::Failed,
+        }
+    }
+}
+
+struct NotLeader<'a>(Option<&'a str>);
+
+impl fmt::Display for NotLeader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(leader) => write!(f, "not leader, leader is {leader}"),
+            None => f.write_str("no leader elected"),
+        }
+    }
+}
+
+struct Stored(Option<(u64, u64)>);
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some((first, last)) => write!(f, "{first}-{last}"),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_read_as_the_text_protocol_promises() {
+        let members = Failure::NotEnoughMembers { have: 1, need: 2 };
+        assert_eq!(
+            members.to_string(),
+            "not enough alive members (have 1, need 2)"
+        );
+        let leader = Some("h:1".to_owned());
+        assert_eq!(
+            Failure::NotLeader { leader }.to_string(),
+            "not leader, leader is h:1"
+        );
+        assert_eq!(
+            Failure::NotLeader { leader: None }.to_string(),
+            "no leader elected"
+        );
+        let reason = Box::new(Failure::WriteTimedOut);
+        let bulk = Failure::BulkPartial {
+            reason,
+            stored: Some((1, 9)),
+        };
+        assert!(
+            bulk.to_string().ends_with("have happened (stored 1-9)"),
+            "{bulk}"
+        );
+        assert_eq!(bulk.outcome(), Outcome::Unknown);
+    }
+}

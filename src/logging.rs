@@ -1,0 +1,1 @@
+//! One log line format, and its level at run time.

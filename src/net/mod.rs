@@ -1,0 +1,1 @@
+//! Client connections: readiness, hand-over to workers and back.

@@ -1,0 +1,133 @@
+//! The closed set of replies that every client protocol writes out. Pure.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::error::Failure;
+use crate::ids::Revision;
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A message was stored.
+    Stored {
+        /// The write's revision.
+        revision: Revision,
+    },
+    /// A message was deleted.
+    Deleted,
+    /// No such message: said only by applied metadata of a confirmed leader (A11).
+    NotFound,
+    /// A message.
+    Value {
+        /// The revision that wrote it.
+        revision: Revision,
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// All messages of a bulk write were stored.
+    BulkStored {
+        /// The lowest id.
+        first: u64,
+        /// The highest id.
+        last: u64,
+    },
+    /// Where a message's copies are.
+    Location {
+        /// The revision that wrote it.
+        revision: Revision,
+        /// Its length.
+        bytes: u64,
+        /// The members that hold a copy.
+        replicas: Vec<ReplicaStatus>,
+    },
+    /// The number of messages.
+    Count(u64),
+    /// What this node knows of the cluster.
+    Status(Box<ClusterStatus>),
+    /// It was not done, or its outcome is unknown.
+    Failed(Failure),
+}
+
+/// What the active leader believes of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// Connected and answering.
+    Up,
+    /// Connected, and late with an answer: chosen last.
+    Suspect,
+    /// Not connected, or silent for too long.
+    Down,
+}
+
+impl fmt::Display for MemberState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemberState::Up => "up",
+            MemberState::Suspect => "suspect",
+            MemberState::Down => "down",
+        })
+    }
+}
+
+/// One replica of a message: `name@address:state`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// The member's name, without `:`, `,` and `@`.
+    pub name: String,
+    /// The member's RPC address, `host:port`.
+    pub address: String,
+    /// What the leader believes of it.
+    pub state: MemberState,
+}
+
+impl fmt::Display for ReplicaStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}:{}", self.name, self.address, self.state)
+    }
+}
+
+/// The answer to `STATUS`; its JSON form is the serialisation of this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClusterStatus {
+    /// The answering node's name.
+    pub node: String,
+    /// Its role: `leader` (the active one) or `follower`.
+    pub role: String,
+    /// Client address of the active leader, when it is known.
+    pub leader: Option<String>,
+    /// The Raft term.
+    pub term: u64,
+    /// How many members hold each message; one less may be lost.
+    pub tolerance: u8,
+    /// The placement strategy.
+    pub strategy: String,
+    /// How many messages there are.
+    pub messages: u64,
+    /// All registered members, by name.
+    pub members: Vec<MemberStatus>,
+}
+
+/// One member in [`ClusterStatus`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemberStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id, 16 hexadecimal digits.
+    pub id: String,
+    /// Its RPC address.
+    pub address: String,
+    /// What the leader believes of it.
+    pub state: MemberState,
+    /// How many copies it holds by the leader's metadata.
+    pub messages: u64,
+    /// Payload bytes of those copies.
+    pub bytes: u64,
+    /// Free bytes of its disk, by its last heartbeat; absent before the first.
+    pub free: Option<u64>,
+    /// Milliseconds since its last heartbeat or answer; absent before the first.
+    pub last_seen_ms: Option<u64>,
+}

@@ -1,0 +1,191 @@
+//! What leaders and members say to each other, in our own types; `envelope.rs` maps them to
+//! protobuf and checks them. Pure.
+//!
+//! Calls from a leader to a member carry a [`Fence`]; calls from a member to a leader do not.
+
+use bytes::Bytes;
+
+use crate::ids::{ClusterId, Fence, Key, MemberId, Revision};
+
+/// What a process is, as its certificate's common name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Coordinates requests; may store, fetch and release on members.
+    Leader,
+    /// Stores payloads; may register and send heartbeats.
+    Member,
+    /// May do neither.
+    Client,
+}
+
+/// The first frame each way on a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Version of the protocol; both sides must name the same.
+    pub protocol: u32,
+    /// Both sides must be of the same cluster.
+    pub cluster_id: ClusterId,
+    /// The node's name, the same as in its certificate's SAN.
+    pub name: String,
+    /// The node's [`MemberId`] or `PeerId` as an integer.
+    pub node_id: u64,
+    /// How often the node's data directory has been started.
+    pub incarnation: u64,
+    /// Random, new at each start: tells a reconnect from a second process on a cloned disk.
+    pub nonce: u64,
+    /// On a leader's link to a member, the link number of its fences; else 0.
+    pub link: u64,
+    /// Checked against the certificate.
+    pub role: Role,
+}
+
+/// A call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Leader to member: store records.
+    Store(StoreRequest),
+    /// Leader to member: read records.
+    Fetch(FetchRequest),
+    /// Leader to member: forget records.
+    Release(ReleaseRequest),
+    /// Member to leader: take this member into the registry.
+    Register(RegisterRequest),
+    /// Member to leader: still here; once a second.
+    Heartbeat(HeartbeatRequest),
+}
+
+/// An answer; its kind is that of the request, or `Refused`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// One result for each record, in order.
+    Store(Vec<StoreResult>),
+    /// One result for each revision, in order.
+    Fetch(Vec<FetchResult>),
+    /// All named revisions are forgotten, durably.
+    Release,
+    /// The member is in the registry.
+    Register,
+    /// Noted.
+    Heartbeat,
+    /// The whole request was refused and had no effect.
+    Refused(Refusal),
+}
+
+/// Store records under their revisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreRequest {
+    /// Compared when the request is executed.
+    pub fence: Fence,
+    /// What to store.
+    pub records: Vec<StoreRecord>,
+}
+
+/// One record to store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreRecord {
+    /// Its name on members.
+    pub revision: Revision,
+    /// The message it was written for.
+    pub key: Key,
+    /// The message's bytes.
+    pub payload: Bytes,
+}
+
+/// What became of one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreResult {
+    /// It has reached the member's write mode: this copy counts.
+    Stored,
+    /// There is no space; nothing was stored.
+    DiskFull,
+    /// The revision exists with another key or other bytes; nothing was stored (R11).
+    Conflict,
+}
+
+/// Read records by revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// A lower one than the member has executed is refused; a fetch does not raise it.
+    pub fence: Fence,
+    /// What to read.
+    pub revisions: Vec<Revision>,
+}
+
+/// One record, or why it did not come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchResult {
+    /// The record, its checksum verified.
+    Found {
+        /// The message it was written for.
+        key: Key,
+        /// The message's bytes.
+        payload: Bytes,
+    },
+    /// No such revision here.
+    Missing,
+    /// The record is there and its checksum does not match, or it cannot be read.
+    Damaged,
+    /// Left out because the answer would have become too large: ask again.
+    Omitted,
+}
+
+/// Forget records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseRequest {
+    /// Compared when the request is executed.
+    pub fence: Fence,
+    /// What to forget; unknown revisions are passed over.
+    pub revisions: Vec<Revision>,
+}
+
+/// Take a member into the registry; id, name, incarnation and nonce are those of its Hello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisterRequest {
+    /// Where leaders reach the member's RPC, `host:port`.
+    pub address: String,
+    /// Placement zone, empty for none.
+    pub zone: String,
+}
+
+/// A member's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeartbeatRequest {
+    /// Live records.
+    pub records: u64,
+    /// Payload bytes of live records.
+    pub bytes: u64,
+    /// Free bytes of the disk.
+    pub free: u64,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The member has executed a higher fence than the request's.
+    #[error("fence is lower than {highest}, which was executed already")]
+    StaleFence {
+        /// The highest fence executed.
+        highest: Fence,
+    },
+    /// The leader asked is not the active one.
+    #[error("not the active leader")]
+    NotLeader,
+    /// A queue is full.
+    #[error("busy")]
+    Busy,
+    /// The member's incarnation is lower than one registered, or equal with another nonce: a rolled
+    /// back or cloned disk. The member exits.
+    #[error("incarnation {incarnation} is not above {registered}, which is registered")]
+    StaleIncarnation {
+        /// The refused incarnation.
+        incarnation: u64,
+        /// The registered incarnation.
+        registered: u64,
+    },
+    /// The id belongs to another name, or was retired when its name came with a new id.
+    #[error("member id {0} is not registered for this name any more")]
+    Retired(MemberId),
+    /// Anything else, in words.
+    #[error("{0}")]
+    Other(String),
+}

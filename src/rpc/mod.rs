@@ -1,0 +1,3 @@
+//! The wire between leaders and members.
+
+pub mod message;

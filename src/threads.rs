@@ -1,0 +1,168 @@
+//! Named threads, the stop signal, and the ordered join of a process's threads.
+//!
+//! Every thread starts through [`spawn`] and is joined by whoever started it. A panic in any of them
+//! ends the process with [`PANIC_EXIT_CODE`]: half alive is worse than dead.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Once;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::{Clock, Instant};
+
+/// The exit code of a process in which a thread panicked.
+pub const PANIC_EXIT_CODE: i32 = 101;
+
+/// How often [`Threads::join`] looks whether a thread has ended. Twice as often buys nothing, a
+/// tenth as often makes every orderly stop visibly slower.
+const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Starts a thread named `name`. The name is at most 15 bytes on Linux; longer ones are cut there.
+#[allow(clippy::disallowed_methods)] // The one place that spawns.
+pub fn spawn<F>(name: impl Into<String>, body: F) -> io::Result<Thread>
+where
+    F: FnOnce() + Send + 'static,
+{
+    let name = name.into();
+    let handle = std::thread::Builder::new().name(name.clone()).spawn(body)?;
+    Ok(Thread { name, handle })
+}
+
+/// Makes a panic in any thread end the process, after the usual message. Called once by `main` of
+/// each server; tests do without.
+pub fn exit_on_panic() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            report(info);
+            log::error!("thread panicked, the process ends: {info}");
+            std::process::exit(PANIC_EXIT_CODE);
+        }));
+    });
+}
+
+/// A running thread, to be joined by its owner.
+#[must_use = "whoever starts a thread joins it"]
+pub struct Thread {
+    name: String,
+    handle: JoinHandle<()>,
+}
+
+impl Thread {
+    /// The thread's name, as in the thread table.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the thread's body has returned.
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Waits for the thread's end, however long it takes.
+    pub fn join(self) {
+        if self.handle.join().is_err() {
+            log::error!("thread {} panicked", self.name);
+        }
+    }
+}
+
+/// Threads that stop together.
+#[derive(Default)]
+pub struct Threads {
+    threads: Vec<Thread>,
+}
+
+impl Threads {
+    /// Adds a thread; they are joined in the order in which they were added.
+    pub fn push(&mut self, thread: Thread) {
+        self.threads.push(thread);
+    }
+
+    /// Joins all until `deadline`. Those still running then are named in the log and returned, and
+    /// left to end with the process.
+    pub fn join(self, clock: &dyn Clock, deadline: Instant) -> Result<(), Vec<String>> {
+        let mut late = Vec::new();
+        for thread in self.threads {
+            while !thread.is_finished() && clock.now() < deadline {
+                crate::clock::sleep(JOIN_POLL_INTERVAL);
+            }
+            if thread.is_finished() {
+                thread.join();
+            } else {
+                log::error!("thread {} did not stop in time", thread.name);
+                late.push(thread.name);
+            }
+        }
+        if late.is_empty() { Ok(()) } else { Err(late) }
+    }
+}
+
+/// Tells threads to stop; set once, never cleared. Clones share it.
+#[derive(Clone, Default)]
+pub struct StopSignal {
+    inner: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl StopSignal {
+    /// Sets the signal and wakes all that wait for it.
+    pub fn stop(&self) {
+        *self.inner.0.lock() = true;
+        self.inner.1.notify_all();
+    }
+
+    /// Whether the signal is set.
+    pub fn is_stopped(&self) -> bool {
+        *self.inner.0.lock()
+    }
+
+    /// Waits for the signal, `timeout` at most; true when it is set.
+    pub fn wait_timeout(&self, timeout: Duration) -> bool {
+        let mut stopped = self.inner.0.lock();
+        if !*stopped {
+            self.inner
+                .1
+                .wait_while_for(&mut stopped, |stopped| !*stopped, timeout);
+        }
+        *stopped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    #[test]
+    fn a_stop_wakes_who_waits() {
+        let stop = StopSignal::default();
+        assert!(!stop.wait_timeout(Duration::from_millis(1)));
+        let seen = stop.clone();
+        let thread = spawn("waits", move || {
+            assert!(seen.wait_timeout(Duration::from_secs(60)))
+        })
+        .expect("a thread");
+        stop.stop();
+        thread.join();
+        assert!(stop.is_stopped());
+    }
+
+    #[test]
+    fn a_thread_that_does_not_stop_is_named() {
+        let clock = SystemClock::new();
+        let stop = StopSignal::default();
+        let mut threads = Threads::default();
+        for name in ["quick", "slow"] {
+            let stop = stop.clone();
+            let wait = Duration::from_secs(if name == "slow" { 60 } else { 0 });
+            threads.push(spawn(name, move || _ = stop.wait_timeout(wait)).expect("a thread"));
+        }
+        let deadline = clock.now() + Duration::from_millis(50);
+        assert_eq!(threads.join(&clock, deadline), Err(vec!["slow".to_owned()]));
+        stop.stop();
+    }
+}
