@@ -2,8 +2,8 @@
 //! write batches, some at a time. Pure.
 //!
 //! Not atomic. After the first failure no more batches are started and the ones in flight are
-//! awaited; the reply then names the ids stored without a gap from the first one on, and the failure
-//! of the first id that was not. Messages behind it may be stored too.
+//! awaited; the reply then names the ids stored without a gap from the first one on, and the
+//! failure of the first id that was not. Messages behind it may be stored too.
 //!
 //! Every message shares one payload in memory; its batches are made as they start.
 
@@ -199,7 +199,18 @@ impl BulkWrite {
             } => failure,
             Event::OutcomeUnknown { tag: RESERVATION } => Failure::Busy,
             Event::Tick if self.deadline <= now => Failure::Busy,
-            _ => return,
+            Event::Start
+            | Event::Tick
+            | Event::StoreAnswered { .. }
+            | Event::FetchAnswered { .. }
+            | Event::ReadConfirmed
+            | Event::ReadRefused(_)
+            | Event::LookedUp { .. }
+            | Event::Counted(_)
+            | Event::Applied { .. }
+            | Event::NotProposed { .. }
+            | Event::Superseded { .. }
+            | Event::OutcomeUnknown { .. } => return,
         };
         self.close_unstarted(effects);
         self.finish(Reply::Failed(failure), effects);

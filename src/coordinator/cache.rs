@@ -1,14 +1,14 @@
 //! A bounded cache of payloads by revision. Pure: a value that its owner shards and locks.
 //!
-//! A revision names immutable bytes, so an entry is never stale and nothing needs to be invalidated:
-//! what is overwritten or deleted is not asked for any more and falls out.
+//! A revision names immutable bytes, so an entry is never stale and nothing needs to be
+//! invalidated: what is overwritten or deleted is not asked for any more and falls out.
 //!
 //! Invariant: `bytes <= bytes_max`, the fixed cost of each entry included (A8).
 //!
 //! The policy is CLOCK with a second chance: a hand goes round the entries, passes over those that
-//! were read since it last came by, and evicts the first that was not. A new entry has not been read,
-//! so a scan pushes out other scans before hot messages. Source: Corbató, "A paging experiment with
-//! the Multics system", 1968.
+//! were read since it last came by, and evicts the first that was not. A new entry has not been
+//! read, so a scan pushes out other scans before hot messages. Source: Corbató, "A paging
+//! experiment with the Multics system", 1968.
 
 use bytes::Bytes;
 use rustc_hash::FxHashMap;

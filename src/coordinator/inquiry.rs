@@ -1,5 +1,5 @@
-//! WHERE and COUNT: questions that the metadata alone answer, once leadership is confirmed as for any
-//! read (R3, R4). Pure.
+//! WHERE and COUNT: questions that the metadata alone answer, once leadership is confirmed as for
+//! any read (R3, R4). Pure.
 
 use super::{Effect, Event, Limits, NEVER, Tag, replica_statuses};
 use crate::clock::Instant;
@@ -58,14 +58,14 @@ impl Inquiry {
         cluster: &mut Cluster,
         effects: &mut Vec<Effect>,
     ) {
-        let reply = match (self.phase, event) {
-            (Phase::New, Event::Start) => {
+        let reply = match event {
+            Event::Start if self.phase == Phase::New => {
                 self.deadline = now + self.limits.read_timeout;
                 self.phase = Phase::Confirming;
                 effects.push(Effect::ConfirmRead);
                 return;
             }
-            (Phase::Confirming, Event::ReadConfirmed) => {
+            Event::ReadConfirmed if self.phase == Phase::Confirming => {
                 self.phase = Phase::Reading;
                 effects.push(match &self.key {
                     Some(key) => Effect::LookUp {
@@ -76,8 +76,10 @@ impl Inquiry {
                 });
                 return;
             }
-            (Phase::Confirming, Event::ReadRefused(failure)) => Reply::Failed(failure),
-            (Phase::Reading, Event::LookedUp { found, .. }) => {
+            Event::ReadRefused(failure) if self.phase == Phase::Confirming => {
+                Reply::Failed(failure)
+            }
+            Event::LookedUp { found, .. } if self.phase == Phase::Reading => {
                 match found.into_iter().next().flatten() {
                     None => Reply::NotFound,
                     Some(found) => Reply::Location {
@@ -87,11 +89,22 @@ impl Inquiry {
                     },
                 }
             }
-            (Phase::Reading, Event::Counted(count)) => Reply::Count(count),
-            (Phase::Confirming | Phase::Reading, Event::Tick) if self.deadline <= now => {
+            Event::Counted(count) if self.phase == Phase::Reading => Reply::Count(count),
+            Event::Tick if self.deadline <= now && !self.is_done() && self.phase != Phase::New => {
                 Reply::Failed(Failure::ReadTimedOut)
             }
-            _ => return,
+            Event::Start
+            | Event::Tick
+            | Event::ReadConfirmed
+            | Event::ReadRefused(_)
+            | Event::LookedUp { .. }
+            | Event::Counted(_)
+            | Event::StoreAnswered { .. }
+            | Event::FetchAnswered { .. }
+            | Event::Applied { .. }
+            | Event::NotProposed { .. }
+            | Event::Superseded { .. }
+            | Event::OutcomeUnknown { .. } => return,
         };
         self.phase = Phase::Done;
         effects.push(Effect::Done(vec![reply]));

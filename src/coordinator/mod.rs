@@ -6,37 +6,42 @@
 //! Nothing here blocks, sends or looks at a clock, so the same code runs step by step in tests.
 //!
 //! ```text
-//!  writes   Start ─> choose members ─> Store … ─────────────┐
-//!                 ┌── failed, refused, late: another member ─┤ StoreAnswered, Tick
-//!                 └──────────────────────────────────────────┤
-//!      too few copies of a run of messages: these fail ──────┤ every run has its copies or failed
-//!           nothing left to propose ─> Settle, Done          v
-//!                                                         Propose ─> Applied        ─> Done (stored, deleted …)
-//!                                                                 ─> NotProposed    ─> Settle, Done (failed)
-//!                                                                 ─> Superseded     ─> Done (failed)
-//!                                                                 ─> OutcomeUnknown ─> Done (unknown)
-//!                                                                 ─> deadline       ─> Done (unknown)
-//!  reads    Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Fetch … ─> FetchAnswered ─> Done
-//!                               └─> ReadRefused ─> Done            ^                     │
-//!                                                                  └── "no such revision" ┘
-//!  where,   Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp or Count ─> LookedUp or Counted ─> Done
-//!  count
-//!  bulk     Start ─> Propose(ReserveIds) ─> Applied ─> some write batches at a time ─> Done
+//!  writes   Start ─> choose members ─> Store … ────────────┐
+//!                ┌── failed, refused, late: another member ─┤ StoreAnswered, Tick
+//!                └──────────────────────────────────────────┤
+//!                                                           │ every run of messages has its
+//!                                                           v copies, or failed
+//!      nothing to propose ─> Settle, Done <────────────── Propose
+//!                                                           ├─> Applied        ─> Done: stored …
+//!                                                           ├─> NotProposed    ─> Settle, Done: failed
+//!                                                           ├─> Superseded     ─> Done: failed
+//!                                                           ├─> OutcomeUnknown ─> Done: unknown
+//!                                                           └─> deadline       ─> Done: unknown
+//!
+//!  reads    Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Fetch … ─> Done
+//!                               └─> ReadRefused ─> Done ^                     │
+//!                                                       └─ "no such revision" ┘
+//!
+//!  where,   Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Done
+//!  count                                          └> Count  ─> Counted  ─> Done
+//!
+//!  bulk     Start ─> Propose(ReserveIds) ─> Applied ─> write batches, some at a time ─> Done
 //! ```
 //!
 //! What the driver owes, beyond carrying out effects in their order:
 //! * **Tags.** A tag pairs an event with its effect; it is unique within the coordinator. Events
 //!   that come late, twice or after `Done` are harmless: an unknown tag is passed over.
-//! * **Stores.** Each [`Effect::Store`] ends exactly once: answered, link lost, or not sent. At that
-//!   moment the driver calls `cluster.settle(member, charge.records, charge.bytes)`, whether the
-//!   coordinator is still there or not, and `cluster.answered` if it was an answer. The coordinator
-//!   itself never ends the charge of a store it emitted; it reports late members to the cluster.
-//! * **Order on a link.** A release that is queued after a store reaches the member after it, or on a
-//!   later link, whose fence refuses the store (R8). So copies can be given up before their store is
-//!   answered.
-//! * **Settlements.** A [`Settlement`] goes to `ReleaseQueue::settle`: that of [`Effect::Settle`] at
-//!   once; that of [`Effect::Propose`] when the entry is applied, even if the coordinator was done
-//!   before (R6: a client's deadline closes nothing). It is dropped when the proposal was not
+//! * **Stores.** Each [`Effect::Store`] ends exactly once: answered, link lost, or not sent. At
+//!   that moment the driver calls `cluster.settle(member, charge.records, charge.bytes)`, whether
+//!   the coordinator is still there or not, and `cluster.answered` if it was an answer. The
+//!   coordinator itself never ends the charge of a store it emitted; it reports late members to the
+//!   cluster.
+//! * **Order on a link.** A release that is queued after a store reaches the member after it, or on
+//!   a later link, whose fence refuses the store (R8). So copies can be given up before their store
+//!   is answered.
+//! * **Settlements.** A [`Settlement`] goes to `ReleaseQueue::settle`: that of [`Effect::Settle`]
+//!   at once; that of [`Effect::Propose`] when the entry is applied, even if the coordinator was
+//!   done before (R6: a client's deadline closes nothing). It is dropped when the proposal was not
 //!   proposed (the coordinator then emits `Settle`) or the term has ended.
 //! * **Time.** A `Tick` comes no later than [`Coordinator::next_deadline`].
 //!
@@ -47,6 +52,7 @@
 
 pub mod bulk;
 pub mod cache;
+pub mod events;
 pub mod inquiry;
 pub mod read;
 pub mod release;
@@ -54,20 +60,14 @@ pub mod write;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::clock::Instant;
 use crate::cluster::Cluster;
-use crate::error::Failure;
-use crate::ids::{Fence, Key, MemberId, Revision};
-use crate::metadata::command::{Applied, Command};
-use crate::metadata::message_index::Entry;
 use crate::metadata::replica_sets::ReplicaSet;
-use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
+use crate::protocol::reply::{MemberState, ReplicaStatus};
 use crate::protocol::request::{Batch, Write};
-use crate::rpc::message::{FetchResult, Refusal, StoreRecord, StoreResult};
 
 pub use bulk::BulkWrite;
+pub use events::{Answer, Charge, Effect, Event, Flaw, Found, Revisions, Settlement, Tag};
 pub use inquiry::Inquiry;
 pub use read::ReadBatch;
 pub use write::WriteBatch;
@@ -83,8 +83,8 @@ pub struct Limits {
     /// How fast a member's queue is taken to drain, in bytes a second: 10 MB/s, a slow disk or a
     /// 100 Mbit/s network. Higher and big messages are late on such machines.
     pub drain_bytes_per_second: u64,
-    /// Copies that did not come within this, plus the time their bytes need, are not waited for: 2 s.
-    /// From the proposal on, the same time again is left for the commit.
+    /// Copies that did not come within this, plus the time their bytes need, are not waited for: 2
+    /// s. From the proposal on, the same time again is left for the commit.
     pub write_timeout: Duration,
     /// A read ends after this: 2 s.
     pub read_timeout: Duration,
@@ -102,8 +102,8 @@ pub struct Limits {
     pub part_bytes_max: u64,
     /// Parts of a bulk write in flight: 4, so that members, journal and network work at one time.
     pub parts_in_flight_max: usize,
-    /// Payload bytes of a bulk write in flight, unless it is one part: 32 MiB, half of what may be in
-    /// flight to one member.
+    /// Payload bytes of a bulk write in flight, unless it is one part: 32 MiB, half of what may be
+    /// in flight to one member.
     pub bulk_bytes_in_flight_max: u64,
 }
 
@@ -132,254 +132,6 @@ impl Limits {
         let rate = self.drain_bytes_per_second.max(1);
         Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
     }
-}
-
-/// Pairs an answer with the effect that asked for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Tag(pub u64);
-
-/// Hands out tags. The upper half names the part of a bulk write, 0 for everything else.
-#[derive(Debug)]
-struct Tags {
-    next: u64,
-}
-
-const TAG_PART_SHIFT: u32 = 32;
-
-impl Tags {
-    fn of_part(part: u32) -> Tags {
-        Tags {
-            next: u64::from(part) << TAG_PART_SHIFT,
-        }
-    }
-
-    fn next(&mut self) -> Tag {
-        let tag = Tag(self.next);
-        self.next += 1;
-        tag
-    }
-}
-
-impl Tag {
-    fn part(self) -> u32 {
-        (self.0 >> TAG_PART_SHIFT) as u32
-    }
-}
-
-/// What a store adds to what is in flight to its member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
-    /// Records.
-    pub records: u64,
-    /// Payload bytes.
-    pub bytes: u64,
-}
-
-/// Consecutive revisions of one term, allotted to one batch; open until they are settled (R6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Revisions {
-    /// The lowest; tells the term even if there are none.
-    pub first: Revision,
-    /// How many.
-    pub count: u64,
-}
-
-impl Revisions {
-    /// The revision at `position`, which is below `count`.
-    pub fn at(&self, position: u64) -> Revision {
-        assert!(position < self.count, "revision was not allotted");
-        Revision::from_u64(self.first.as_u64() + position)
-    }
-
-    /// `count` of them from `position` on.
-    fn part(&self, position: u64, count: u64) -> Revisions {
-        assert!(position + count <= self.count, "revision was not allotted");
-        Revisions {
-            first: Revision::from_u64(self.first.as_u64() + position),
-            count,
-        }
-    }
-}
-
-/// Closes the revisions of a batch and names the copies it gave up, for the release queue (R7).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settlement {
-    /// No longer open.
-    pub closed: Revisions,
-    /// Copies that may exist and that no applied metadata lists.
-    pub given_up: Vec<(Revision, MemberId)>,
-}
-
-/// How a call to a member ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<T> {
-    /// One result for each thing asked for, in order.
-    Results(Vec<T>),
-    /// The whole request was refused and had no effect.
-    Refused(Refusal),
-    /// The link broke: it may or may not have been executed, and may still be until the next link
-    /// has been used.
-    LinkLost,
-    /// It was never handed to a link: no link, or its queue is full.
-    NotSent,
-}
-
-/// What the metadata holds for a key, and its payload if the cache has that revision.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// Revision, replicas, length.
-    pub entry: Entry,
-    /// The payload of exactly that revision.
-    pub cached: Option<Bytes>,
-}
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// First of all, exactly once.
-    Start,
-    /// Time has passed.
-    Tick,
-    /// The end of an [`Effect::Store`].
-    StoreAnswered {
-        /// Of the effect.
-        tag: Tag,
-        /// One result for each record.
-        answer: Answer<StoreResult>,
-    },
-    /// The end of an [`Effect::Fetch`].
-    FetchAnswered {
-        /// Of the effect.
-        tag: Tag,
-        /// One result for each revision.
-        answer: Answer<FetchResult>,
-    },
-    /// Leadership was confirmed after the effect, and its read index is applied (R4).
-    ReadConfirmed,
-    /// Leadership could not be confirmed.
-    ReadRefused(Failure),
-    /// The answer to [`Effect::LookUp`], from applied metadata, one for each key.
-    LookedUp {
-        /// Of the effect.
-        tag: Tag,
-        /// In the order of the keys.
-        found: Vec<Option<Found>>,
-    },
-    /// The answer to [`Effect::Count`].
-    Counted(u64),
-    /// The proposed entry was applied.
-    Applied {
-        /// Of the proposal.
-        tag: Tag,
-        /// What apply decided.
-        applied: Applied,
-    },
-    /// It was not proposed and never will be (R2).
-    NotProposed {
-        /// Of the proposal.
-        tag: Tag,
-        /// Why, for the client: not the leader, or busy.
-        failure: Failure,
-    },
-    /// A later term's no-op was applied and the entry is not before it: it definitely failed (R15).
-    Superseded {
-        /// Of the proposal.
-        tag: Tag,
-        /// Why, for the client: not the leader.
-        failure: Failure,
-    },
-    /// It was proposed, and nobody will learn what became of it.
-    OutcomeUnknown {
-        /// Of the proposal.
-        tag: Tag,
-    },
-}
-
-/// What the driver does next.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Send the records to a member, with its fence; answered by [`Event::StoreAnswered`].
-    Store {
-        /// For the answer.
-        tag: Tag,
-        /// To whom.
-        member: MemberId,
-        /// What to store.
-        records: Vec<StoreRecord>,
-        /// Charged already; the driver ends it with the call.
-        charge: Charge,
-    },
-    /// Ask a member for records; answered by [`Event::FetchAnswered`].
-    Fetch {
-        /// For the answer.
-        tag: Tag,
-        /// Whom.
-        member: MemberId,
-        /// Which records.
-        revisions: Vec<Revision>,
-    },
-    /// Propose the command, once, in its own term only; answered by `Applied`, `NotProposed`,
-    /// `Superseded` or `OutcomeUnknown`.
-    Propose {
-        /// For the answer.
-        tag: Tag,
-        /// The entry.
-        command: Command,
-        /// To settle when the entry is applied.
-        settlement: Settlement,
-    },
-    /// Close revisions and release copies now: nothing of them was or will be proposed.
-    Settle(Settlement),
-    /// Confirm leadership by a request issued from now on; answered by `ReadConfirmed` or
-    /// `ReadRefused`.
-    ConfirmRead,
-    /// Look keys up in the applied metadata; answered by [`Event::LookedUp`].
-    LookUp {
-        /// For the answer.
-        tag: Tag,
-        /// Which.
-        keys: Vec<Key>,
-    },
-    /// Count the messages in the applied metadata; answered by [`Event::Counted`].
-    Count,
-    /// A payload was read that the cache may keep.
-    Cache {
-        /// Its name.
-        revision: Revision,
-        /// The bytes, verified by the member that sent them.
-        payload: Bytes,
-    },
-    /// A listed copy is not what it should be: log it (a later issue repairs it).
-    CorruptCopy {
-        /// Who holds it.
-        member: MemberId,
-        /// The record.
-        revision: Revision,
-        /// The message.
-        key: Key,
-        /// What is wrong.
-        flaw: Flaw,
-    },
-    /// A member has executed a fence of a higher term: this leader stops serving.
-    Deposed {
-        /// Who said so.
-        member: MemberId,
-        /// The fence.
-        highest: Fence,
-    },
-    /// One reply for each request (one in all for a bulk write): finished.
-    Done(Vec<Reply>),
-}
-
-/// What is wrong with a listed copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
-    /// The member has no such revision.
-    Missing,
-    /// Its checksum does not match, or it cannot be read.
-    Damaged,
-    /// It has another key or another length than the metadata say.
-    Foreign,
 }
 
 /// Any batch that needs coordination.
@@ -487,40 +239,12 @@ impl Coordinator {
 /// The end of time: the deadline of what is done.
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
 
-impl Event {
-    /// The tag of the effect that it answers.
-    fn tag(&self) -> Option<Tag> {
-        match self {
-            Event::StoreAnswered { tag, .. }
-            | Event::FetchAnswered { tag, .. }
-            | Event::LookedUp { tag, .. }
-            | Event::Applied { tag, .. }
-            | Event::NotProposed { tag, .. }
-            | Event::Superseded { tag, .. }
-            | Event::OutcomeUnknown { tag } => Some(*tag),
-            Event::Start
-            | Event::Tick
-            | Event::ReadConfirmed
-            | Event::ReadRefused(_)
-            | Event::Counted(_) => None,
-        }
-    }
-}
-
-/// The members that stores can be sent to, whatever is in flight to them.
-fn connected(cluster: &Cluster) -> impl Iterator<Item = MemberId> {
-    cluster
-        .members()
-        .filter(|member| member.connected)
-        .map(|member| member.id)
-}
-
 /// The replicas as people read them; a member that is no longer registered is shown by its id.
 fn replica_statuses(cluster: &Cluster, replicas: &ReplicaSet, now: Instant) -> Vec<ReplicaStatus> {
     replicas
         .as_slice()
         .iter()
-        .map(|&id| match cluster.members().find(|m| m.id == id) {
+        .map(|&id| match cluster.member(id) {
             Some(member) => ReplicaStatus {
                 name: member.name.clone(),
                 address: member.address.clone(),

@@ -9,14 +9,15 @@
 //! * Late: the next replica as well; the first good answer counts.
 //! * "No such revision": looked up again. Gone: `NotFound`. Another revision: the read starts over
 //!   with it. The same: that copy is bad, the next replica is asked.
-//! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed while
-//!   one had not answered: `ReadTimedOut`, since that one may have it.
+//! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
+//!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
 //! `NotFound` is said only by metadata looked at after leadership was confirmed (A11).
 
 use std::collections::BTreeMap;
 
-use super::{Answer, Effect, Event, Flaw, Found, Limits, NEVER, Tag, Tags, replica_statuses};
+use super::events::Tags;
+use super::{Answer, Effect, Event, Flaw, Found, Limits, NEVER, Tag, replica_statuses};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
@@ -64,8 +65,8 @@ struct Slot {
     asked: Vec<MemberId>,
     /// Fetches of that revision that were not answered.
     open_calls: usize,
-    /// It is being looked up.
-    looking_up: bool,
+    /// Look-ups of it that were not answered.
+    open_lookups: usize,
     /// Another replica is to be asked in this step.
     wants_next: bool,
     reply: Option<Reply>,
@@ -106,7 +107,7 @@ impl ReadBatch {
                 entry: None,
                 asked: Vec::new(),
                 open_calls: 0,
-                looking_up: false,
+                open_lookups: 0,
                 wants_next: false,
                 reply: None,
             })
@@ -203,7 +204,7 @@ impl ReadBatch {
         let tag = self.tags.next();
         let mut keys = Vec::with_capacity(missing.len());
         for Missing { slot, .. } in &missing {
-            self.slots[*slot].looking_up = true;
+            self.slots[*slot].open_lookups += 1;
             keys.push(self.slots[*slot].key.clone());
         }
         self.lookups.insert(tag, missing);
@@ -217,7 +218,7 @@ impl ReadBatch {
         assert_eq!(found.len(), missing.len(), "one answer for each key");
         for (Missing { slot: at, copy }, found) in missing.into_iter().zip(found) {
             let slot = &mut self.slots[at];
-            slot.looking_up = false;
+            slot.open_lookups -= 1;
             if slot.reply.is_some() {
                 continue;
             }
@@ -375,7 +376,7 @@ impl ReadBatch {
                     slot.open_calls += 1;
                     outgoing.entry(member).or_default().push(at);
                 }
-                None if slot.open_calls == 0 && !slot.looking_up => {
+                None if slot.open_calls == 0 && slot.open_lookups == 0 => {
                     let statuses = replica_statuses(cluster, &entry.replicas, now);
                     let replicas: Vec<String> = statuses.iter().map(|s| s.to_string()).collect();
                     let replicas = replicas.join(",");

@@ -6,10 +6,10 @@
 //!                        │
 //!                        v      next: closed ones         answered
 //!   not queued ──────> queued ───────────────> unanswered ────────> gone
-//!                        │                        │ link lost
-//!                        │ member down,           v
-//!                        │ end of term, full   lingering ─────────> gone
-//!                        v                          first answer on a later link
+//!                        │                        │    ^
+//!                        │ member down,  link lost │    │ next, first on a later link
+//!                        │ end of term, full       v    │
+//!                        v                       lingering
 //!                       gone (counted as dropped)
 //! ```
 //!
@@ -38,7 +38,7 @@ pub const QUEUED_MAX: usize = 256 * 1024;
 /// A release to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
-    /// Names the call in `answered` and `link_lost`.
+    /// Names the call in `answered`.
     pub number: u64,
     /// To whom.
     pub member: MemberId,
@@ -68,9 +68,10 @@ struct Queue {
     queued: VecDeque<Revision>,
     /// The call that is under way.
     unanswered: Option<Release>,
-    /// Calls whose link broke: the member may execute them until a later link was used (R8). Each
-    /// link leaves one at most, and the next one is used before it has a call.
-    lingering: Option<Release>,
+    /// A call whose link broke: the member may execute it until a later link was used (R8). It is
+    /// the first that a later link carries, so there is never a second one, and its answer there
+    /// says both that it is done and that the old one is refused.
+    lingering: Option<Vec<Revision>>,
 }
 
 impl ReleaseQueue {
@@ -140,17 +141,7 @@ impl ReleaseQueue {
         self.dropped += queue.queued.len() as u64;
         queue.queued.clear();
         if let Some(release) = queue.unanswered.take() {
-            queue.lingering = Some(release);
-        }
-    }
-
-    /// The member answered a request of the link that is open now, so its fence refuses what an
-    /// earlier link left behind (R8).
-    pub fn link_used(&mut self, member: MemberId) {
-        if let Some(queue) = self.members.get_mut(&member)
-            && queue.is_up
-        {
-            queue.lingering = None;
+            queue.lingering = Some(release.revisions);
         }
     }
 
@@ -158,10 +149,13 @@ impl ReleaseQueue {
     pub fn next(&mut self) -> Option<Release> {
         self.serving?;
         for (member, queue) in &mut self.members {
-            if !queue.is_up || queue.unanswered.is_some() || queue.queued.is_empty() {
+            if !queue.is_up || queue.unanswered.is_some() {
                 continue;
             }
-            let revisions = take_closed(&mut queue.queued, &self.open);
+            let revisions = match queue.lingering.take() {
+                Some(revisions) => revisions,
+                None => take_closed(&mut queue.queued, &self.open),
+            };
             if revisions.is_empty() {
                 continue;
             }
@@ -184,22 +178,19 @@ impl ReleaseQueue {
             return;
         };
         if let Some(release) = queue.unanswered.take_if(|call| call.number == release) {
-            queue.lingering = None;
             if !done {
                 self.dropped += release.revisions.len() as u64;
             }
         }
     }
 
-    /// Whether the member may still be told to forget the revision: then it is no destination for it
-    /// (R8).
+    /// Whether the member may still be told to forget the revision: then it is no destination for
+    /// it (R8).
     pub fn is_pending(&self, revision: Revision, member: MemberId) -> bool {
         self.members.get(&member).is_some_and(|queue| {
-            let calls = queue.unanswered.iter().chain(&queue.lingering);
-            queue.queued.contains(&revision)
-                || calls
-                    .into_iter()
-                    .any(|call| call.revisions.contains(&revision))
+            let unanswered = queue.unanswered.as_ref().map(|call| &call.revisions);
+            let mut calls = unanswered.into_iter().chain(&queue.lingering);
+            queue.queued.contains(&revision) || calls.any(|call| call.contains(&revision))
         })
     }
 

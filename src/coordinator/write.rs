@@ -2,39 +2,40 @@
 //! proposes one entry and answers. Pure.
 //!
 //! Messages are placed in **runs**: up to 32 consecutive ones share one choice of members and one
-//! fate. A run's copy on a member counts when the member stored every record of it, otherwise another
-//! member is asked; so one full disk moves a run, never half of it. All runs chosen for a member in
-//! one step travel in one store.
+//! fate. A run's copy on a member counts when the member stored every record of it, otherwise
+//! another member is asked; so one full disk moves a run, never half of it. All runs chosen for a
+//! member in one step travel in one store.
 //!
 //! A run has its copies when `tolerance` members acknowledged it, late ones included: a late
-//! acknowledgement answers a store of this leader, term and purpose like any other (R9), so it counts
-//! as long as the batch collects. The first `tolerance` members in the order they were asked are the
-//! replica set; every other copy that may exist is given up (R7). What is answered after the proposal
-//! changes nothing: its copy was given up, or named, by then.
+//! acknowledgement answers a store of this leader, term and purpose like any other (R9), so it
+//! counts as long as the batch collects. The first `tolerance` members in the order they were asked
+//! are the replica set; every other copy that may exist is given up (R7). What is answered after
+//! the proposal changes nothing: its copy was given up, or named, by then.
 //!
 //! A run **fails** when nobody is left who could complete it, or the write time-out passed:
 //! `NotEnoughMembers`, where *have* counts the members that stored it; or `Busy`, if members that
-//! were never asked had no room in flight. Its requests are left out of the entry, and the others go
-//! on (R15).
+//! were never asked had no room in flight. Its requests are left out of the entry, and the others
+//! go on (R15).
 //!
-//! Limits: a failed copy of a run is stored elsewhere whole, though some of its records may have been
-//! taken; the commit has a time-out of its own, so a write ends within twice the write time-out.
+//! Limits: a failed copy of a run is stored elsewhere whole, though some of its records may have
+//! been taken; the commit has a time-out of its own, so a write ends within twice the write
+//! time-out.
+
+mod proposal;
+mod runs;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use super::{
-    Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Settlement, Tag, Tags, connected,
-};
+use super::events::Tags;
+use super::{Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
 use crate::ids::{Fence, MemberId};
-use crate::metadata::command::{Applied, Change, Command, Operation, OperationResult};
-use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
 use crate::rpc::message::{Refusal, StoreRecord, StoreResult};
+use runs::{Copy, CopyState, Outcome, Run};
 
 /// A batch of SET and DEL.
 #[derive(Debug)]
@@ -72,45 +73,6 @@ enum Phase {
     Done,
 }
 
-/// Consecutive SETs that share their members.
-#[derive(Debug)]
-struct Run {
-    /// Positions in `sets`, and in the revisions.
-    sets: Range<usize>,
-    /// Payload bytes in all.
-    bytes: u64,
-    /// Every member that was asked, in that order, each at most once.
-    copies: Vec<Copy>,
-    outcome: Outcome,
-}
-
-#[derive(Debug)]
-struct Copy {
-    member: MemberId,
-    state: CopyState,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CopyState {
-    /// Not answered, and not late.
-    Asked,
-    /// Not answered, and late: another member is asked.
-    Late,
-    /// Acknowledged whole.
-    Stored,
-    /// Certainly nothing there.
-    Absent,
-    /// Some of it may be there; it does not count.
-    Unsure,
-}
-
-#[derive(Debug)]
-enum Outcome {
-    Open,
-    Placed(ReplicaSet),
-    Failed(Failure),
-}
-
 #[derive(Debug)]
 struct Call {
     member: MemberId,
@@ -123,42 +85,6 @@ struct Call {
 
 /// For each member the runs that it was chosen for in this step.
 type Outgoing = BTreeMap<MemberId, Vec<usize>>;
-
-impl Run {
-    fn count(&self, state: CopyState) -> usize {
-        self.copies.iter().filter(|c| c.state == state).count()
-    }
-
-    fn members(&self) -> Vec<MemberId> {
-        self.copies.iter().map(|copy| copy.member).collect()
-    }
-
-    fn is_open(&self) -> bool {
-        matches!(self.outcome, Outcome::Open)
-    }
-
-    /// The answer of one member; it can only come once.
-    fn answered(&mut self, member: MemberId, state: CopyState) {
-        for copy in &mut self.copies {
-            if copy.member == member {
-                copy.state = state;
-            }
-        }
-    }
-
-    /// The first `tolerance` members that stored it.
-    fn replica_set(&self, tolerance: usize) -> ReplicaSet {
-        let stored: Vec<MemberId> = self
-            .copies
-            .iter()
-            .filter(|copy| copy.state == CopyState::Stored)
-            .map(|copy| copy.member)
-            .take(tolerance)
-            .collect();
-        assert_eq!(stored.len(), tolerance, "a set without all its copies (A1)");
-        ReplicaSet::new(&stored).expect("no member is asked twice for a run (A2)")
-    }
-}
 
 impl WriteBatch {
     /// `revisions` holds one for each SET.
@@ -301,7 +227,7 @@ impl WriteBatch {
 
     /// With fewer connected members than copies nothing is sent: it could only be given up again.
     fn refuse_if_too_few(&mut self, cluster: &Cluster) {
-        let (have, need) = (connected(cluster).count(), self.tolerance);
+        let (have, need) = (cluster.connected_count(), self.tolerance);
         if have < need {
             for run in &mut self.runs {
                 run.outcome = Outcome::Failed(Failure::NotEnoughMembers { have, need });
@@ -354,7 +280,7 @@ impl WriteBatch {
         if have + asked >= need {
             return;
         }
-        let untried = untried(run, cluster);
+        let untried = run.untried(cluster);
         let late = run.count(CopyState::Late);
         if untried > 0 {
             self.retry_at = Some(now + self.limits.room_retry);
@@ -448,7 +374,7 @@ impl WriteBatch {
         for run in self.runs.iter_mut().filter(|run| run.is_open()) {
             let have = run.count(CopyState::Stored);
             if have < need {
-                run.outcome = Outcome::Failed(match untried(run, cluster) {
+                run.outcome = Outcome::Failed(match run.untried(cluster) {
                     0 => Failure::NotEnoughMembers { have, need },
                     _ => Failure::Busy,
                 });
@@ -472,7 +398,12 @@ impl WriteBatch {
         }
         let term = self.revisions.first.term();
         let states = match answer {
-            Answer::Results(results) => self.copy_states(&call, &results),
+            Answer::Results(results) => {
+                if results.contains(&StoreResult::DiskFull) {
+                    cluster.refused_full(call.member, now);
+                }
+                self.copy_states(&call, &results)
+            }
             Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
                 self.deposed(call.member, highest, effects);
                 return;
@@ -496,12 +427,7 @@ impl WriteBatch {
         let mut states = Vec::with_capacity(call.runs.len());
         for &run in &call.runs {
             let (results, others) = rest.split_at(self.runs[run].sets.len());
-            let stored = results.iter().filter(|r| **r == StoreResult::Stored);
-            states.push(match stored.count() {
-                0 => CopyState::Absent,
-                all if all == results.len() => CopyState::Stored,
-                _ => CopyState::Unsure,
-            });
+            states.push(CopyState::of(results));
             rest = others;
         }
         states
@@ -513,124 +439,6 @@ impl WriteBatch {
         let settlement = self.settlement(|_| None);
         self.settle(settlement, effects);
         self.fail_rest(&Failure::NotLeader { leader: None }, effects);
-    }
-
-    /// Proposes what has its copies, and the deletes, in the order of the requests.
-    fn propose(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let mut operations = Vec::with_capacity(self.writes.len());
-        let mut run = 0;
-        let mut set = 0;
-        // The payloads were handed to the stores; keys move into the entry.
-        for (position, write) in std::mem::take(&mut self.writes).into_iter().enumerate() {
-            let (key, payload) = match write {
-                Write::Delete { key } => {
-                    operations.push(Operation::Delete { key });
-                    continue;
-                }
-                Write::Set { key, payload } => (key, payload),
-            };
-            while self.runs[run].sets.end <= set {
-                run += 1;
-            }
-            match &self.runs[run].outcome {
-                Outcome::Placed(replicas) => operations.push(Operation::Set {
-                    key,
-                    revision: self.revisions.at(set as u64),
-                    replicas: *replicas,
-                    length: u32::try_from(payload.len()).expect("a payload fits a frame"),
-                }),
-                Outcome::Failed(failure) => {
-                    self.replies[position] = Some(Reply::Failed(failure.clone()));
-                }
-                Outcome::Open => unreachable!("proposed with an open run"),
-            }
-            set += 1;
-        }
-        let settlement = self.settlement(|run| match &run.outcome {
-            Outcome::Placed(replicas) => Some(*replicas),
-            Outcome::Failed(_) | Outcome::Open => None,
-        });
-        if operations.is_empty() {
-            self.settle(settlement, effects);
-            self.finish(effects);
-            return;
-        }
-        let tag = self.tags.next();
-        self.phase = Phase::Proposed {
-            tag,
-            deadline: now + self.limits.write_timeout,
-        };
-        effects.push(Effect::Propose {
-            tag,
-            command: Command {
-                term: self.revisions.first.term(),
-                change: Change::Write(operations),
-            },
-            settlement,
-        });
-    }
-
-    /// All revisions, and every copy that may exist outside of what `kept` says of its run.
-    fn settlement(&self, kept: impl Fn(&Run) -> Option<ReplicaSet>) -> Settlement {
-        let mut given_up = Vec::new();
-        for run in &self.runs {
-            let kept = kept(run);
-            for copy in &run.copies {
-                let is_kept = kept.is_some_and(|set| set.contains(copy.member));
-                if copy.state != CopyState::Absent && !is_kept {
-                    let revisions = run.sets.clone().map(|set| self.revisions.at(set as u64));
-                    given_up.extend(revisions.map(|revision| (revision, copy.member)));
-                }
-            }
-        }
-        Settlement {
-            closed: self.revisions,
-            given_up,
-        }
-    }
-
-    fn settle(&self, settlement: Settlement, effects: &mut Vec<Effect>) {
-        if settlement.closed.count > 0 {
-            effects.push(Effect::Settle(settlement));
-        }
-    }
-
-    fn applied(&mut self, applied: Applied, effects: &mut Vec<Effect>) {
-        let results = match applied {
-            Applied::Write { results, .. } => results,
-            Applied::WrongTerm => {
-                self.fail_rest(&Failure::NotLeader { leader: None }, effects);
-                return;
-            }
-            Applied::Reserved { .. }
-            | Applied::IdsExhausted
-            | Applied::Registered { .. }
-            | Applied::StaleIncarnation { .. }
-            | Applied::Retired
-            | Applied::Set => unreachable!("a write is applied as a write"),
-        };
-        let mut results = results.into_iter();
-        let mut set_positions = self.sets.iter().enumerate().peekable();
-        for (position, reply) in self.replies.iter_mut().enumerate() {
-            let revision = match set_positions.next_if(|(_, at)| **at == position) {
-                Some((set, _)) => Some(self.revisions.at(set as u64)),
-                None => None,
-            };
-            if reply.is_some() {
-                continue;
-            }
-            let result = results.next().expect("one result for each operation");
-            *reply = Some(match (result, revision) {
-                (OperationResult::Stored, Some(revision)) => Reply::Stored { revision },
-                (OperationResult::Deleted, None) => Reply::Deleted,
-                (OperationResult::NotFound, None) => Reply::NotFound,
-                // A member was retired meanwhile: nothing changed, and others will take it.
-                (OperationResult::UnknownMember, Some(_)) => Reply::Failed(Failure::Busy),
-                (result, _) => unreachable!("operation answered by {result:?}"),
-            });
-        }
-        assert!(results.next().is_none(), "one result for each operation");
-        self.finish(effects);
     }
 
     /// Answers every request that has no answer.
@@ -648,12 +456,4 @@ impl WriteBatch {
         self.phase = Phase::Done;
         self.calls.clear();
     }
-}
-
-/// Connected members that were not asked for the run.
-fn untried(run: &Run, cluster: &Cluster) -> usize {
-    let members = run.members();
-    connected(cluster)
-        .filter(|member| !members.contains(member))
-        .count()
 }
