@@ -1,1 +1,260 @@
-//! A batch of requests as a value that events step. Pure.
+//! A batch of requests as a value that events step: the write path, the read path, bulk writes.
+//! Pure.
+//!
+//! The worker that owns a [`Coordinator`] hands it [`Event`]s and carries out the [`Effect`]s it
+//! gets back, until one of them is [`Effect::Done`]; then the value is finished and is dropped.
+//! Nothing here blocks, sends or looks at a clock, so the same code runs step by step in tests.
+//!
+//! ```text
+//!  writes   Start ─> choose members ─> Store … ────────────┐
+//!                ┌── failed, refused, late: another member ─┤ StoreAnswered, Tick
+//!                └──────────────────────────────────────────┤
+//!                                                           │ every run of messages has its
+//!                                                           v copies, or failed
+//!      nothing to propose ─> Settle, Done <────────────── Propose
+//!                                                           ├─> Applied        ─> Done: stored …
+//!                                                           ├─> NotProposed    ─> Settle, Done: failed
+//!                                                           ├─> Superseded     ─> Done: failed
+//!                                                           ├─> OutcomeUnknown ─> Done: unknown
+//!                                                           └─> deadline       ─> Done: unknown
+//!
+//!  reads    Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Fetch … ─> Done
+//!                               └─> ReadRefused ─> Done ^                     │
+//!                                                       └─ "no such revision" ┘
+//!
+//!  where,   Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Done
+//!  count                                          └> Count  ─> Counted  ─> Done
+//!
+//!  bulk     Start ─> Propose(ReserveIds) ─> Applied ─> write batches, some at a time ─> Done
+//! ```
+//!
+//! What the driver owes, beyond carrying out effects in their order:
+//! * **Tags.** A tag pairs an event with its effect; it is unique within the coordinator. Events
+//!   that come late, twice or after `Done` are harmless: an unknown tag is passed over.
+//! * **Stores.** Each [`Effect::Store`] ends exactly once: answered, link lost, or not sent. At
+//!   that moment the driver calls `cluster.settle(member, charge.records, charge.bytes)`, whether
+//!   the coordinator is still there or not, and `cluster.answered` if it was an answer. The
+//!   coordinator itself never ends the charge of a store it emitted; it reports late members to the
+//!   cluster.
+//! * **Order on a link.** A release that is queued after a store reaches the member after it, or on
+//!   a later link, whose fence refuses the store (R8). So copies can be given up before their store
+//!   is answered.
+//! * **Settlements.** A [`Settlement`] goes to `ReleaseQueue::settle`: that of [`Effect::Settle`]
+//!   at once; that of [`Effect::Propose`] when the entry is applied, even if the coordinator was
+//!   done before (R6: a client's deadline closes nothing). It is dropped when the proposal was not
+//!   proposed (the coordinator then emits `Settle`) or the term has ended.
+//! * **Time.** A `Tick` comes no later than [`Coordinator::next_deadline`].
+//!
+//! Invariants: `Done` is emitted exactly once (A7 rests on it). `OK` is said only after `tolerance`
+//! distinct members acknowledged to this batch and `apply` said so (A1, A2, R9). A revision is sent
+//! to a member at most once (R8 holds without looking). Every copy that may exist and is in no
+//! proposed set is in a settlement (A10).
+
+pub mod bulk;
+pub mod cache;
+pub mod events;
+pub mod inquiry;
+pub mod read;
+pub mod release;
+pub mod write;
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+use crate::cluster::Cluster;
+use crate::metadata::replica_sets::ReplicaSet;
+use crate::protocol::reply::{MemberState, ReplicaStatus};
+use crate::protocol::request::{Batch, Write};
+
+pub use bulk::BulkWrite;
+pub use events::{Answer, Charge, Effect, Event, Flaw, Found, Revisions, Settlement, Tag};
+pub use inquiry::Inquiry;
+pub use read::ReadBatch;
+pub use write::WriteBatch;
+
+/// Times and sizes. The defaults are those of DESIGN.md §3 and §4.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A store not answered after this, plus the time its bytes need, is late and another member is
+    /// asked: 300 ms. Half of it and a slow `fdatasync` doubles the traffic; twice of it is felt.
+    pub copy_timeout: Duration,
+    /// A fetch not answered after this is late and another replica is asked as well: 300 ms.
+    pub hedge_after: Duration,
+    /// How fast a member's queue is taken to drain, in bytes a second: 10 MB/s, a slow disk or a
+    /// 100 Mbit/s network. Higher and big messages are late on such machines.
+    pub drain_bytes_per_second: u64,
+    /// Copies that did not come within this, plus the time their bytes need, are not waited for: 2
+    /// s. From the proposal on, the same time again is left for the commit.
+    pub write_timeout: Duration,
+    /// A read ends after this: 2 s.
+    pub read_timeout: Duration,
+    /// How often members without room in flight are looked at again: 50 ms. Each look costs a step
+    /// of every waiting batch.
+    pub room_retry: Duration,
+    /// Messages that share one choice of members: 32. More, and few members do all the work of a
+    /// batch; fewer, and its frames and group commits get small.
+    pub run_messages_max: usize,
+    /// Payload bytes asked for in one fetch, unless it is one message: 8 MiB, a quarter of a frame.
+    pub fetch_bytes_max: u64,
+    /// Messages in one part of a bulk write: 4,096, as in any batch.
+    pub part_messages_max: usize,
+    /// Payload bytes in one part of a bulk write, unless it is one message: 8 MiB.
+    pub part_bytes_max: u64,
+    /// Parts of a bulk write in flight: 4, so that members, journal and network work at one time.
+    pub parts_in_flight_max: usize,
+    /// Payload bytes of a bulk write in flight, unless it is one part: 32 MiB, half of what may be
+    /// in flight to one member.
+    pub bulk_bytes_in_flight_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            copy_timeout: Duration::from_millis(300),
+            hedge_after: Duration::from_millis(300),
+            drain_bytes_per_second: 10_000_000,
+            write_timeout: Duration::from_secs(2),
+            read_timeout: Duration::from_secs(2),
+            room_retry: Duration::from_millis(50),
+            run_messages_max: 32,
+            fetch_bytes_max: 8 * 1024 * 1024,
+            part_messages_max: 4096,
+            part_bytes_max: 8 * 1024 * 1024,
+            parts_in_flight_max: 4,
+            bulk_bytes_in_flight_max: 32 * 1024 * 1024,
+        }
+    }
+}
+
+impl Limits {
+    /// The time that `bytes` need in a member's queue.
+    fn drain_time(&self, bytes: u64) -> Duration {
+        let rate = self.drain_bytes_per_second.max(1);
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
+    }
+}
+
+/// Any batch that needs coordination.
+#[derive(Debug)]
+pub enum Coordinator {
+    /// SET and DEL.
+    Write(WriteBatch),
+    /// GET.
+    Read(ReadBatch),
+    /// WHERE and COUNT.
+    Inquiry(Inquiry),
+    /// Bulk SET.
+    Bulk(BulkWrite),
+}
+
+impl Coordinator {
+    /// How many revisions the batch needs; the driver opens them as it allots them (R6).
+    pub fn revisions_needed(batch: &Batch) -> u64 {
+        match batch {
+            Batch::Writes(writes) => writes
+                .iter()
+                .filter(|write| matches!(write, Write::Set { .. }))
+                .count() as u64,
+            Batch::Bulk { count, .. } => *count,
+            Batch::Reads(_) | Batch::Where(_) | Batch::Count | Batch::Status => 0,
+        }
+    }
+
+    /// A coordinator for the batch, unless it needs none (`Status`). `revisions` holds exactly as
+    /// many as needed; its first tells the term that the leader serves in.
+    pub fn new(
+        batch: Batch,
+        revisions: Revisions,
+        tolerance: u8,
+        limits: Limits,
+    ) -> Option<Coordinator> {
+        assert_eq!(
+            revisions.count,
+            Coordinator::revisions_needed(&batch),
+            "a batch gets as many revisions as it needs"
+        );
+        let term = revisions.first.term();
+        Some(match batch {
+            Batch::Writes(writes) => {
+                Coordinator::Write(WriteBatch::new(writes, revisions, tolerance, limits))
+            }
+            Batch::Reads(keys) => Coordinator::Read(ReadBatch::new(keys, term, limits)),
+            Batch::Where(key) => Coordinator::Inquiry(Inquiry::location(key, limits)),
+            Batch::Count => Coordinator::Inquiry(Inquiry::count(limits)),
+            Batch::Bulk { count, payload } => {
+                Coordinator::Bulk(BulkWrite::new(count, payload, revisions, tolerance, limits))
+            }
+            Batch::Status => return None,
+        })
+    }
+
+    /// Takes one event and appends what is to be done.
+    pub fn step(
+        &mut self,
+        event: Event,
+        now: Instant,
+        cluster: &mut Cluster,
+        effects: &mut Vec<Effect>,
+    ) {
+        match self {
+            Coordinator::Write(batch) => batch.step(event, now, cluster, effects),
+            Coordinator::Read(batch) => batch.step(event, now, cluster, effects),
+            Coordinator::Inquiry(inquiry) => inquiry.step(event, now, cluster, effects),
+            Coordinator::Bulk(bulk) => bulk.step(event, now, cluster, effects),
+        }
+    }
+
+    /// A `Tick` is due no later than this.
+    pub fn next_deadline(&self) -> Instant {
+        match self {
+            Coordinator::Write(batch) => batch.next_deadline(),
+            Coordinator::Read(batch) => batch.next_deadline(),
+            Coordinator::Inquiry(inquiry) => inquiry.next_deadline(),
+            Coordinator::Bulk(bulk) => bulk.next_deadline(),
+        }
+    }
+
+    /// Whether all that can bring it forward is late members, or room in flight to busy ones: it
+    /// may be parked and give its worker back.
+    pub fn waits_for_late_only(&self) -> bool {
+        match self {
+            Coordinator::Write(batch) => batch.waits_for_late_only(),
+            Coordinator::Read(batch) => batch.waits_for_late_only(),
+            Coordinator::Inquiry(_) => false,
+            Coordinator::Bulk(bulk) => bulk.waits_for_late_only(),
+        }
+    }
+
+    /// Whether `Done` was emitted.
+    pub fn is_done(&self) -> bool {
+        match self {
+            Coordinator::Write(batch) => batch.is_done(),
+            Coordinator::Read(batch) => batch.is_done(),
+            Coordinator::Inquiry(inquiry) => inquiry.is_done(),
+            Coordinator::Bulk(bulk) => bulk.is_done(),
+        }
+    }
+}
+
+/// The end of time: the deadline of what is done.
+const NEVER: Instant = Instant::from_nanos(u64::MAX);
+
+/// The replicas as people read them; a member that is no longer registered is shown by its id.
+fn replica_statuses(cluster: &Cluster, replicas: &ReplicaSet, now: Instant) -> Vec<ReplicaStatus> {
+    replicas
+        .as_slice()
+        .iter()
+        .map(|&id| match cluster.member(id) {
+            Some(member) => ReplicaStatus {
+                name: member.name.clone(),
+                address: member.address.clone(),
+                state: cluster.state(id, now),
+            },
+            None => ReplicaStatus {
+                name: id.to_string(),
+                address: "unknown".to_owned(),
+                state: MemberState::Down,
+            },
+        })
+        .collect()
+}

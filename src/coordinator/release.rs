@@ -1,0 +1,281 @@
+//! The release queue: which members may forget which revisions, and when (R5 to R8). Pure: a value
+//! behind a lock of the leader.
+//!
+//! ```text
+//!            released (apply), settled (given up)
+//!                        │
+//!                        v      next: closed ones         answered
+//!   not queued ──────> queued ───────────────> unanswered ────────> gone
+//!                        │                        │    ^
+//!                        │ member down,  link lost │    │ next, first on a later link
+//!                        │ end of term, full       v    │
+//!                        v                       lingering
+//!                       gone (counted as dropped)
+//! ```
+//!
+//! What is queued satisfies R7 but for being open: it comes either from `apply`, which no longer
+//! lists the record and never will again, since a revision is stored once; or from a settlement,
+//! whose entry was applied without that member or never proposed. So only openness is looked at
+//! again, when the release is handed out.
+//!
+//! Volatile: whatever is dropped here leaves garbage that the audit of a later version finds.
+//!
+//! Invariants: nothing is handed out outside of a serving term (R5), or while its revision is open
+//! (R6). A member has at most one call unanswered. Each queue is bounded (A8).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Revisions, Settlement};
+use crate::ids::{MemberId, Revision};
+use crate::metadata::replica_sets::ReplicaSet;
+
+/// Revisions in one release request: the same as records in a batch.
+pub const RELEASE_BATCH_MAX: usize = 4096;
+
+/// Revisions queued for one member: 2 MiB of them. What does not fit is dropped and counted.
+pub const QUEUED_MAX: usize = 256 * 1024;
+
+/// A release to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Names the call in `answered`.
+    pub number: u64,
+    /// To whom.
+    pub member: MemberId,
+    /// What it may forget.
+    pub revisions: Vec<Revision>,
+}
+
+/// All releases of one term.
+#[derive(Debug, Default)]
+pub struct ReleaseQueue {
+    /// The term that is served in, from the application of its no-op to its end (R5).
+    serving: Option<u64>,
+    /// Allotted and not settled (R6).
+    open: OpenRevisions,
+    members: BTreeMap<MemberId, Queue>,
+    /// The number of the next call.
+    next_number: u64,
+    /// Releases dropped since the start.
+    dropped: u64,
+}
+
+/// The releases of one member.
+#[derive(Debug, Default)]
+struct Queue {
+    /// A link to it is open.
+    is_up: bool,
+    queued: VecDeque<Revision>,
+    /// The call that is under way.
+    unanswered: Option<Release>,
+    /// A call whose link broke: the member may execute it until a later link was used (R8). It is
+    /// the first that a later link carries, so there is never a second one, and its answer there
+    /// says both that it is done and that the old one is refused.
+    lingering: Option<Vec<Revision>>,
+}
+
+impl ReleaseQueue {
+    /// An empty queue outside of any term.
+    pub fn new() -> ReleaseQueue {
+        ReleaseQueue::default()
+    }
+
+    /// The no-op of this leader's term was applied. What an earlier term left is dropped.
+    pub fn begin_term(&mut self, term: u64) {
+        self.end_term();
+        self.serving = Some(term);
+    }
+
+    /// This leader no longer serves: everything is dropped, nothing is open any more.
+    pub fn end_term(&mut self) {
+        self.serving = None;
+        self.open = OpenRevisions::default();
+        for queue in self.members.values_mut() {
+            self.dropped += queue.queued.len() as u64;
+            queue.queued.clear();
+            queue.unanswered = None;
+            queue.lingering = None;
+        }
+    }
+
+    /// Revisions were allotted to a batch. Outside of their term they are of no interest.
+    pub fn open(&mut self, revisions: Revisions) {
+        if self.serving == Some(revisions.first.term()) {
+            self.open.insert(revisions);
+        }
+    }
+
+    /// A batch was settled: its revisions close, the copies that it gave up are queued.
+    pub fn settle(&mut self, settlement: Settlement) {
+        if self.serving != Some(settlement.closed.first.term()) {
+            self.dropped += settlement.given_up.len() as u64;
+            return;
+        }
+        self.open.remove(settlement.closed);
+        for (revision, member) in settlement.given_up {
+            self.queue(revision, member);
+        }
+    }
+
+    /// Records that the metadata no longer lists, as `apply` returned them.
+    pub fn released(&mut self, records: &[(Revision, ReplicaSet)]) {
+        for (revision, replicas) in records {
+            for member in replicas.as_slice() {
+                self.queue(*revision, *member);
+            }
+        }
+    }
+
+    /// A link to the member opened.
+    pub fn member_up(&mut self, member: MemberId) {
+        self.members.entry(member).or_default().is_up = true;
+    }
+
+    /// The link to the member broke: what was queued for it is dropped, and what it did not answer
+    /// lingers.
+    pub fn member_down(&mut self, member: MemberId) {
+        let Some(queue) = self.members.get_mut(&member) else {
+            return;
+        };
+        queue.is_up = false;
+        self.dropped += queue.queued.len() as u64;
+        queue.queued.clear();
+        if let Some(release) = queue.unanswered.take() {
+            queue.lingering = Some(release.revisions);
+        }
+    }
+
+    /// The next release to send to anyone, if there is one; one at a time for each member.
+    pub fn next(&mut self) -> Option<Release> {
+        self.serving?;
+        for (member, queue) in &mut self.members {
+            if !queue.is_up || queue.unanswered.is_some() {
+                continue;
+            }
+            let revisions = match queue.lingering.take() {
+                Some(revisions) => revisions,
+                None => take_closed(&mut queue.queued, &self.open),
+            };
+            if revisions.is_empty() {
+                continue;
+            }
+            let release = Release {
+                number: self.next_number,
+                member: *member,
+                revisions,
+            };
+            self.next_number += 1;
+            queue.unanswered = Some(release.clone());
+            return Some(release);
+        }
+        None
+    }
+
+    /// The member executed the release, or refused it without effect (`done` is false): what it
+    /// refused is dropped. A number that is not under way is passed over.
+    pub fn answered(&mut self, release: u64, member: MemberId, done: bool) {
+        let Some(queue) = self.members.get_mut(&member) else {
+            return;
+        };
+        if let Some(release) = queue.unanswered.take_if(|call| call.number == release) {
+            if !done {
+                self.dropped += release.revisions.len() as u64;
+            }
+        }
+    }
+
+    /// Whether the member may still be told to forget the revision: then it is no destination for
+    /// it (R8).
+    pub fn is_pending(&self, revision: Revision, member: MemberId) -> bool {
+        self.members.get(&member).is_some_and(|queue| {
+            let unanswered = queue.unanswered.as_ref().map(|call| &call.revisions);
+            let mut calls = unanswered.into_iter().chain(&queue.lingering);
+            queue.queued.contains(&revision) || calls.any(|call| call.contains(&revision))
+        })
+    }
+
+    /// Whether the revision is open (R6).
+    pub fn is_open(&self, revision: Revision) -> bool {
+        self.open.contains(revision)
+    }
+
+    /// Releases queued for a member.
+    pub fn queued(&self, member: MemberId) -> usize {
+        self.members.get(&member).map_or(0, |q| q.queued.len())
+    }
+
+    /// Releases dropped since the start: garbage on members until an audit.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn queue(&mut self, revision: Revision, member: MemberId) {
+        let queue = self.members.entry(member).or_default();
+        if self.serving.is_none() || !queue.is_up || queue.queued.len() >= QUEUED_MAX {
+            self.dropped += 1;
+        } else {
+            queue.queued.push_back(revision);
+        }
+    }
+}
+
+/// Up to a batch of revisions that are not open; open ones go back to the end, so that they do not
+/// hold up the others.
+fn take_closed(queued: &mut VecDeque<Revision>, open: &OpenRevisions) -> Vec<Revision> {
+    let mut closed = Vec::new();
+    for _ in 0..queued.len().min(RELEASE_BATCH_MAX) {
+        let revision = queued.pop_front().expect("as many as were counted");
+        if open.contains(revision) {
+            queued.push_back(revision);
+        } else {
+            closed.push(revision);
+        }
+    }
+    closed
+}
+
+/// Disjoint ranges of revisions. Bounded by the batches in flight and those whose outcome is not
+/// known until the term ends.
+#[derive(Debug, Default)]
+struct OpenRevisions {
+    /// First of each range -> one past its last.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl OpenRevisions {
+    fn insert(&mut self, revisions: Revisions) {
+        if revisions.count > 0 {
+            let first = revisions.first.as_u64();
+            let previous = self.ranges.insert(first, first + revisions.count);
+            assert!(previous.is_none(), "a revision is allotted once");
+        }
+    }
+
+    /// Takes a part of a range away, or all of it.
+    fn remove(&mut self, revisions: Revisions) {
+        if revisions.count == 0 {
+            return;
+        }
+        let first = revisions.first.as_u64();
+        let end = first + revisions.count;
+        let Some((&from, &to)) = self.ranges.range(..=first).next_back() else {
+            return;
+        };
+        if to < end {
+            return;
+        }
+        self.ranges.remove(&from);
+        if from < first {
+            self.ranges.insert(from, first);
+        }
+        if end < to {
+            self.ranges.insert(end, to);
+        }
+    }
+
+    fn contains(&self, revision: Revision) -> bool {
+        let value = revision.as_u64();
+        let range = self.ranges.range(..=value).next_back();
+        range.is_some_and(|(_, end)| value < *end)
+    }
+}
