@@ -9,11 +9,11 @@
 //!                              └── wake or deadline ── parked slot
 //! ```
 //!
-//! * `poll`, one thread, accepts, waits for readiness and for timers ([`poller`], [`listener`]).
-//! * `work-N`, fixed threads, read, parse, execute and write ([`workers`], [`connection`]). A worker
+//! * `poll`, one thread, accepts, waits for readiness and for timers (`poller`, `listener`).
+//! * `work-N`, fixed threads, read, parse, execute and write (`workers`, `connection`). A worker
 //!   never waits for a client; it waits for the handler only.
 //! * A batch that can only wait is *parked* with its connection and gives its worker back. Its
-//!   [`Waker`] or its deadline queues it again ([`slots`]).
+//!   [`Waker`] or its deadline queues it again (`slots`).
 //!
 //! # Limits (A8)
 //!
@@ -25,8 +25,17 @@
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
 
+pub mod budget;
+mod connection;
+mod listener;
+mod poller;
 pub mod server;
+mod slots;
+mod workers;
 
+use std::sync::Arc;
+
+use self::slots::Shared;
 use crate::clock::Instant;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
@@ -62,9 +71,15 @@ pub trait Parked: Send {
 /// Puts a parked batch back in the job queue. Cheap, idempotent, callable from any thread and with
 /// locks of the caller held; without effect when its batch is parked no longer.
 #[derive(Clone)]
-pub struct Waker {}
+pub struct Waker {
+    shared: Arc<Shared>,
+    slot: usize,
+    ticket: u64,
+}
 
 impl Waker {
     /// Resumes the batch on a worker.
-    pub fn wake(&self) {}
+    pub fn wake(&self) {
+        self.shared.wake(self.slot, self.ticket);
+    }
 }

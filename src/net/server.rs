@@ -5,9 +5,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mio::{Poll, Waker};
+
 use super::Handler;
+use super::poller::{Poller, WAKER};
+use super::slots::{Shared, jobs_max};
+use super::workers::Worker;
 use crate::clock::{Clock, Instant};
 use crate::protocol::Sessions;
+use crate::threads::{Threads, spawn};
 
 /// The limits of one [`Server`].
 #[derive(Clone, Debug)]
@@ -43,9 +49,16 @@ impl Default for Limits {
     }
 }
 
-/// A running server: its `poll` and `work-N` threads. [`Server::stop`] ends it.
+/// How much longer than the deadline of a stop its threads may take to end: they have nothing left
+/// to do then but to notice.
+const JOIN_GRACE: Duration = Duration::from_millis(250);
+
+/// A running server: its `poll` and `work-N` threads, ended by [`Server::stop`]. Dropped without
+/// that, it goes on to the end of the process.
 pub struct Server {
     address: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Threads,
 }
 
 impl Server {
@@ -57,9 +70,35 @@ impl Server {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
-        let _ = (handler, sessions, clock, limits);
+        assert!(limits.workers > 0, "a server needs a worker");
+        let address = listener.local_addr()?;
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let poller = Poller::new(poll, listener)?;
+        let (sender, jobs) = crossbeam_channel::bounded(jobs_max(&limits));
+        let workers = limits.workers;
+        let services = (handler, sessions);
+        let shared = Arc::new(Shared::new(
+            services,
+            clock,
+            limits,
+            sender,
+            (registry, waker),
+        ));
+
+        let mut threads = Threads::default();
+        let polled = Arc::clone(&shared);
+        threads.push(spawn("poll", move || poller.run(&polled))?);
+        for number in 1..=workers {
+            let worker = Worker::new(Arc::clone(&shared));
+            let jobs = jobs.clone();
+            threads.push(spawn(format!("work-{number}"), move || worker.run(&jobs))?);
+        }
         Ok(Server {
-            address: listener.local_addr()?,
+            address,
+            shared,
+            threads,
         })
     }
 
@@ -70,19 +109,25 @@ impl Server {
 
     /// Connections open now.
     pub fn connections(&self) -> usize {
-        0
+        self.shared.open()
     }
 
     /// Batches parked now.
     pub fn parked(&self) -> usize {
-        0
+        self.shared.parked()
+    }
+
+    /// Bytes held for all clients now, see [`super::budget`].
+    pub fn bytes_held(&self) -> usize {
+        self.shared.budget.used()
     }
 
     /// Stops in order: accepts no more, finishes the batches that were begun, sends their replies,
     /// closes, and joins its threads. What is not done by `deadline` is dropped; threads that are
     /// still running then are named.
     pub fn stop(self, deadline: Instant) -> Result<(), Vec<String>> {
-        let _ = deadline;
-        Ok(())
+        self.shared.begin_stop(deadline);
+        self.threads
+            .join(&*self.shared.clock, deadline + JOIN_GRACE)
     }
 }

@@ -56,6 +56,8 @@ pub struct Pipeline<F> {
     keys_out: Vec<Key>,
     /// Whether a batch was taken and is not complete.
     is_out: bool,
+    /// Whether `batch` is the rest of one that was answered in part: nothing joins it.
+    is_rest: bool,
     /// The request that did not fit the batch: the next one begins with it.
     next: Option<(Work, F)>,
 }
@@ -75,6 +77,7 @@ impl<F> Default for Pipeline<F> {
             batch_requests: 0,
             keys_out: Vec::new(),
             is_out: false,
+            is_rest: false,
             next: None,
         }
     }
@@ -83,7 +86,8 @@ impl<F> Default for Pipeline<F> {
 impl<F> Pipeline<F> {
     /// Whether more steps may be added to the batch being collected.
     pub fn is_open(&self) -> bool {
-        !self.is_out && self.next.is_none() && self.steps.len() < BATCH_REQUESTS_MAX
+        let is_closed = self.is_out || self.is_rest || self.next.is_some();
+        !is_closed && self.steps.len() < BATCH_REQUESTS_MAX
     }
 
     /// Whether no step waits: what needs no execution may be written out at once.
@@ -143,6 +147,7 @@ impl<F> Pipeline<F> {
             self.keys_out.clone_from(keys);
         }
         self.is_out = true;
+        self.is_rest = false;
         Some(batch)
     }
 
@@ -177,6 +182,7 @@ impl<F> Pipeline<F> {
         if part {
             self.keys_out.drain(..count);
             self.batch = Some(Batch::Reads(std::mem::take(&mut self.keys_out)));
+            self.is_rest = true;
             return;
         }
         assert!(self.steps.is_empty(), "a step without a reply");
@@ -185,11 +191,6 @@ impl<F> Pipeline<F> {
         if let Some((work, form)) = self.next.take() {
             self.request(work, form);
         }
-    }
-
-    /// Whether the collected batch is the rest of one that was answered in part: nothing joins it.
-    pub fn has_rest(&self) -> bool {
-        !self.is_out && self.batch.is_some()
     }
 
     /// Gives back what empty queues hold.

@@ -87,9 +87,6 @@ impl Session for HatokuseSession {
     }
 
     fn next_batch(&mut self) -> Option<Batch> {
-        if self.pipeline.has_rest() {
-            return self.pipeline.take();
-        }
         while self.pipeline.is_open() && !self.is_paused() {
             match self.parser.next_command() {
                 Some(command) => self.step(command),
