@@ -1,1 +1,85 @@
 //! Client connections: readiness, hand-over to workers and back.
+//!
+//! A connection is in exactly one place at a time:
+//!
+//! ```text
+//!              readiness                    takes                     gives back
+//!  idle slot ────────────> job queue ────────────────> worker ──────────────────> idle slot
+//!  (poller)                    ^                         │ the handler parks the batch
+//!                              └── wake or deadline ── parked slot
+//! ```
+//!
+//! * `poll`, one thread, accepts, waits for readiness and for timers (`poller`, `listener`).
+//! * `work-N`, fixed threads, read, parse, execute and write (`workers`, `connection`). A worker
+//!   never waits for a client; it waits for the handler only.
+//! * A batch that can only wait is *parked* with its connection and gives its worker back. Its
+//!   [`Waker`] or its deadline queues it again (`slots`).
+//!
+//! # Limits (A8)
+//!
+//! | what | limit | beyond it |
+//! |---|---|---|
+//! | connections | [`Limits::connections_max`] | the protocol's refusal, then close |
+//! | unread replies of a client | [`Limits::output_bytes_max`] | not read from until half is taken |
+//! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
+//! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
+//! | job queue | a place for each connection | cannot be full: each is queued once at most |
+
+pub mod budget;
+mod connection;
+mod listener;
+mod poller;
+pub mod server;
+mod slots;
+mod workers;
+
+use std::sync::Arc;
+
+use self::slots::Shared;
+use crate::clock::Instant;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::Batch;
+
+pub use self::server::{Limits, Server};
+
+/// What a [`Handler`] made of a batch.
+pub enum Progress {
+    /// The replies, one for each request of the batch in its order (one for a bulk write). To a
+    /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is handed
+    /// to [`Handler::begin`] again.
+    Done(Vec<Reply>),
+    /// It can only wait, and gives its worker back meanwhile.
+    Parked(Box<dyn Parked>),
+}
+
+/// Executes batches. Called by many workers at once; may block for a batch that makes progress.
+pub trait Handler: Send + Sync {
+    /// Executes a batch.
+    fn begin(&self, batch: Batch) -> Progress;
+}
+
+/// A batch that waits for an event or its deadline.
+pub trait Parked: Send {
+    /// Resume no later than this.
+    fn deadline(&self) -> Instant;
+    /// Takes the waker, to call [`Waker::wake`] when something happened, at once if it has.
+    fn arm(&mut self, wake: Waker);
+    /// Goes on, on any worker.
+    fn resume(self: Box<Self>) -> Progress;
+}
+
+/// Puts a parked batch back in the job queue. Cheap, idempotent, callable from any thread and with
+/// locks of the caller held; without effect when its batch is parked no longer.
+#[derive(Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+    slot: usize,
+    ticket: u64,
+}
+
+impl Waker {
+    /// Resumes the batch on a worker.
+    pub fn wake(&self) {
+        self.shared.wake(self.slot, self.ticket);
+    }
+}

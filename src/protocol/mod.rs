@@ -1,4 +1,73 @@
 //! Client protocols: bytes to requests, replies to bytes. Pure.
+//!
+//! A protocol is a [`Session`]: a value that is fed what a client sent and drained of what the client
+//! is to receive. In between it offers [`request::Batch`]es, one at a time, and takes their replies.
+//! Replies leave in the order of their requests, and a batch is offered only when the one before it
+//! is complete, so that a request sees the effect of each earlier one of its connection (A7).
+//!
+//! A session parses no further than the batch it offers: the input behind it stays bytes. The host
+//! therefore bounds memory by not calling [`Session::receive`] until [`Session::next_batch`] has
+//! nothing more to offer, and by not asking for batches while the output is long.
 
+pub mod hatokuse;
+pub mod output;
+pub mod pipeline;
 pub mod reply;
 pub mod request;
+
+use bytes::Bytes;
+
+use self::output::Output;
+use self::reply::Reply;
+use self::request::Batch;
+
+/// One client's connection as a value: bytes in, batches out, replies in, bytes out.
+pub trait Session: Send {
+    /// Takes bytes that the client sent, in order. Ignored once [`Session::wants_close`].
+    fn receive(&mut self, bytes: &[u8]);
+
+    /// The client will send no more: what it sent is executed, then the session wants to close.
+    fn end_of_input(&mut self);
+
+    /// The next batch to execute, or `None` when nothing more can be executed: the input is used up
+    /// but for an unfinished request, or the last batch is not complete. What needs no execution is
+    /// answered on the way, up to a bounded amount of output.
+    fn next_batch(&mut self) -> Option<Batch>;
+
+    /// Takes the replies to the batch last offered: one for each request. To a batch of reads they
+    /// may be fewer, but at least one; the rest is offered again by [`Session::next_batch`].
+    fn complete(&mut self, replies: Vec<Reply>);
+
+    /// Bytes for the client, to be drained.
+    fn output(&mut self) -> &mut Output;
+
+    /// Whether [`Session::next_batch`] has nothing to offer only because the output is long: to be
+    /// called again when it is drained.
+    fn is_paused(&self) -> bool;
+
+    /// Whether the connection is to be closed as soon as the output is drained.
+    fn wants_close(&self) -> bool;
+
+    /// Bytes that the session holds for the client: input, output, and what the batch offered last
+    /// holds until it is complete.
+    fn bytes_held(&self) -> usize;
+
+    /// Bytes of an unfinished request that it holds.
+    fn input_bytes(&self) -> usize;
+
+    /// Gives up the unfinished request that it holds, to make room: the rest of it is skipped, then
+    /// the client is told `busy`.
+    fn shed(&mut self);
+
+    /// The connection is idle: buffers that are empty and not small are given back.
+    fn release_buffers(&mut self);
+}
+
+/// Makes the session of each new connection.
+pub trait Sessions: Send + Sync {
+    /// A new session; its greeting is in its output.
+    fn open(&self) -> Box<dyn Session>;
+
+    /// What a client receives for which there is no room.
+    fn refusal(&self) -> Bytes;
+}

@@ -1,0 +1,133 @@
+//! Starts and stops the threads that serve one listening address.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::{Poll, Waker};
+
+use super::Handler;
+use super::poller::{Poller, WAKER};
+use super::slots::{Shared, jobs_max};
+use super::workers::Worker;
+use crate::clock::{Clock, Instant};
+use crate::protocol::Sessions;
+use crate::threads::{Threads, spawn};
+
+/// The limits of one [`Server`].
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Worker threads.
+    pub workers: usize,
+    /// Connections open at a time.
+    pub connections_max: usize,
+    /// Unread reply bytes of one client from which on it is not read from; it is again at half.
+    pub output_bytes_max: usize,
+    /// Bytes held for all clients together: input, output, and the requests being executed.
+    pub budget_bytes: usize,
+    /// Parked batches.
+    pub parked_max: usize,
+    /// How long a connection that the server closes is drained of what still arrives.
+    pub linger: Duration,
+    /// How long a client may take nothing of its replies while the budget is used up, or its
+    /// connection is to be closed; then it is dropped.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            workers: 64,
+            connections_max: 10_000,
+            output_bytes_max: 4 << 20,
+            budget_bytes: 256 << 20,
+            parked_max: 4096,
+            linger: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How much longer than the deadline of a stop its threads may take to end: they have nothing left
+/// to do then but to notice.
+const JOIN_GRACE: Duration = Duration::from_millis(250);
+
+/// A running server: its `poll` and `work-N` threads, ended by [`Server::stop`]. Dropped without
+/// that, it goes on to the end of the process.
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    threads: Threads,
+}
+
+impl Server {
+    /// Starts to serve `listener`.
+    pub fn start(
+        listener: TcpListener,
+        handler: Arc<dyn Handler>,
+        sessions: Arc<dyn Sessions>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+    ) -> io::Result<Server> {
+        assert!(limits.workers > 0, "a server needs a worker");
+        let address = listener.local_addr()?;
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let poller = Poller::new(poll, listener)?;
+        let (sender, jobs) = crossbeam_channel::bounded(jobs_max(&limits));
+        let workers = limits.workers;
+        let services = (handler, sessions);
+        let shared = Arc::new(Shared::new(
+            services,
+            clock,
+            limits,
+            sender,
+            (registry, waker),
+        ));
+
+        let mut threads = Threads::default();
+        let polled = Arc::clone(&shared);
+        threads.push(spawn("poll", move || poller.run(&polled))?);
+        for number in 1..=workers {
+            let worker = Worker::new(Arc::clone(&shared));
+            let jobs = jobs.clone();
+            threads.push(spawn(format!("work-{number}"), move || worker.run(&jobs))?);
+        }
+        Ok(Server {
+            address,
+            shared,
+            threads,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.shared.open()
+    }
+
+    /// Batches parked now.
+    pub fn parked(&self) -> usize {
+        self.shared.parked()
+    }
+
+    /// Bytes held for all clients now, see [`super::budget`].
+    pub fn bytes_held(&self) -> usize {
+        self.shared.budget.used()
+    }
+
+    /// Stops in order: accepts no more, finishes the batches that were begun, sends their replies,
+    /// closes, and joins its threads. What is not done by `deadline` is dropped; threads that are
+    /// still running then are named.
+    pub fn stop(self, deadline: Instant) -> Result<(), Vec<String>> {
+        self.shared.begin_stop(deadline);
+        self.threads
+            .join(&*self.shared.clock, deadline + JOIN_GRACE)
+    }
+}

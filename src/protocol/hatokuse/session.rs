@@ -1,0 +1,138 @@
+//! One client's session: commands to batches, replies to their places, banner and prompt. Pure.
+//!
+//! The input is parsed no further than the batch being collected, see [`Session`]. What needs no
+//! execution (errors, help, empty lines) is written at once if nothing waits before it, else it
+//! takes its place among the replies.
+
+use super::parser::{Command, Parser};
+use super::writer::{Form, Writer};
+use super::{Identity, Limits};
+use crate::protocol::Session;
+use crate::protocol::output::Output;
+use crate::protocol::pipeline::{Pipeline, Work};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Batch, Write};
+
+/// With so much output waiting, nothing more is answered without execution. It is far above what
+/// one run of commands at a keyboard needs, and bounds what thousands of pipelined HELPs hold.
+const OUTPUT_PAUSE_BYTES: usize = 64 * 1024;
+
+/// A HaToKuSe session.
+pub struct HatokuseSession {
+    parser: Parser,
+    pipeline: Pipeline<Form>,
+    writer: Writer,
+}
+
+impl HatokuseSession {
+    /// A session whose output begins with the banner and the first prompt.
+    pub fn new(limits: Limits, identity: &Identity) -> HatokuseSession {
+        let mut writer = Writer::new(limits);
+        writer.banner(identity);
+        HatokuseSession {
+            parser: Parser::new(limits),
+            pipeline: Pipeline::default(),
+            writer,
+        }
+    }
+
+    /// Adds a command behind those before it.
+    fn step(&mut self, command: Command) {
+        let (work, form) = match command {
+            Command::Set { key, payload } => {
+                (Work::Write(Write::Set { key, payload }), Form::Reply)
+            }
+            Command::Delete(key) => (Work::Write(Write::Delete { key }), Form::Reply),
+            Command::Get(key) => (Work::Read(key), Form::Reply),
+            Command::GetFramed(key) => (Work::Read(key), Form::FramedReply),
+            Command::Bulk { count, payload } => {
+                (Work::Alone(Batch::Bulk { count, payload }), Form::Reply)
+            }
+            Command::Where(key) => (Work::Alone(Batch::Where(key)), Form::Reply),
+            Command::Count => (Work::Alone(Batch::Count), Form::Reply),
+            Command::Status { json: false } => (Work::Alone(Batch::Status), Form::Reply),
+            Command::Status { json: true } => (Work::Alone(Batch::Status), Form::JsonReply),
+            Command::Empty => return self.local(Form::Empty),
+            Command::Help => return self.local(Form::Help),
+            Command::Prompt(on) => return self.local(Form::Prompt(on)),
+            Command::Invalid(problem) => return self.local(Form::Error(problem)),
+            Command::Quit => return self.last(Form::Bye),
+            Command::Fatal(problem) => return self.last(Form::LastError(problem)),
+        };
+        self.pipeline.request(work, form);
+    }
+
+    fn local(&mut self, form: Form) {
+        if self.pipeline.is_empty() {
+            self.writer.local(form);
+        } else {
+            self.pipeline.local(form);
+        }
+    }
+
+    /// The session ends with this step: what follows it is dropped.
+    fn last(&mut self, form: Form) {
+        self.parser.close();
+        self.local(form);
+    }
+}
+
+impl Session for HatokuseSession {
+    fn receive(&mut self, bytes: &[u8]) {
+        self.parser.receive(bytes);
+    }
+
+    fn end_of_input(&mut self) {
+        self.parser.end_of_input();
+    }
+
+    fn next_batch(&mut self) -> Option<Batch> {
+        while self.pipeline.is_open() && !self.is_paused() {
+            match self.parser.next_command() {
+                Some(command) => self.step(command),
+                None => break,
+            }
+        }
+        self.pipeline.take()
+    }
+
+    fn complete(&mut self, replies: Vec<Reply>) {
+        let writer = &mut self.writer;
+        self.pipeline.complete(replies, |form, reply| match reply {
+            Some(reply) => writer.reply(form, reply),
+            None => writer.local(form),
+        });
+    }
+
+    fn output(&mut self) -> &mut Output {
+        self.writer.output()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.pipeline.is_empty() && self.writer.output_len() >= OUTPUT_PAUSE_BYTES
+    }
+
+    fn wants_close(&self) -> bool {
+        let is_done = self.parser.is_finished() && self.pipeline.is_empty();
+        is_done || self.writer.is_closed()
+    }
+
+    fn bytes_held(&self) -> usize {
+        let waiting = self.parser.bytes_held() + self.pipeline.bytes_held();
+        waiting + self.writer.output_len()
+    }
+
+    fn input_bytes(&self) -> usize {
+        self.parser.bytes_held()
+    }
+
+    fn shed(&mut self) {
+        self.parser.shed();
+    }
+
+    fn release_buffers(&mut self) {
+        self.parser.release_buffers();
+        self.pipeline.release_buffers();
+        self.writer.output().release_buffers();
+    }
+}

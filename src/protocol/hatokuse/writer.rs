@@ -1,0 +1,304 @@
+//! Replies to bytes. Pure.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use memchr::memchr;
+
+use super::parser::Problem;
+use super::{Identity, Limits};
+use crate::error::Failure;
+use crate::ids::{InvalidKey, Revision};
+use crate::protocol::output::Output;
+use crate::protocol::reply::{ClusterStatus, ReplicaStatus, Reply};
+
+/// The answer to a connection for which there is no room.
+pub const TOO_MANY_CONNECTIONS: &[u8] = b"ERROR: too many connections\r\n";
+
+/// Nine bytes, no line end: clients wait for exactly these before they send.
+const PROMPT: &[u8] = b"tolerex> ";
+
+/// The first and last line of the banner: 50 hyphens.
+const RULE: &str = "--------------------------------------------------\r\n";
+
+const COMMANDS: &str = "\
+Commands:\r
+  SET <key> <message>     store a message\r
+  <n> SET <message>       store n messages under fresh ids\r
+  GET <key>               the message\r
+  DEL <key>               delete a message\r
+  SETB <key> <bytes>      store any bytes, which follow on the next line\r
+  GETB <key>              VALUE <revision> <bytes>, then the message\r
+  WHERE <key>             the members that hold a message\r
+  COUNT                   the number of messages\r
+  STATUS | STATUS JSON    the state of the cluster\r
+  PROMPT ON | PROMPT OFF  show or hide the prompt\r
+  HELP                    this list\r
+  QUIT | EXIT             leave\r
+";
+
+/// How a step is written out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A reply as a line (or a table).
+    Reply,
+    /// A reply to GETB: a message with its revision and length.
+    FramedReply,
+    /// A reply to STATUS JSON.
+    JsonReply,
+    /// Nothing but the prompt.
+    Empty,
+    /// The command list.
+    Help,
+    /// `OK`, with the prompt on or off from here on.
+    Prompt(bool),
+    /// An error.
+    Error(Problem),
+    /// An error, then the session is closed.
+    LastError(Problem),
+    /// The session is closed.
+    Bye,
+}
+
+/// Writes one session's output.
+#[derive(Debug)]
+pub struct Writer {
+    limits: Limits,
+    output: Output,
+    has_prompt: bool,
+    is_closed: bool,
+}
+
+impl Writer {
+    /// A writer with the prompt on.
+    pub fn new(limits: Limits) -> Writer {
+        Writer {
+            limits,
+            output: Output::default(),
+            has_prompt: true,
+            is_closed: false,
+        }
+    }
+
+    /// What was written and is to be drained.
+    pub fn output(&mut self) -> &mut Output {
+        &mut self.output
+    }
+
+    /// Bytes to be drained.
+    pub fn output_len(&self) -> usize {
+        self.output.len()
+    }
+
+    /// Whether the last step was written.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Writes the banner and the first prompt.
+    pub fn banner(&mut self, identity: &Identity) {
+        let Identity { node, role } = identity;
+        self.text(RULE);
+        self.format(format_args!("TOLEREX - {node} ({role})\r\n"));
+        self.text(COMMANDS);
+        self.text(RULE);
+        self.prompt();
+    }
+
+    /// Writes a step that was not executed.
+    pub fn local(&mut self, form: Form) {
+        match form {
+            Form::Empty => {}
+            Form::Help => {
+                self.text(COMMANDS);
+                self.text("\r\n");
+            }
+            Form::Prompt(on) => {
+                self.has_prompt = on;
+                self.text("OK\r\n");
+            }
+            Form::Error(problem) => self.problem(problem),
+            Form::LastError(problem) => {
+                self.problem(problem);
+                self.is_closed = true;
+            }
+            Form::Bye => {
+                self.text("Bye\r\n");
+                self.is_closed = true;
+                return;
+            }
+            Form::Reply | Form::FramedReply | Form::JsonReply => {
+                unreachable!("a request is written with its reply")
+            }
+        }
+        self.prompt();
+    }
+
+    /// Writes the reply to a request.
+    pub fn reply(&mut self, form: Form, reply: Reply) {
+        match reply {
+            Reply::Stored { .. } | Reply::Deleted => self.text("OK\r\n"),
+            Reply::NotFound => self.text("NOT_FOUND\r\n"),
+            Reply::Value { revision, payload } => self.value(form, revision, payload),
+            Reply::BulkStored { first, last } => {
+                self.format(format_args!("OK {first}-{last}\r\n"));
+            }
+            Reply::Location {
+                revision,
+                bytes,
+                replicas,
+            } => {
+                self.location(revision, bytes, &replicas);
+            }
+            Reply::Count(count) => self.format(format_args!("{count}\r\n")),
+            Reply::Status(status) => self.status(form, &status),
+            Reply::Failed(failure) => self.error(format_args!("{failure}")),
+        }
+        self.prompt();
+    }
+
+    fn value(&mut self, form: Form, revision: Revision, payload: Bytes) {
+        let length = payload.len();
+        if form == Form::FramedReply {
+            self.format(format_args!("VALUE {revision} {length}\r\n"));
+        } else if payload.ends_with(b"\r") || memchr(b'\n', &payload).is_some() {
+            return self.error(format_args!(
+                "message is not a single line ({length} bytes), use GETB"
+            ));
+        }
+        self.output.push(payload);
+        self.text("\r\n");
+    }
+
+    fn location(&mut self, revision: Revision, bytes: u64, replicas: &[ReplicaStatus]) {
+        self.format(format_args!("revision={revision} bytes={bytes} replicas="));
+        for (index, replica) in replicas.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            self.format(format_args!("{comma}{replica}"));
+        }
+        self.text("\r\n");
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        match problem {
+            Problem::Usage(usage) => self.error(format_args!("{usage}")),
+            Problem::UnknownCommand => self.error(format_args!("unknown command")),
+            Problem::InvalidKey => self.error(format_args!("{InvalidKey}")),
+            Problem::TooLarge => {
+                let limit = self.limits.payload_bytes_max;
+                self.error(format_args!("message too large (limit {limit} bytes)"));
+            }
+            Problem::Busy => self.error(format_args!("{}", Failure::Busy)),
+            Problem::NoLineEnd => self.error(format_args!("no line end behind the payload")),
+        }
+    }
+
+    fn status(&mut self, form: Form, status: &ClusterStatus) {
+        if form == Form::JsonReply {
+            match serde_json::to_string(status) {
+                Ok(json) => self.text(&json),
+                Err(error) => return self.error(format_args!("status not available: {error}")),
+            }
+        } else {
+            self.table(status);
+        }
+        self.text("\r\n");
+    }
+
+    /// One fact a line, then one member a line, in columns. There is no empty line but the last.
+    fn table(&mut self, status: &ClusterStatus) {
+        let ClusterStatus {
+            node,
+            role,
+            leader,
+            term,
+            tolerance,
+            strategy,
+            messages,
+            members,
+        } = status;
+        let leader = leader.as_deref().unwrap_or("none");
+        let loss = tolerance.saturating_sub(1);
+        let plural = if loss == 1 { "" } else { "s" };
+        self.format(format_args!(
+            "node: {node}\r\nrole: {role}\r\nleader: {leader}\r\n"
+        ));
+        self.format(format_args!(
+            "term: {term}\r\ntolerance: {tolerance} (survives the loss of {loss} member{plural})\r\n"
+        ));
+        self.format(format_args!(
+            "strategy: {strategy}\r\nmessages: {messages}\r\n"
+        ));
+        self.format(format_args!("members: {}\r\n", members.len()));
+        if members.is_empty() {
+            return;
+        }
+        let head = [
+            "name",
+            "id",
+            "address",
+            "state",
+            "messages",
+            "bytes",
+            "free",
+            "last seen",
+        ];
+        let mut rows = vec![head.map(str::to_owned)];
+        for member in members {
+            rows.push([
+                member.name.clone(),
+                member.id.clone(),
+                member.address.clone(),
+                member.state.to_string(),
+                member.messages.to_string(),
+                member.bytes.to_string(),
+                member.free.map_or("-".to_owned(), |free| free.to_string()),
+                member
+                    .last_seen_ms
+                    .map_or("-".to_owned(), |ms| format!("{ms} ms ago")),
+            ]);
+        }
+        self.columns(&rows);
+    }
+
+    /// Words to the left, the numbers behind the fourth column to the right.
+    fn columns(&mut self, rows: &[[String; 8]]) {
+        let mut widths = [0; 8];
+        for row in rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        for row in rows {
+            for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
+                let gap = if index == 0 { "" } else { "  " };
+                if index < 4 {
+                    self.format(format_args!("{gap}{cell:<width$}"));
+                } else {
+                    self.format(format_args!("{gap}{cell:>width$}"));
+                }
+            }
+            self.text("\r\n");
+        }
+    }
+
+    fn error(&mut self, text: std::fmt::Arguments<'_>) {
+        self.format(format_args!("ERROR: {text}\r\n"));
+    }
+
+    fn text(&mut self, text: &str) {
+        self.output.extend(text.as_bytes());
+    }
+
+    fn format(&mut self, text: std::fmt::Arguments<'_>) {
+        self.output
+            .write_fmt(text)
+            .expect("writing to memory does not fail");
+    }
+
+    fn prompt(&mut self) {
+        if self.has_prompt {
+            self.output.extend(PROMPT);
+        }
+    }
+}
