@@ -1,1 +1,397 @@
-//! Raft among leaders.
+//! Raft among leaders: one log of opaque entries, applied in the same order by all of them.
+//!
+//! Today a group has one participant, on the same code path, journal and restart as a larger one:
+//! it elects itself, replicates to its own disk, commits, applies.
+//!
+//! # What is whose
+//!
+//! The protocol is TiKV's `raft` crate, a port of etcd's: elections, replication, commitment,
+//! ReadIndex. Ours is all around it: the journal and its recovery, the order of persisting, sending
+//! and applying, who waits for what, and identity. Only [`core`] knows the crate. Thesis sections
+//! (Ongaro, "Consensus: Bridging Theory and Practice"): elections 3.4, commitment 3.6.2 (an entry of
+//! an older term is committed by one of the current term, hence the empty entry that begins each),
+//! persisted state 3.8, reads without log writes 6.4, PreVote 9.6, a leader that writes to its disk
+//! in parallel 10.2.1.
+//!
+//! # The way of a proposal
+//!
+//! ```text
+//!  worker ── GroupHandle::propose(term, data, done) ──► inbox of `raft` (bounded, else busy)
+//!  raft      drains the inbox; appends each proposal that names the term it serves, else refuses
+//!  raft      makes one batch of all ──► queue of `journal` (bounded)
+//!  journal   merges what waits, one write, one fdatasync ──► inbox of `raft`: persisted
+//!  raft      commits, applies in order, calls each `done`
+//! ```
+//!
+//! # Rules kept here (DESIGN.md §5)
+//!
+//! * R2: a proposal is appended in the term it names, at most once, or refused; nothing is forwarded.
+//! * R4: a read is confirmed by a request issued after it arrived.
+//! * R5: *serving* begins when the empty entry of the own term is applied.
+//! * R15: `NotProposed` and `Lost` are said only when the entry is not and never will be in the log.
+//! * A term is served by one start of one process: each start begins a new term, durable before
+//!   anything is proposed in it, so revisions made of it are never made again.
+//!
+//! # Threads
+//!
+//! | thread | owns | waits on | stopped by |
+//! |---|---|---|---|
+//! | `raft` | the core, the state machine, the callbacks | inbox; next tick, with peers only | `Stop` in its inbox |
+//! | `journal` | the journal's files | its queue; 100 ms, once, to mark what is synced | queue closed, by the end of `raft` |
+//! | `fill` | the segment being zero-filled | request | stop signal |
+//!
+//! # Failure
+//!
+//! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is told
+//! *unknown*, and `on_failure` is called. A full disk does not: see [`journal_thread`].
+//!
+//! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::clock::Clock;
+use crate::disk::fs::FileSystem;
+use crate::disk::log::LogOptions;
+use crate::ids::PeerId;
+use crate::threads::{StopSignal, Thread, spawn};
+
+pub mod core;
+mod handle;
+pub mod identity;
+pub mod journal;
+mod journal_thread;
+mod logger;
+pub mod proposals;
+mod raft_thread;
+pub mod reads;
+pub mod window;
+
+pub use self::core::Role;
+pub use self::handle::{GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
+pub use self::identity::Bootstrap;
+pub use self::proposals::{ProposalOutcome, Reason};
+
+use self::core::{Core, CoreConfig, CoreError, HardState, Persist, Recovered};
+use self::handle::Shared;
+use self::identity::Identity;
+use self::journal::{Journal, JournalError, Written};
+use self::journal_thread::JournalThread;
+use self::raft_thread::{Event, INBOX_MAX, RaftThread, WRITES_IN_FLIGHT_MAX};
+use self::window::LogEntry;
+
+/// The journal's place in the group's directory.
+const JOURNAL_DIR: &str = "journal";
+
+/// Bytes of applied entries kept in memory for peers that lag a little. A group of one needs none.
+const WINDOW_BYTES_MAX: usize = 16 << 20;
+
+/// Raft time-outs in ticks of [`TICK_INTERVAL`]: heartbeat 50 ms, election 300 to 600 ms.
+const HEARTBEAT_TICKS: usize = 1;
+const ELECTION_TICKS: std::ops::Range<usize> = 6..12;
+const TICK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the log's entries change. Owned by the Raft thread.
+pub trait StateMachine: Send {
+    /// What applying an entry answers to whoever proposed it.
+    type Output: Send;
+
+    /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each committed
+    /// entry once, in the order of indices, which has gaps where Raft put entries of its own. At start
+    /// it is called for what the journal holds, before any thread exists, the answer being dropped;
+    /// everything that it changes must follow from the entries alone (A3).
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Self::Output;
+
+    /// This process begins or ceases to serve.
+    fn leadership(&mut self, change: Leadership) {
+        _ = change;
+    }
+}
+
+/// A change of what this process may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leadership {
+    /// It serves in `term`: everything of earlier terms is applied. Called before the handle's
+    /// status says so.
+    Serving {
+        /// The term.
+        term: u64,
+    },
+    /// It does not serve in `term` any more. Called after the handle's status says so.
+    Ended {
+        /// The term that was served.
+        term: u64,
+    },
+}
+
+/// Why a group cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// There is no group in the directory, and none was to be made.
+    #[error("{dir} holds no leader's data: set it up with --bootstrap, or check the path")]
+    NotBootstrapped {
+        /// The group's directory.
+        dir: String,
+    },
+    /// The id is there, the journal is not: the data was lost or moved.
+    #[error(
+        "{dir} has a {name} and no journal: its data is lost, and the id must not be used again",
+        name = identity::FILE_NAME
+    )]
+    JournalMissing {
+        /// The group's directory.
+        dir: String,
+    },
+    /// The journal is there, the id is not.
+    #[error("{dir} has a journal and no {name}", name = identity::FILE_NAME)]
+    IdMissing {
+        /// The group's directory.
+        dir: String,
+    },
+    /// `peer.id` cannot be read or written.
+    #[error("{file}: {what}")]
+    Identity {
+        /// The file.
+        file: String,
+        /// Why.
+        what: String,
+    },
+    /// The directory has a group of several leaders.
+    #[error("{dir} belongs to a group of {voters} leaders, which this version cannot run")]
+    NotAlone {
+        /// The group's directory.
+        dir: String,
+        /// How many leaders the group has.
+        voters: usize,
+    },
+    /// The journal is damaged, or failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The disk is too full to start.
+    #[error("the disk of {dir} is full")]
+    DiskFull {
+        /// The group's directory.
+        dir: String,
+    },
+    /// A directory or thread could not be made.
+    #[error("cannot {action} {what}: {source}")]
+    Io {
+        /// A verb.
+        action: &'static str,
+        /// On what.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The system gave no random id.
+    #[error("no random numbers: {0}")]
+    Random(String),
+    /// What the journal holds is no state of Raft.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}
+
+/// What a group needs to start.
+pub struct GroupOptions {
+    /// Where files are.
+    pub fs: Arc<dyn FileSystem>,
+    /// The group's directory; made when missing. The caller holds its lock.
+    pub dir: PathBuf,
+    /// Of the process.
+    pub clock: Arc<dyn Clock>,
+    /// Whether a group may be made.
+    pub bootstrap: Bootstrap,
+    /// Of the journal.
+    pub log: LogOptions,
+    /// Called at most once, on the Raft thread and after all that waited was told, when the group
+    /// fails while running. The process should then stop: it cannot serve any more.
+    pub on_failure: Box<dyn FnOnce(GroupError) + Send>,
+}
+
+/// A running group.
+pub struct Group<O> {
+    peer: PeerId,
+    handle: GroupHandle<O>,
+    /// For the stop event, which must not be lost to a full inbox.
+    inbox: Sender<Event<O>>,
+    raft: Thread,
+    journal: Thread,
+    fill: Thread,
+    stop_fill: StopSignal,
+}
+
+impl<O: Send + 'static> Group<O> {
+    /// Opens the directory, applies what is known to be committed, and starts the threads. On return
+    /// the group is not serving yet; it is as soon as the first write of its term is durable.
+    pub fn start<S>(options: GroupOptions, mut machine: S) -> Result<Group<O>, GroupError>
+    where
+        S: StateMachine<Output = O> + 'static,
+    {
+        let (identity, journal, recovered) = open(&options, &mut machine)?;
+        let config = CoreConfig {
+            id: identity.peer,
+            voters: identity.voters.clone(),
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            election_ticks: ELECTION_TICKS,
+        };
+        let core = Core::new(&config, recovered, &logger::quiet())?;
+        let is_alone = identity.voters.len() == 1;
+        let shared = Arc::new(Shared::new(is_alone));
+        shared.publish_applied(core.status().applied);
+        log::info!(
+            "group: peer {}, term {}, applied {}",
+            identity.peer,
+            core.status().term,
+            core.status().applied
+        );
+        let (inbox, events) = bounded(INBOX_MAX);
+        let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX);
+        let raft = RaftThread {
+            core,
+            machine,
+            inbox: events,
+            journal: writes,
+            shared: shared.clone(),
+            clock: options.clock,
+            tick_interval: (!is_alone).then_some(TICK_INTERVAL),
+            proposals: proposals::Proposals::default(),
+            reads: reads::Reads::default(),
+            serving: None,
+            stop_at: None,
+        };
+        let stop_fill = StopSignal::default();
+        let filler = journal.filler();
+        let journal = JournalThread {
+            journal,
+            writes: queue,
+            raft: inbox.clone(),
+            shared: shared.clone(),
+        };
+        let on_failure = options.on_failure;
+        let start = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
+            spawn(name, body).map_err(|source| GroupError::Io {
+                action: "start thread",
+                what: name.to_owned(),
+                source,
+            })
+        };
+        // A thread that cannot be started leaves the others with nothing to wait for: their queues
+        // close, and they end.
+        let stop = stop_fill.clone();
+        let fill = start("fill", Box::new(move || filler.run(&stop)))?;
+        let journal = start("journal", Box::new(move || journal.run()))?;
+        let raft = start("raft", Box::new(move || raft.run(on_failure)))?;
+        Ok(Group {
+            peer: identity.peer,
+            handle: GroupHandle::new(inbox.clone(), shared),
+            inbox,
+            raft,
+            journal,
+            fill,
+            stop_fill,
+        })
+    }
+
+    /// This leader's id in the group.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// For everyone who proposes, reads or looks.
+    pub fn handle(&self) -> GroupHandle<O> {
+        self.handle.clone()
+    }
+
+    /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the threads.
+    pub fn stop(self) {
+        // An error means that the Raft thread has ended already.
+        _ = self.inbox.send(Event::Stop);
+        self.raft.join();
+        self.journal.join();
+        self.stop_fill.stop();
+        self.fill.join();
+    }
+}
+
+/// Finds or makes the identity and the journal, by the table in [`identity`].
+fn open<S: StateMachine>(
+    options: &GroupOptions,
+    machine: &mut S,
+) -> Result<(Identity, Journal, Recovered), GroupError> {
+    let fs = options.fs.as_ref();
+    let dir = options.dir.display().to_string();
+    let journal_dir = options.dir.join(JOURNAL_DIR);
+    let io = |action, what: &PathBuf| {
+        let what = what.display().to_string();
+        move |source| GroupError::Io {
+            action,
+            what,
+            source,
+        }
+    };
+    let has_journal = Journal::exists(fs, &journal_dir).map_err(io("list", &journal_dir))?;
+    let found = Identity::read(fs, &options.dir)?;
+    let mut identity = match (found, options.bootstrap) {
+        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
+        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
+        (None, Bootstrap::New) => {
+            fs.create_dir_all(&options.dir)
+                .map_err(io("make", &options.dir))?;
+            let identity = Identity::random()?;
+            identity.write(fs, &options.dir)?;
+            identity
+        }
+        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
+            return Err(GroupError::NotBootstrapped { dir });
+        }
+        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
+    };
+    if identity.voters.len() != 1 {
+        let voters = identity.voters.len();
+        return Err(GroupError::NotAlone { dir, voters });
+    }
+    if identity.is_ready && !has_journal {
+        return Err(GroupError::JournalMissing { dir });
+    }
+    fs.create_dir_all(&journal_dir)
+        .map_err(io("make", &journal_dir))?;
+    let (mut journal, recovered) = Journal::open(
+        options.fs.clone(),
+        &journal_dir,
+        options.log.clone(),
+        identity.peer,
+        WINDOW_BYTES_MAX,
+        &mut |entry: &LogEntry| {
+            if !entry.data.is_empty() {
+                machine.apply(entry.index, entry.term, &entry.data);
+            }
+        },
+    )?;
+    let recovered = match recovered {
+        Some(recovered) => recovered,
+        None if identity.is_ready => return Err(GroupError::JournalMissing { dir }),
+        None => {
+            let first = Persist {
+                number: 0,
+                entries: Vec::new(),
+                hard_state: HardState::INITIAL,
+            };
+            if journal.write(&[first])? == Written::Full {
+                return Err(GroupError::DiskFull { dir });
+            }
+            Recovered {
+                hard_state: HardState::INITIAL,
+                window: window::Window::new(self::core::ORIGIN, WINDOW_BYTES_MAX),
+            }
+        }
+    };
+    if !identity.is_ready {
+        identity.is_ready = true;
+        identity.write(fs, &options.dir)?;
+        log::info!("group: made peer {} in {dir}", identity.peer);
+    }
+    Ok((identity, journal, recovered))
+}

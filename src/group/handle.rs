@@ -1,0 +1,333 @@
+//! What the rest of a leader holds of its group: propose, look at the state, confirm a read.
+//!
+//! A [`GroupHandle`] is shared by all threads and never blocks, except where a call says so. The
+//! state is published by the Raft thread in atomics, so that looking costs no hand-over. Term, role
+//! and serving flag stand in one word and always belong together.
+//!
+//! Invariant: every callback given to [`GroupHandle::propose`] is called exactly once, whatever ends,
+//! a thread that panics included: what carries it calls it when dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, TrySendError};
+use parking_lot::{Condvar, Mutex};
+
+use crate::group::core::{CoreStatus, Role};
+use crate::group::proposals::{ProposalOutcome, Reason};
+use crate::group::raft_thread::Event;
+use crate::ids::PeerId;
+
+/// A group's state as last published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// What this process is in the group.
+    pub role: Role,
+    /// The latest Raft term it has seen.
+    pub term: u64,
+    /// It leads `term` and has applied the first entry of it: revisions of `term` may be allotted,
+    /// proposals are taken (R5).
+    pub serving: bool,
+    /// The Raft leader of the term, where known. May be newer or older than the other fields.
+    pub leader: Option<PeerId>,
+    /// Entries up to here are applied. May be newer than the other fields.
+    pub applied: u64,
+}
+
+/// What [`GroupHandle::confirm_read`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadConfirmation {
+    /// Leadership is certain and all that was acknowledged before the call is applied: read now.
+    /// The callback is not called.
+    Immediate {
+        /// The applied index, at least.
+        index: u64,
+    },
+    /// This process does not serve: ask the leader. The callback is not called.
+    NotServing,
+    /// Too many reads wait. The callback is not called.
+    Busy,
+    /// The callback will say.
+    Later,
+}
+
+/// How a read that was answered `Later` came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// As [`ReadConfirmation::Immediate`].
+    Confirmed {
+        /// The applied index, at least.
+        index: u64,
+    },
+    /// This process does not serve any more: ask the leader.
+    NotServing,
+}
+
+/// Shared by all threads; a clone is the same group. `O` is what the state machine returns.
+pub struct GroupHandle<O> {
+    inbox: Sender<Event<O>>,
+    shared: Arc<Shared>,
+}
+
+impl<O> Clone for GroupHandle<O> {
+    fn clone(&self) -> GroupHandle<O> {
+        GroupHandle {
+            inbox: self.inbox.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<O> GroupHandle<O> {
+    pub(super) fn new(inbox: Sender<Event<O>>, shared: Arc<Shared>) -> GroupHandle<O> {
+        GroupHandle { inbox, shared }
+    }
+
+    /// Proposes an entry in `term`, at most once and in no other term (R2). `data` is not empty.
+    ///
+    /// `done` is called exactly once: on this thread when the proposal is refused at once, otherwise
+    /// on the Raft thread, after the entry is applied and before the next one is. It must neither
+    /// block nor take long; everything waits for it.
+    pub fn propose(
+        &self,
+        term: u64,
+        data: Vec<u8>,
+        done: impl FnOnce(ProposalOutcome<O>) + Send + 'static,
+    ) {
+        assert!(!data.is_empty(), "an empty entry begins a term");
+        let completion = Completion::new(done);
+        if self.shared.disk_full.load(Ordering::Relaxed) {
+            return completion.finish(ProposalOutcome::NotProposed(Reason::DiskFull));
+        }
+        let proposal = Proposal {
+            term,
+            data,
+            completion,
+        };
+        match self.inbox.try_send(Event::Propose(proposal)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(event)) => event.refuse(Reason::Busy),
+            Err(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
+        }
+    }
+
+    /// The state as last published; costs a few loads.
+    pub fn status(&self) -> GroupStatus {
+        self.shared.status()
+    }
+
+    /// Confirms that this process leads, for one read that arrived before the call (R4).
+    ///
+    /// In a group of one the answer is immediate: no other process can have taken a write, and a
+    /// write is acknowledged only once it is applied. In a larger one, `done` is called on the Raft
+    /// thread when the answer is `Later`, exactly once, and must not block.
+    pub fn confirm_read(
+        &self,
+        done: impl FnOnce(ReadOutcome) + Send + 'static,
+    ) -> ReadConfirmation {
+        let status = self.status();
+        if !status.serving {
+            return ReadConfirmation::NotServing;
+        }
+        if self.shared.is_alone {
+            let index = status.applied;
+            return ReadConfirmation::Immediate { index };
+        }
+        let read = PendingRead::new(done);
+        match self.inbox.try_send(Event::Read(read)) {
+            Ok(()) => ReadConfirmation::Later,
+            Err(TrySendError::Full(event)) => {
+                event.forget();
+                ReadConfirmation::Busy
+            }
+            Err(TrySendError::Disconnected(event)) => {
+                event.forget();
+                ReadConfirmation::NotServing
+            }
+        }
+    }
+
+    /// Blocks until this process serves, `timeout` at most; true when it does. False at once when
+    /// the group has stopped.
+    pub fn wait_serving(&self, timeout: Duration) -> bool {
+        let mut stopped = self.shared.stopped.lock();
+        let waits = |stopped: &mut bool| !*stopped && !self.status().serving;
+        self.shared
+            .changed
+            .wait_while_for(&mut stopped, waits, timeout);
+        !*stopped && self.status().serving
+    }
+}
+
+/// One proposal on its way to the Raft thread.
+pub(super) struct Proposal<O> {
+    pub(super) term: u64,
+    pub(super) data: Vec<u8>,
+    pub(super) completion: Completion<O>,
+}
+
+/// The callback of a proposal, boxed so that the Raft thread can keep it.
+type Done<O> = Box<dyn FnOnce(ProposalOutcome<O>) + Send>;
+
+/// Calls back exactly once: with the outcome it is given, or when dropped without one.
+pub(super) struct Completion<O> {
+    /// Present until called.
+    done: Option<Done<O>>,
+    /// Whether the entry was appended: decides what a drop means.
+    proposed: bool,
+}
+
+impl<O> Completion<O> {
+    fn new(done: impl FnOnce(ProposalOutcome<O>) + Send + 'static) -> Completion<O> {
+        Completion {
+            done: Some(Box::new(done)),
+            proposed: false,
+        }
+    }
+
+    /// The entry is appended: from here on, a drop means that the outcome is unknown.
+    pub(super) fn proposed(mut self) -> Completion<O> {
+        self.proposed = true;
+        self
+    }
+
+    pub(super) fn finish(mut self, outcome: ProposalOutcome<O>) {
+        if let Some(done) = self.done.take() {
+            done(outcome);
+        }
+    }
+}
+
+impl<O> Drop for Completion<O> {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(if self.proposed {
+                ProposalOutcome::Unknown
+            } else {
+                ProposalOutcome::NotProposed(Reason::Stopped)
+            });
+        }
+    }
+}
+
+/// The callback of a read, called exactly once, or never after [`PendingRead::forget`].
+pub(super) struct PendingRead {
+    done: Option<Box<dyn FnOnce(ReadOutcome) + Send>>,
+}
+
+impl PendingRead {
+    fn new(done: impl FnOnce(ReadOutcome) + Send + 'static) -> PendingRead {
+        PendingRead {
+            done: Some(Box::new(done)),
+        }
+    }
+
+    pub(super) fn finish(mut self, outcome: ReadOutcome) {
+        if let Some(done) = self.done.take() {
+            done(outcome);
+        }
+    }
+
+    /// The caller got its answer otherwise.
+    pub(super) fn forget(mut self) {
+        self.done = None;
+    }
+}
+
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(ReadOutcome::NotServing);
+        }
+    }
+}
+
+/// What the Raft thread publishes.
+pub(super) struct Shared {
+    /// Term << 3 | role << 1 | serving.
+    state: AtomicU64,
+    /// The leader's id, 0 for none.
+    leader: AtomicU64,
+    applied: AtomicU64,
+    /// The journal waits for space; set and cleared by the journal thread.
+    pub(super) disk_full: AtomicBool,
+    /// Whether the group has no other participant, now and for the life of the process.
+    is_alone: bool,
+    /// Whether the Raft thread has ended. Guards no other field; taken to wait for `changed`.
+    stopped: Mutex<bool>,
+    /// Signalled when `serving` or `stopped` changes.
+    changed: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new(is_alone: bool) -> Shared {
+        Shared {
+            state: AtomicU64::new(pack(Role::Follower, 0, false)),
+            leader: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            disk_full: AtomicBool::new(false),
+            is_alone,
+            stopped: Mutex::new(false),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(super) fn status(&self) -> GroupStatus {
+        // The state before the applied index: an index read with `serving` covers what was applied
+        // when the flag was set.
+        let state = self.state.load(Ordering::Acquire);
+        let leader = self.leader.load(Ordering::Relaxed);
+        GroupStatus {
+            role: role_of(state),
+            term: state >> 3,
+            serving: state & 1 == 1,
+            leader: (leader != 0).then_some(PeerId(leader)),
+            applied: self.applied.load(Ordering::Acquire),
+        }
+    }
+
+    /// Publishes an applied index.
+    pub(super) fn publish_applied(&self, index: u64) {
+        self.applied.store(index, Ordering::Release);
+    }
+
+    /// Publishes the state; wakes who waits when it begins or ceases to serve.
+    pub(super) fn publish(&self, status: &CoreStatus) {
+        self.leader
+            .store(status.leader.map_or(0, |id| id.0), Ordering::Relaxed);
+        let state = pack(status.role, status.term, status.serving);
+        let before = self.state.swap(state, Ordering::AcqRel);
+        if before & 1 != state & 1 {
+            // Taking the lock orders this behind a waiter's look at the flag.
+            drop(self.stopped.lock());
+            self.changed.notify_all();
+        }
+    }
+
+    /// The Raft thread ends: nothing is served from here on.
+    pub(super) fn publish_stopped(&self) {
+        let state = self.state.load(Ordering::Acquire);
+        self.state
+            .store(pack(Role::Follower, state >> 3, false), Ordering::Release);
+        *self.stopped.lock() = true;
+        self.changed.notify_all();
+    }
+}
+
+fn pack(role: Role, term: u64, serving: bool) -> u64 {
+    let role = match role {
+        Role::Follower => 0,
+        Role::Candidate => 1,
+        Role::Leader => 2,
+    };
+    term << 3 | role << 1 | u64::from(serving)
+}
+
+fn role_of(state: u64) -> Role {
+    match state >> 1 & 3 {
+        1 => Role::Candidate,
+        2 => Role::Leader,
+        _ => Role::Follower,
+    }
+}
