@@ -3,6 +3,8 @@
 //!
 //! Calls from a leader to a member carry a [`Fence`]; calls from a member to a leader do not.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::ids::{ClusterId, Fence, Key, MemberId, Revision};
@@ -16,6 +18,16 @@ pub enum Role {
     Member,
     /// May do neither.
     Client,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Leader => "leader",
+            Role::Member => "member",
+            Role::Client => "client",
+        })
+    }
 }
 
 /// The first frame each way on a link.
@@ -52,6 +64,56 @@ pub enum Request {
     Register(RegisterRequest),
     /// Member to leader: still here; once a second.
     Heartbeat(HeartbeatRequest),
+}
+
+/// What is asked; `Display` is its name in logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// See [`Request::Store`].
+    Store,
+    /// See [`Request::Fetch`].
+    Fetch,
+    /// See [`Request::Release`].
+    Release,
+    /// See [`Request::Register`].
+    Register,
+    /// See [`Request::Heartbeat`].
+    Heartbeat,
+}
+
+impl Kind {
+    /// The only role that may call it.
+    pub fn caller(self) -> Role {
+        match self {
+            Kind::Store | Kind::Fetch | Kind::Release => Role::Leader,
+            Kind::Register | Kind::Heartbeat => Role::Member,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Store => "store",
+            Kind::Fetch => "fetch",
+            Kind::Release => "release",
+            Kind::Register => "register",
+            Kind::Heartbeat => "heartbeat",
+        })
+    }
+}
+
+impl Request {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Request::Store(_) => Kind::Store,
+            Request::Fetch(_) => Kind::Fetch,
+            Request::Release(_) => Kind::Release,
+            Request::Register(_) => Kind::Register,
+            Request::Heartbeat(_) => Kind::Heartbeat,
+        }
+    }
 }
 
 /// An answer; its kind is that of the request, or `Refused`.

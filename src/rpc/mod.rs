@@ -1,3 +1,114 @@
-//! The wire between leaders and members.
+//! The wire between leaders and members: length-prefixed protobuf frames over mutual TLS 1.3.
+//!
+//! | file          | what                                                             |
+//! |---------------|------------------------------------------------------------------|
+//! | `message`     | what is said, in our own types                                   |
+//! | `frame`       | the length prefix; pure                                          |
+//! | `envelope`    | protobuf <-> message types, all checks of remote input; pure     |
+//! | `tls`         | certificates, roles, sessions, reload                            |
+//! | `greeting`    | the TLS handshake and the two Hellos, under one deadline         |
+//! | `connection`  | one established connection: reader and writer thread             |
+//! | `link`        | the calling side of a connection: call table, deadlines          |
+//! | `pool`        | member id -> link: open, reconnect, close on removal             |
+//! | `server`      | the answering side: accept, role checks, dispatch                |
+//! | `testing`     | certificates for tests                                           |
+//!
+//! A connection has a calling side (who dialled) and an answering side. The first frame each way is
+//! `Hello`; then calls and answers, many in flight, answers in any order. What a call did when its
+//! answer does not come (link lost, deadline passed) is not known: it may still be executed.
+//!
+//! # Threads
+//!
+//! | thread       | owns                          | waits on              | stopped by          |
+//! |--------------|-------------------------------|-----------------------|---------------------|
+//! | `rx-<peer>`  | the receiving half            | socket                | socket shut down    |
+//! | `tx-<peer>`  | the sending half              | outgoing queue, earliest deadline | queue closed |
+//! | `dial-<peer>`| one target of a pool          | its link's end, back-off | pool stopped, target removed |
+//! | `accept-rpc` | the listening socket          | accept                | listener shut down  |
+//! | `hello-<n>`  | one connection being greeted, 5 s at most | socket    | socket shut down    |
+//!
+//! # Locks
+//!
+//! No two of these are held at once, and none over a system call or a callback: the pool's targets,
+//! the server's connections, a link's call table, a connection's out queue, its TLS session.
 
+pub mod connection;
+pub mod envelope;
+pub mod frame;
+pub mod greeting;
+pub mod link;
 pub mod message;
+pub mod pool;
+pub mod server;
+pub mod testing;
+pub mod tls;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::ids::ClusterId;
+use crate::rpc::message::{Hello, Role};
+
+/// The version that both Hellos must name.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Who this process is, for its Hellos. `name` and `role` must be those of its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalIdentity {
+    /// The cluster it belongs to.
+    pub cluster_id: ClusterId,
+    /// Its name, for example `member-1`.
+    pub name: String,
+    /// Its `MemberId` or `PeerId` as an integer; 0 for a client.
+    pub node_id: u64,
+    /// How often its data directory has been started.
+    pub incarnation: u64,
+    /// Random, new at each start.
+    pub nonce: u64,
+    /// What it is.
+    pub role: Role,
+}
+
+impl LocalIdentity {
+    /// The Hello of a connection with link number `link` (0 unless a leader dials a member).
+    pub fn hello(&self, link: u64) -> Hello {
+        Hello {
+            protocol: PROTOCOL_VERSION,
+            cluster_id: self.cluster_id,
+            name: self.name.clone(),
+            node_id: self.node_id,
+            incarnation: self.incarnation,
+            nonce: self.nonce,
+            link,
+            role: self.role,
+        }
+    }
+}
+
+/// The other end of an established connection: its Hello, checked against its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Tells the connections of one `Server` apart, never used twice; 0 on the dialling side.
+    pub connection: u64,
+    /// Its address on this connection.
+    pub address: SocketAddr,
+    /// Its name, in its certificate's SAN.
+    pub name: String,
+    /// Its `MemberId` or `PeerId` as an integer.
+    pub node_id: u64,
+    /// How often its data directory has been started.
+    pub incarnation: u64,
+    /// Random, new at each of its starts.
+    pub nonce: u64,
+    /// On a leader's connection to a member, the link number of its fences; else 0.
+    pub link: u64,
+    /// Its role, in its certificate's CN.
+    pub role: Role,
+}
+
+impl fmt::Display for PeerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (role, name, address) = (self.role, &self.name, self.address);
+        write!(f, "{role} {name} ({address})")
+    }
+}
