@@ -146,7 +146,11 @@ mod tests {
         for sequence in 0..100_000 {
             index.insert(Revision::new(1, sequence * 3 / 2), place(1));
         }
-        assert!(index.memory_bytes() < 32 * 100_000, "{}", index.memory_bytes());
+        assert!(
+            index.memory_bytes() < 32 * 100_000,
+            "{}",
+            index.memory_bytes()
+        );
     }
 
     mod properties {

@@ -6,9 +6,7 @@
 //!
 //! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the message's),
 //! each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload). The later record
-//! of a revision rules, so replaying all in order gives the index again. A release of a record whose
-//! place was given back may only go when no older store of that revision is left in the log; giving
-//! space back is compaction's matter.
+//! of a revision rules, so replaying all in order gives the index again.
 //!
 //! A group goes from the log's memory to the disk in one write and one `fdatasync`, then into the
 //! index: readers see committed records only, and each is on disk. A record found damaged stays in
@@ -307,5 +305,30 @@ fn release_record(revision: Revision) -> Record<'static> {
         number: revision.as_u64(),
         key: &[],
         payload: &[],
+    }
+}
+
+fn fatal(action: &str, error: LogError) -> Fatal {
+    Fatal {
+        context: format!("cannot {action}"),
+        source: std::io::Error::other(error),
+    }
+}
+
+fn read_error(error: LogError) -> ReadError {
+    match error {
+        LogError::Damaged { file, offset, what } => ReadError::Damaged { file, offset, what },
+        LogError::Io {
+            action,
+            file,
+            source,
+        } => ReadError::Io {
+            context: format!("cannot {action} {file}"),
+            source,
+        },
+        LogError::Version { .. } | LogError::Full | LogError::Poisoned => ReadError::Io {
+            context: "cannot read a record".to_owned(),
+            source: std::io::Error::other(error),
+        },
     }
 }

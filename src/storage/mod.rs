@@ -6,6 +6,8 @@
 //! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract in
 //! its plainest form, and every engine is compared with it.
 
+pub mod location_index;
+pub mod log_engine;
 pub mod model;
 
 use std::sync::Arc;
@@ -95,13 +97,11 @@ pub enum ReadError {
         what: String,
     },
     /// The operating system refused.
-    #[error("cannot read {file} at offset {offset}: {source}")]
+    #[error("{context}: {source}")]
     Io {
-        /// The file.
-        file: String,
-        /// Where in it.
-        offset: u64,
-        /// Why.
+        /// What was tried, on which file.
+        context: String,
+        /// Why it failed.
         source: std::io::Error,
     },
 }
