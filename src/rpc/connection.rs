@@ -1,1 +1,479 @@
-//! stub
+//! One established connection: a reader thread and a writer thread around one TLS session.
+//!
+//! Owns the socket, the session, and the out queue: [`OUT_BYTES_MAX`] plus one frame; when it is full,
+//! [`SendError::Busy`]. The session's mutex is held to encrypt or decrypt at most [`UNIT_BYTES`],
+//! never over a system call: the reader reads the socket before, the writer alone writes it, after.
+//!
+//! The writer takes all frames that wait and writes them in units, each one TLS flush and one
+//! `write(2)`; it is woken only when it sleeps. It also wakes the [`Receiver`] at the time that it
+//! asked for, even while the peer does not read: writes block for [`WRITE_WAIT`] at most.
+//!
+//! # End
+//!
+//! [`Sender::close`] shuts the socket down at once; what waits is lost. [`Sender::finish`] takes no
+//! more frames, lets those that wait leave, says so, and gives the peer until [`FINISH_TIMEOUT`] to
+//! close too (closing at once, with input unread, would make the kernel discard what was sent).
+//! Either way the reader thread calls [`Receiver::closed`], once and last.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::{Clock, Instant};
+use crate::rpc::PeerInfo;
+use crate::rpc::frame::Decoder;
+use crate::rpc::greeting::Greeted;
+use crate::rpc::tls::session::Session;
+use crate::threads::{self, Thread};
+
+/// Bytes that may wait to be written; one frame more may be added to less. It is what may be in
+/// flight to one member, too; half of it would refuse what placement allows.
+pub const OUT_BYTES_MAX: usize = 64 << 20;
+
+/// Plaintext encrypted and written at once. Small enough that the reader is not kept from the session
+/// for long (some 0.1 ms), large enough that system calls do not count.
+const UNIT_BYTES: usize = 256 << 10;
+
+/// Read at once from the socket.
+const READ_BYTES: usize = 128 << 10;
+
+/// How long a write may block before expired calls are looked for.
+const WRITE_WAIT: Duration = Duration::from_millis(50);
+
+/// How long an orderly end may take.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the owner of a connection does with it.
+pub(crate) trait Receiver: Send + Sync {
+    /// A frame, on the reader thread, in order. An error ends the connection with this reason.
+    fn frame(&self, sender: &Arc<Sender>, body: Bytes) -> Result<(), String>;
+    /// Called by the writer thread at the time returned last, and whenever it was woken: gives the
+    /// time of the next call.
+    fn wake(&self, now: Instant) -> Option<Instant>;
+    /// The connection has ended: the reader thread's last act.
+    fn closed(&self, reason: &Arc<str>);
+}
+
+/// Why a frame was not queued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SendError {
+    /// The out queue is full.
+    Busy,
+    /// The connection is closed, for this reason.
+    Closed(Arc<str>),
+}
+
+/// The half that takes frames; shared by the threads and all that send.
+pub(crate) struct Sender {
+    /// Who is at the other end.
+    pub(crate) peer: PeerInfo,
+    socket: TcpStream,
+    /// Guards the TLS state; see the header.
+    session: Mutex<Session>,
+    /// Guards the queue and how the connection ends; held for a few instructions.
+    out: Mutex<Out>,
+    /// The writer waits here when it has nothing to write.
+    ready: Condvar,
+    clock: Arc<dyn Clock>,
+    /// How often `write(2)` was called.
+    writes: AtomicU64,
+    reader: OnceLock<ThreadId>,
+    writer: OnceLock<ThreadId>,
+}
+
+#[derive(Default)]
+struct Out {
+    /// Whole frames that the writer has not taken.
+    frames: VecDeque<Vec<u8>>,
+    /// Bytes of `frames` and of what the writer has taken and not written.
+    bytes: usize,
+    /// The session has something to send of its own.
+    flush: bool,
+    /// The writer waits and must be woken.
+    idle: bool,
+    /// An orderly end has begun, and when it is given up.
+    finishing: Option<(Arc<str>, Instant)>,
+    /// The reader reads no more.
+    reader_ended: bool,
+    /// The connection is over, and why.
+    closed: Option<Arc<str>>,
+}
+
+/// A connection with its threads. Dropping it closes it and joins them.
+pub(crate) struct Connection {
+    sender: Arc<Sender>,
+    threads: Mutex<Vec<(Thread, Half)>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Reader,
+    Writer,
+}
+
+impl Connection {
+    /// Starts the threads. If this fails, `receiver.closed` is not called.
+    pub(crate) fn start(
+        greeted: Greeted,
+        clock: Arc<dyn Clock>,
+        receiver: Arc<dyn Receiver>,
+    ) -> io::Result<Connection> {
+        let Greeted {
+            socket,
+            session,
+            decoder,
+            peer,
+        } = greeted;
+        socket.set_write_timeout(Some(WRITE_WAIT))?;
+        log::info!("link up: {peer}");
+        let name = peer.name.clone();
+        let sender = Arc::new(Sender {
+            peer,
+            socket,
+            session: Mutex::new(session),
+            out: Mutex::new(Out::default()),
+            ready: Condvar::new(),
+            clock,
+            writes: AtomicU64::new(0),
+            reader: OnceLock::new(),
+            writer: OnceLock::new(),
+        });
+        let writer = {
+            let (sender, receiver) = (sender.clone(), receiver.clone());
+            threads::spawn(format!("tx-{name}"), move || sender.write_all(&*receiver))?
+        };
+        let reader = {
+            let sender = sender.clone();
+            let body = move || sender.read_all(decoder, &*receiver);
+            threads::spawn(format!("rx-{name}"), body)
+        };
+        let reader = match reader {
+            Ok(reader) => reader,
+            Err(error) => {
+                sender.close("no thread for it");
+                writer.join();
+                return Err(error);
+            }
+        };
+        let threads = Mutex::new(vec![(reader, Half::Reader), (writer, Half::Writer)]);
+        Ok(Connection { sender, threads })
+    }
+
+    pub(crate) fn sender(&self) -> &Arc<Sender> {
+        &self.sender
+    }
+
+    /// Whether both threads have ended or were taken.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.threads.lock().iter().all(|(t, _)| t.is_finished())
+    }
+
+    /// The threads, for an owner that joins them with a deadline.
+    pub(crate) fn take_threads(&self) -> Vec<Thread> {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        threads.into_iter().map(|(thread, _)| thread).collect()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.sender.close("no longer used");
+        let here = Some(thread::current().id());
+        for (thread, half) in std::mem::take(&mut *self.threads.lock()) {
+            let id = match half {
+                Half::Reader => self.sender.reader.get().copied(),
+                Half::Writer => self.sender.writer.get().copied(),
+            };
+            // A callback may hold the last reference. A thread cannot join itself; it is about to end.
+            if id != here {
+                thread.join();
+            }
+        }
+    }
+}
+
+impl Sender {
+    /// Queues a whole frame. Never blocks for I/O.
+    pub(crate) fn send(&self, frame: Vec<u8>) -> Result<(), SendError> {
+        let mut out = self.out.lock();
+        if let Some(reason) = &out.closed {
+            return Err(SendError::Closed(reason.clone()));
+        }
+        if let Some((reason, _)) = &out.finishing {
+            return Err(SendError::Closed(reason.clone()));
+        }
+        if out.bytes >= OUT_BYTES_MAX {
+            return Err(SendError::Busy);
+        }
+        out.bytes += frame.len();
+        out.frames.push_back(frame);
+        self.wake_writer(out);
+        Ok(())
+    }
+
+    /// Ends the connection at once. Only the first reason counts.
+    pub(crate) fn close(&self, reason: impl Into<Arc<str>>) {
+        let mut out = self.out.lock();
+        if out.closed.is_some() {
+            return;
+        }
+        let reason = match out.finishing.take() {
+            Some((earlier, _)) => earlier,
+            None => reason.into(),
+        };
+        out.closed = Some(reason);
+        let dropped = std::mem::take(&mut out.frames);
+        self.wake_writer(out);
+        drop(dropped);
+        // It fails when the peer closed it first: closed is what was wanted.
+        _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection after what is queued has left, soon. Does not block.
+    pub(crate) fn finish(&self, reason: impl Into<Arc<str>>) {
+        let give_up = self.clock.now() + FINISH_TIMEOUT;
+        let mut out = self.out.lock();
+        if out.closed.is_none() && out.finishing.is_none() {
+            out.finishing = Some((reason.into(), give_up));
+            self.wake_writer(out);
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        let out = self.out.lock();
+        out.closed.is_none() && out.finishing.is_none()
+    }
+
+    /// Bytes that wait to be written.
+    pub(crate) fn bytes_queued(&self) -> usize {
+        self.out.lock().bytes
+    }
+
+    /// How often `write(2)` was called.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    fn wake_writer(&self, mut out: parking_lot::MutexGuard<'_, Out>) {
+        let idle = std::mem::replace(&mut out.idle, false);
+        drop(out);
+        if idle {
+            self.ready.notify_one();
+        }
+    }
+
+    /// The reader thread.
+    fn read_all(self: &Arc<Self>, mut decoder: Decoder, receiver: &dyn Receiver) {
+        _ = self.reader.set(thread::current().id());
+        let end = self.read_until_end(&mut decoder, receiver);
+        match end {
+            ReadEnd::Gone(reason) => self.close(reason),
+            ReadEnd::Violation(reason) => {
+                log::warn!("closing the link with {}: {reason}", self.peer);
+                self.finish(reason);
+            }
+        }
+        let mut out = self.out.lock();
+        out.reader_ended = true;
+        let reason = match (&out.closed, &out.finishing) {
+            (Some(reason), _) | (None, Some((reason, _))) => reason.clone(),
+            (None, None) => unreachable!("both ways of ending set one"),
+        };
+        self.wake_writer(out);
+        log::info!("link down: {}: {reason}", self.peer);
+        receiver.closed(&reason);
+    }
+
+    fn read_until_end(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        receiver: &dyn Receiver,
+    ) -> ReadEnd {
+        let mut buffer = vec![0; READ_BYTES];
+        let mut peer_closed = false;
+        loop {
+            loop {
+                let body = match decoder.next_frame() {
+                    Ok(Some(body)) => body,
+                    Ok(None) => break,
+                    Err(error) => return ReadEnd::Violation(error.to_string()),
+                };
+                // While we finish, input is read only so that the peer gets our last frames.
+                if self.is_open()
+                    && let Err(reason) = receiver.frame(self, body)
+                {
+                    return ReadEnd::Violation(reason);
+                }
+            }
+            if peer_closed {
+                return ReadEnd::Gone("closed by the peer".to_owned());
+            }
+            let bytes = match (&self.socket).read(&mut buffer) {
+                Ok(0) => return ReadEnd::Gone("closed by the peer".to_owned()),
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return ReadEnd::Gone(format!("reading: {error}")),
+            };
+            let cipher = buffer.get(..bytes).unwrap_or_default();
+            let received = self.session.lock().receive(cipher, decoder);
+            match received {
+                Ok(received) => {
+                    peer_closed = received.closed;
+                    if received.flush {
+                        let mut out = self.out.lock();
+                        out.flush = true;
+                        self.wake_writer(out);
+                    }
+                }
+                Err(error) => return ReadEnd::Violation(error.to_string()),
+            }
+        }
+    }
+
+    /// The writer thread.
+    fn write_all(&self, receiver: &dyn Receiver) {
+        _ = self.writer.set(thread::current().id());
+        if let Err(error) = self.write_until_end(receiver) {
+            self.close(format!("writing: {error}"));
+        }
+    }
+
+    fn write_until_end(&self, receiver: &dyn Receiver) -> io::Result<()> {
+        let mut frames = VecDeque::new();
+        let (mut plain, mut cipher) = (Vec::new(), Vec::new());
+        loop {
+            let wake_at = receiver.wake(self.clock.now());
+            let finishing = match self.wait_for_work(wake_at, &mut frames) {
+                Work::Write { finishing } => finishing,
+                Work::Wake => continue,
+                Work::End => return Ok(()),
+            };
+            while let Some(frame) = frames.pop_front() {
+                for part in frame.chunks(UNIT_BYTES) {
+                    if plain.len() + part.len() > UNIT_BYTES {
+                        self.write_unit(&mut plain, &mut cipher, receiver)?;
+                    }
+                    plain.extend_from_slice(part);
+                }
+            }
+            self.write_unit(&mut plain, &mut cipher, receiver)?;
+            if finishing {
+                self.session.lock().close_notify();
+                self.write_unit(&mut plain, &mut cipher, receiver)?;
+                self.socket.shutdown(Shutdown::Write)?;
+                self.wait_for_peer();
+                return Ok(());
+            }
+            // After a large frame, do not keep its size for good.
+            plain.shrink_to(UNIT_BYTES);
+            cipher.shrink_to(UNIT_BYTES);
+        }
+    }
+
+    fn wait_for_work(&self, wake_at: Option<Instant>, frames: &mut VecDeque<Vec<u8>>) -> Work {
+        let mut out = self.out.lock();
+        loop {
+            if out.closed.is_some() {
+                return Work::End;
+            }
+            let finishing = out.finishing.is_some();
+            if !out.frames.is_empty() || out.flush || finishing {
+                std::mem::swap(&mut out.frames, frames);
+                out.flush = false;
+                return Work::Write { finishing };
+            }
+            out.idle = true;
+            match wake_at {
+                None => self.ready.wait(&mut out),
+                Some(at) => {
+                    let wait = at.since(self.clock.now());
+                    if self.ready.wait_for(&mut out, wait).timed_out() {
+                        out.idle = false;
+                        return Work::Wake;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Encrypts and writes `plain`, and whatever else the session has to send.
+    fn write_unit(
+        &self,
+        plain: &mut Vec<u8>,
+        cipher: &mut Vec<u8>,
+        receiver: &dyn Receiver,
+    ) -> io::Result<()> {
+        cipher.clear();
+        self.session.lock().send(plain, cipher);
+        let mut rest = cipher.as_slice();
+        while !rest.is_empty() {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            match (&self.socket).write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => rest = rest.get(bytes..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
+                    // The peer does not read. The kernel gives up after a while, calls earlier.
+                    let now = self.clock.now();
+                    receiver.wake(now);
+                    if let Some((_, give_up)) = self.out.lock().finishing
+                        && now >= give_up
+                    {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.lock().bytes -= plain.len();
+        plain.clear();
+        Ok(())
+    }
+
+    /// The last step of an orderly end: until the reader has seen the peer's, or time is up.
+    fn wait_for_peer(&self) {
+        let mut out = self.out.lock();
+        while let Some((_, give_up)) = &out.finishing
+            && !out.reader_ended
+        {
+            let wait = give_up.since(self.clock.now());
+            out.idle = true;
+            if self.ready.wait_for(&mut out, wait).timed_out() {
+                break;
+            }
+        }
+        out.idle = false;
+        drop(out);
+        self.close("finished");
+    }
+}
+
+/// What the writer does next.
+enum Work {
+    /// Write the frames taken and what the session has.
+    Write { finishing: bool },
+    /// Ask the receiver for its next time.
+    Wake,
+    /// Nothing more.
+    End,
+}
+
+/// Why the reader stopped.
+enum ReadEnd {
+    /// The connection is gone.
+    Gone(String),
+    /// The peer broke the contract: it is told what waits, and then nothing.
+    Violation(String),
+}

@@ -1,1 +1,471 @@
-//! stub
+//! Protobuf <-> message types: one [`Envelope`] is the body of one frame. Pure.
+//!
+//! Every check of remote input is here: a decoded value holds only valid keys, known enum values, and
+//! counts and sizes within the limits below; errors name the field. Whether an answer fits its call,
+//! and whether a peer may call at all, is known to `link` and `server`.
+//!
+//! Payloads are slices of the frame, not copies: who keeps a small one for long copies it, or the
+//! whole frame stays in memory.
+//!
+//! Limits: protobuf is decoded before counts are checked, so a peer of our own cluster that sends
+//! 32 MiB of empty records makes this allocate some forty times as much for a moment.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::ids::{CallId, ClusterId, Fence, Key, MemberId, Revision};
+use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
+use crate::rpc::message::{
+    FetchRequest, FetchResult, HeartbeatRequest, Hello, Refusal, RegisterRequest, ReleaseRequest,
+    Request, Response, Role, StoreRecord, StoreRequest, StoreResult,
+};
+
+/// The generated types, named nowhere else.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+mod wire {
+    include!(concat!(env!("OUT_DIR"), "/tolerex.v1.rs"));
+}
+
+use wire::envelope::Body as WireBody;
+
+/// Records of one store, revisions of one fetch: those of the largest batch.
+pub const RECORDS_MAX: usize = 4096;
+
+/// Revisions of one release: 512 KiB of them.
+pub const RELEASES_MAX: usize = 65_536;
+
+/// The largest payload: a frame less 1 MiB for all else.
+pub const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
+
+/// Longest node name and address, as in DNS.
+const NAME_BYTES_MAX: usize = 255;
+
+/// Longest zone label.
+const ZONE_BYTES_MAX: usize = 64;
+
+/// Longest reason in words; our own are cut there.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// The body of one frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Pairs answer and call; 0 for Hellos.
+    pub call: CallId,
+    /// The sender's Raft term, 0 when it has none.
+    pub term: u64,
+    /// What is said.
+    pub body: Body,
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// The first frame each way.
+    Hello(Hello),
+    /// A call.
+    Request(Request),
+    /// An answer, or the refusal of a Hello.
+    Response(Response),
+}
+
+/// Remote input that is not a valid envelope.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum EnvelopeError {
+    /// Not protobuf of our contract.
+    #[error("undecodable frame: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    /// Protobuf with a value that the contract does not allow.
+    #[error("field {field} {problem}")]
+    Invalid {
+        /// Its path in `tolerex.proto`.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+type Checked<T> = Result<T, EnvelopeError>;
+
+fn invalid<T>(field: &'static str, problem: &'static str) -> Checked<T> {
+    Err(EnvelopeError::Invalid { field, problem })
+}
+
+/// Encodes a whole frame, prefix included. Counts above the limits are the caller's mistake.
+pub fn encode(envelope: Envelope) -> Result<Vec<u8>, FrameTooLarge> {
+    let wire = wire::Envelope {
+        call_id: envelope.call.0,
+        term: envelope.term,
+        body: Some(match envelope.body {
+            Body::Hello(hello) => WireBody::Hello(from_hello(hello)),
+            Body::Request(request) => from_request(request),
+            Body::Response(response) => from_response(response),
+        }),
+    };
+    let mut frame = frame::begin(wire.encoded_len())?;
+    wire.encode(&mut frame)
+        .expect("a Vec grows as it is written");
+    Ok(frame)
+}
+
+/// Decodes and checks the body of a frame.
+pub fn decode(body: Bytes) -> Checked<Envelope> {
+    let wire = wire::Envelope::decode(body)?;
+    let body = match wire.body {
+        None => return invalid("body", "is missing or unknown"),
+        Some(WireBody::Hello(hello)) => Body::Hello(to_hello(hello)?),
+        Some(WireBody::Refused(refused)) => {
+            Body::Response(Response::Refused(to_refusal(refused)?))
+        }
+        Some(WireBody::StoreRequest(request)) => {
+            Body::Request(Request::Store(to_store_request(request)?))
+        }
+        Some(WireBody::FetchRequest(request)) => Body::Request(Request::Fetch(FetchRequest {
+            fence: to_fence(request.fence, "fetch_request.fence")?,
+            revisions: to_revisions(
+                request.revisions,
+                RECORDS_MAX,
+                "fetch_request.revisions",
+            )?,
+        })),
+        Some(WireBody::ReleaseRequest(request)) => {
+            Body::Request(Request::Release(ReleaseRequest {
+                fence: to_fence(request.fence, "release_request.fence")?,
+                revisions: to_revisions(
+                    request.revisions,
+                    RELEASES_MAX,
+                    "release_request.revisions",
+                )?,
+            }))
+        }
+        Some(WireBody::RegisterRequest(request)) => {
+            Body::Request(Request::Register(to_register_request(request)?))
+        }
+        Some(WireBody::HeartbeatRequest(request)) => {
+            Body::Request(Request::Heartbeat(HeartbeatRequest {
+                records: request.records,
+                bytes: request.bytes,
+                free: request.free,
+            }))
+        }
+        Some(WireBody::StoreResponse(response)) => {
+            Body::Response(Response::Store(to_store_results(response)?))
+        }
+        Some(WireBody::FetchResponse(response)) => {
+            Body::Response(Response::Fetch(to_fetch_results(response)?))
+        }
+        Some(WireBody::ReleaseResponse(_)) => Body::Response(Response::Release),
+        Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
+        Some(WireBody::HeartbeatResponse(_)) => Body::Response(Response::Heartbeat),
+    };
+    Ok(Envelope {
+        call: CallId(wire.call_id),
+        term: wire.term,
+        body,
+    })
+}
+
+fn from_request(request: Request) -> WireBody {
+    match request {
+        Request::Store(request) => {
+            assert!(request.records.len() <= RECORDS_MAX, "store too many");
+            WireBody::StoreRequest(wire::StoreRequest {
+                fence: Some(from_fence(request.fence)),
+                records: request.records.into_iter().map(from_record).collect(),
+            })
+        }
+        Request::Fetch(request) => {
+            assert!(request.revisions.len() <= RECORDS_MAX, "fetch too many");
+            WireBody::FetchRequest(wire::FetchRequest {
+                fence: Some(from_fence(request.fence)),
+                revisions: from_revisions(request.revisions),
+            })
+        }
+        Request::Release(request) => {
+            assert!(request.revisions.len() <= RELEASES_MAX, "release too many");
+            WireBody::ReleaseRequest(wire::ReleaseRequest {
+                fence: Some(from_fence(request.fence)),
+                revisions: from_revisions(request.revisions),
+            })
+        }
+        Request::Register(request) => WireBody::RegisterRequest(wire::RegisterRequest {
+            address: request.address,
+            zone: request.zone,
+        }),
+        Request::Heartbeat(request) => WireBody::HeartbeatRequest(wire::HeartbeatRequest {
+            records: request.records,
+            bytes: request.bytes,
+            free: request.free,
+        }),
+    }
+}
+
+fn from_response(response: Response) -> WireBody {
+    match response {
+        Response::Store(results) => WireBody::StoreResponse(wire::StoreResponse {
+            results: results.into_iter().map(from_store_result).collect(),
+        }),
+        Response::Fetch(results) => WireBody::FetchResponse(wire::FetchResponse {
+            results: results.into_iter().map(from_fetch_result).collect(),
+        }),
+        Response::Release => WireBody::ReleaseResponse(wire::ReleaseResponse {}),
+        Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
+        Response::Heartbeat => WireBody::HeartbeatResponse(wire::HeartbeatResponse {}),
+        Response::Refused(refusal) => WireBody::Refused(from_refusal(refusal)),
+    }
+}
+
+fn from_hello(hello: Hello) -> wire::Hello {
+    wire::Hello {
+        protocol: hello.protocol,
+        cluster_id: hello.cluster_id.0,
+        name: hello.name,
+        node_id: hello.node_id,
+        incarnation: hello.incarnation,
+        nonce: hello.nonce,
+        link: hello.link,
+        role: match hello.role {
+            Role::Leader => wire::Role::Leader,
+            Role::Member => wire::Role::Member,
+            Role::Client => wire::Role::Client,
+        } as i32,
+    }
+}
+
+fn to_hello(hello: wire::Hello) -> Checked<Hello> {
+    let role = match wire::Role::try_from(hello.role) {
+        Ok(wire::Role::Leader) => Role::Leader,
+        Ok(wire::Role::Member) => Role::Member,
+        Ok(wire::Role::Client) => Role::Client,
+        Ok(wire::Role::Unspecified) | Err(_) => return invalid("hello.role", "is unknown"),
+    };
+    if hello.node_id == 0 && role != Role::Client {
+        return invalid("hello.node_id", "is 0");
+    }
+    Ok(Hello {
+        protocol: hello.protocol,
+        cluster_id: ClusterId(hello.cluster_id),
+        name: to_label(hello.name, 1, NAME_BYTES_MAX, "hello.name")?,
+        node_id: hello.node_id,
+        incarnation: hello.incarnation,
+        nonce: hello.nonce,
+        link: hello.link,
+        role,
+    })
+}
+
+/// Text that goes to logs and tables: bounded, and nothing that moves a terminal's cursor.
+fn to_label(text: String, min: usize, max: usize, field: &'static str) -> Checked<String> {
+    if text.len() < min {
+        return invalid(field, "is empty");
+    }
+    if text.len() > max {
+        return invalid(field, "is too long");
+    }
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return invalid(field, "has white space or control characters");
+    }
+    Ok(text)
+}
+
+fn from_fence(fence: Fence) -> wire::Fence {
+    wire::Fence {
+        term: fence.term,
+        link: fence.link,
+    }
+}
+
+fn to_fence(fence: Option<wire::Fence>, field: &'static str) -> Checked<Fence> {
+    match fence {
+        Some(wire::Fence { term, link }) => Ok(Fence { term, link }),
+        None => invalid(field, "is missing"),
+    }
+}
+
+fn from_revisions(revisions: Vec<Revision>) -> Vec<u64> {
+    revisions.into_iter().map(Revision::as_u64).collect()
+}
+
+fn to_revisions(values: Vec<u64>, max: usize, field: &'static str) -> Checked<Vec<Revision>> {
+    if values.len() > max {
+        return invalid(field, "has too many entries");
+    }
+    Ok(values.into_iter().map(Revision::from_u64).collect())
+}
+
+fn from_key(key: Key) -> wire::Key {
+    let name = match key {
+        Key::Id(id) => wire::key::Name::Id(id),
+        Key::Word(word) => wire::key::Name::Word(Bytes::from(word.into_boxed_bytes())),
+    };
+    wire::Key { name: Some(name) }
+}
+
+fn to_key(key: Option<wire::Key>, field: &'static str) -> Checked<Key> {
+    match key.and_then(|key| key.name) {
+        None => invalid(field, "is missing"),
+        Some(wire::key::Name::Id(id)) => Ok(Key::Id(id)),
+        Some(wire::key::Name::Word(word)) => match Key::parse(&word) {
+            Ok(key @ Key::Word(_)) => Ok(key),
+            Ok(Key::Id(_)) => invalid(field, "is a message id sent as a word"),
+            Err(_) => invalid(field, "is not 1 to 512 bytes without white space"),
+        },
+    }
+}
+
+fn to_payload(payload: Bytes, field: &'static str) -> Checked<Bytes> {
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        return invalid(field, "is too long");
+    }
+    Ok(payload)
+}
+
+fn from_record(record: StoreRecord) -> wire::store_request::Record {
+    wire::store_request::Record {
+        revision: record.revision.as_u64(),
+        key: Some(from_key(record.key)),
+        payload: record.payload,
+    }
+}
+
+fn to_store_request(request: wire::StoreRequest) -> Checked<StoreRequest> {
+    if request.records.len() > RECORDS_MAX {
+        return invalid("store_request.records", "has too many entries");
+    }
+    let to_record = |record: wire::store_request::Record| {
+        Ok(StoreRecord {
+            revision: Revision::from_u64(record.revision),
+            key: to_key(record.key, "store_request.records.key")?,
+            payload: to_payload(record.payload, "store_request.records.payload")?,
+        })
+    };
+    Ok(StoreRequest {
+        fence: to_fence(request.fence, "store_request.fence")?,
+        records: request
+            .records
+            .into_iter()
+            .map(to_record)
+            .collect::<Checked<_>>()?,
+    })
+}
+
+fn to_register_request(request: wire::RegisterRequest) -> Checked<RegisterRequest> {
+    let address = to_label(
+        request.address,
+        1,
+        NAME_BYTES_MAX,
+        "register_request.address",
+    )?;
+    let zone = to_label(request.zone, 0, ZONE_BYTES_MAX, "register_request.zone")?;
+    Ok(RegisterRequest { address, zone })
+}
+
+fn from_store_result(result: StoreResult) -> i32 {
+    let result = match result {
+        StoreResult::Stored => wire::store_response::Result::Stored,
+        StoreResult::DiskFull => wire::store_response::Result::DiskFull,
+        StoreResult::Conflict => wire::store_response::Result::Conflict,
+    };
+    result as i32
+}
+
+fn to_store_results(response: wire::StoreResponse) -> Checked<Vec<StoreResult>> {
+    use wire::store_response::Result as Wire;
+    if response.results.len() > RECORDS_MAX {
+        return invalid("store_response.results", "has too many entries");
+    }
+    let to_result = |result: i32| match Wire::try_from(result) {
+        Ok(Wire::Stored) => Ok(StoreResult::Stored),
+        Ok(Wire::DiskFull) => Ok(StoreResult::DiskFull),
+        Ok(Wire::Conflict) => Ok(StoreResult::Conflict),
+        Ok(Wire::Unspecified) | Err(_) => invalid("store_response.results", "is unknown"),
+    };
+    response.results.into_iter().map(to_result).collect()
+}
+
+fn from_fetch_result(result: FetchResult) -> wire::fetch_response::Result {
+    use wire::fetch_response::Status;
+    let bare = |status: Status| wire::fetch_response::Result {
+        status: status as i32,
+        key: None,
+        payload: Bytes::new(),
+    };
+    match result {
+        FetchResult::Found { key, payload } => wire::fetch_response::Result {
+            status: Status::Found as i32,
+            key: Some(from_key(key)),
+            payload,
+        },
+        FetchResult::Missing => bare(Status::Missing),
+        FetchResult::Damaged => bare(Status::Damaged),
+        FetchResult::Omitted => bare(Status::Omitted),
+    }
+}
+
+fn to_fetch_results(response: wire::FetchResponse) -> Checked<Vec<FetchResult>> {
+    use wire::fetch_response::Status;
+    if response.results.len() > RECORDS_MAX {
+        return invalid("fetch_response.results", "has too many entries");
+    }
+    let to_result =
+        |result: wire::fetch_response::Result| match Status::try_from(result.status) {
+            Ok(Status::Found) => Ok(FetchResult::Found {
+                key: to_key(result.key, "fetch_response.results.key")?,
+                payload: to_payload(result.payload, "fetch_response.results.payload")?,
+            }),
+            Ok(Status::Missing) => Ok(FetchResult::Missing),
+            Ok(Status::Damaged) => Ok(FetchResult::Damaged),
+            Ok(Status::Omitted) => Ok(FetchResult::Omitted),
+            Ok(Status::Unspecified) | Err(_) => {
+                invalid("fetch_response.results.status", "is unknown")
+            }
+        };
+    response.results.into_iter().map(to_result).collect()
+}
+
+fn from_refusal(refusal: Refusal) -> wire::Refused {
+    use wire::refused::{Nothing, Reason, StaleIncarnation};
+    let reason = match refusal {
+        Refusal::StaleFence { highest } => Reason::StaleFence(from_fence(highest)),
+        Refusal::NotLeader => Reason::NotLeader(Nothing {}),
+        Refusal::Busy => Reason::Busy(Nothing {}),
+        Refusal::StaleIncarnation {
+            incarnation,
+            registered,
+        } => Reason::StaleIncarnation(StaleIncarnation {
+            incarnation,
+            registered,
+        }),
+        Refusal::Retired(id) => Reason::Retired(id.0),
+        Refusal::Other(mut words) => {
+            let end = (0..=REASON_BYTES_MAX.min(words.len()))
+                .rev()
+                .find(|&at| words.is_char_boundary(at));
+            words.truncate(end.unwrap_or(0));
+            Reason::Other(words)
+        }
+    };
+    wire::Refused {
+        reason: Some(reason),
+    }
+}
+
+fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
+    use wire::refused::Reason;
+    Ok(match refused.reason {
+        None => return invalid("refused.reason", "is missing or unknown"),
+        Some(Reason::StaleFence(fence)) => Refusal::StaleFence {
+            highest: to_fence(Some(fence), "refused.stale_fence")?,
+        },
+        Some(Reason::NotLeader(_)) => Refusal::NotLeader,
+        Some(Reason::Busy(_)) => Refusal::Busy,
+        Some(Reason::StaleIncarnation(stale)) => Refusal::StaleIncarnation {
+            incarnation: stale.incarnation,
+            registered: stale.registered,
+        },
+        Some(Reason::Retired(id)) => Refusal::Retired(MemberId(id)),
+        Some(Reason::Other(words)) if words.len() > REASON_BYTES_MAX => {
+            return invalid("refused.other", "is too long");
+        }
+        Some(Reason::Other(words)) => Refusal::Other(words.replace(char::is_control, " ")),
+    })
+}
