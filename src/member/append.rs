@@ -5,6 +5,7 @@
 //! A group's order: stage all, persist the fence if raised (R10), commit, then send the answers. When
 //! a step fails nothing of the group is answered, and the thread ends with the error.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,11 +15,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use parking_lot::RwLock;
 
 use crate::disk::atomic_file;
+use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{CallId, Fence};
 use crate::replica::core::Replica;
 use crate::replica::fence;
-use crate::rpc::message::{ReleaseRequest, Response, StoreRequest, StoreResult};
+use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, StoreResult};
 use crate::storage::{Engine, Fatal};
 
 /// Without a request for this long, the known-synced offset is made durable, so that a crash then
@@ -182,10 +184,18 @@ impl Appender {
             bytes += job.bytes;
             self.stage(job)?;
         }
-        if let Some(fence) = self.replica.unsaved_fence() {
-            self.persist(fence)?;
-        }
-        for (ticket, response) in self.replica.commit(self.engine.as_mut())? {
+        let saved = match self.replica.unsaved_fence() {
+            Some(fence) => self.persist(fence)?,
+            None => true,
+        };
+        let engine = self.engine.as_mut();
+        let answers = if saved {
+            self.replica.commit(engine)?
+        } else {
+            let reason = "no space left to record the fence".to_owned();
+            self.replica.refuse(engine, &Refusal::Other(reason))
+        };
+        for (ticket, response) in answers {
             self.note_space(&response);
             ticket.answer(response);
         }
@@ -212,18 +222,23 @@ impl Appender {
         }
     }
 
-    /// Makes a raised fence durable, then known to the readers.
-    fn persist(&mut self, fence: Fence) -> Result<(), Fatal> {
+    /// Makes a raised fence durable, then known to the readers; false if there is no space for it.
+    fn persist(&mut self, fence: Fence) -> Result<bool, Fatal> {
         let (fs, path) = &self.fence_file;
-        let written = atomic_file::write(fs.as_ref(), path, &fence::encode(fence));
-        written.map_err(|source| Fatal {
-            context: format!("write fence {fence} to {}", path.display()),
-            source,
-        })?;
+        match atomic_file::write(fs.as_ref(), path, &fence::encode(fence)) {
+            Ok(()) => {}
+            Err(LogError::Full) => return Ok(false),
+            Err(error) => {
+                return Err(Fatal {
+                    context: format!("cannot save fence {fence}"),
+                    source: io::Error::other(error),
+                });
+            }
+        }
         self.replica.persisted(fence);
         *self.shared_fence.write() = fence;
         log::info!("fence raised to {fence}");
-        Ok(())
+        Ok(true)
     }
 
     /// Says once when the disk becomes full, and once when it takes records again.
@@ -266,5 +281,150 @@ impl Ticket {
             }
         }
         (self.answer)(response);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use crossbeam_channel::{Receiver, bounded};
+
+    use super::*;
+    use crate::disk::fs::OsFileSystem;
+    use crate::ids::{Key, Revision};
+    use crate::rpc::message::StoreRecord;
+    use crate::storage::model::ModelEngine;
+    use crate::storage::{Committed, Reader, Staged};
+
+    /// A model engine that looks at the fence file when it commits, and can fail.
+    struct ProbeEngine {
+        model: ModelEngine,
+        fence_path: PathBuf,
+        /// Told the fence on disk at each commit.
+        commits: Sender<Option<Fence>>,
+        fails: bool,
+    }
+
+    impl Engine for ProbeEngine {
+        fn store(&mut self, at: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
+            self.model.store(at, key, payload)
+        }
+
+        fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
+            self.model.release(revision)
+        }
+
+        fn commit(&mut self) -> Result<Committed, Fatal> {
+            let bytes = atomic_file::read(&OsFileSystem, &self.fence_path).unwrap();
+            let fence = bytes.and_then(|bytes| fence::decode(&bytes));
+            self.commits.send(fence).unwrap();
+            if self.fails {
+                return Err(Fatal {
+                    context: "cannot sync a group".to_owned(),
+                    source: io::Error::other("the disk is gone"),
+                });
+            }
+            self.model.commit()
+        }
+
+        fn discard(&mut self) {
+            self.model.discard();
+        }
+
+        fn idle(&mut self) -> Result<(), Fatal> {
+            self.model.idle()
+        }
+
+        fn reader(&self) -> Arc<dyn Reader> {
+            self.model.reader()
+        }
+    }
+
+    struct Rig {
+        queue: AppendQueue,
+        appender: Appender,
+        commits: Receiver<Option<Fence>>,
+        answers: (Sender<Response>, Receiver<Response>),
+        _dir: tempfile::TempDir,
+    }
+
+    fn rig(fails: bool) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let fence_path = dir.path().join("fence");
+        let (sender, commits) = bounded(100);
+        let engine = Box::new(ProbeEngine {
+            model: ModelEngine::default(),
+            fence_path: fence_path.clone(),
+            commits: sender,
+            fails,
+        });
+        let file: (Arc<dyn FileSystem>, PathBuf) = (Arc::new(OsFileSystem), fence_path);
+        let (appender, queue) = Appender::new(engine, fence(1, 0), file, 4, 1000);
+        Rig {
+            queue,
+            appender,
+            commits,
+            answers: bounded(100),
+            _dir: dir,
+        }
+    }
+
+    fn fence(term: u64, link: u64) -> Fence {
+        Fence { term, link }
+    }
+
+    fn job(rig: &Rig, fence: Fence, sequence: u64, bytes: usize) -> Job {
+        let record = StoreRecord {
+            revision: Revision::new(fence.term, sequence),
+            key: Key::Id(sequence),
+            payload: Bytes::from_static(b"x"),
+        };
+        let records = vec![record];
+        let answers = rig.answers.0.clone();
+        Job {
+            operation: Operation::Store(StoreRequest { fence, records }),
+            call: CallId(sequence),
+            from: "leader-1".into(),
+            bytes,
+            answer: Box::new(move |response| answers.send(response).unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_waits_is_one_group_and_its_fence_is_durable_before_the_effect() {
+        let rig = rig(false);
+        for sequence in 1..=3 {
+            let job = job(&rig, fence(2, sequence), sequence, 10);
+            assert!(rig.queue.push(job).is_ok());
+        }
+        rig.queue.close();
+        assert!(rig.queue.push(job(&rig, fence(2, 9), 9, 10)).is_err());
+        let shared = rig.appender.shared_fence();
+        rig.appender.run().unwrap();
+        assert_eq!(rig.commits.try_iter().collect::<Vec<_>>(), [Some(fence(2, 3))]);
+        assert_eq!(*shared.read(), fence(2, 3));
+        let stored = Response::Store(vec![StoreResult::Stored]);
+        assert_eq!(rig.answers.1.try_iter().collect::<Vec<_>>(), vec![stored; 3]);
+    }
+
+    #[test]
+    fn nothing_is_answered_after_a_failed_commit() {
+        let rig = rig(true);
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 10)).is_ok());
+        rig.queue.close();
+        assert!(rig.appender.run().is_err());
+        assert_eq!(rig.answers.1.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_requests_and_bytes() {
+        let rig = rig(false);
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 5000)).is_ok());
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 2, 1)).is_err());
+        let rig = self::rig(false);
+        for sequence in 1..=4 {
+            assert!(rig.queue.push(job(&rig, fence(1, 1), sequence, 1)).is_ok());
+        }
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 5, 1)).is_err());
     }
 }

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use crate::disk::atomic_file;
+use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{ClusterId, Fence, MemberId};
 use crate::replica::fence;
@@ -71,7 +72,7 @@ pub fn log_dir(data_dir: &Path) -> PathBuf {
 pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> anyhow::Result<()> {
     let path = data_dir.join("cluster.id");
     let Some(stored) = read_integer(fs, &path)? else {
-        return write_integer(fs, &path, id.0);
+        return Ok(write_integer(fs, &path, id.0)?);
     };
     if stored != id.0 {
         let (dir, stored) = (data_dir.display(), ClusterId(stored));
@@ -84,10 +85,10 @@ pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> any
 /// more is removed for good.
 pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
-    let id = found(read_integer(fs, &id_path));
-    let incarnation = found(read_integer(fs, &data_dir.join("incarnation")));
-    let fence = found(read_fence(fs, data_dir));
-    let log = found(read_log_dir(fs, data_dir));
+    let id = found(read_integer(fs, &id_path))?;
+    let incarnation = found(read_integer(fs, &data_dir.join("incarnation")))?;
+    let fence = found(read_fence(fs, data_dir))?;
+    let log = found(read_log_dir(fs, data_dir))?;
     let (id, incarnation, fence) = match (id, incarnation, fence, log) {
         (Ok(id), Ok(incarnation), Ok(fence), Ok(())) => (id, incarnation, fence),
         (Err(id), Err(_), Err(_), Err(_)) if id == MISSING => return Ok(Past::None),
@@ -134,9 +135,7 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
         Past::None => {
             let id = MemberId(getrandom::u64().context("no random numbers")?.max(1));
             let fence = Fence::default();
-            let path = fence_path(data_dir);
-            atomic_file::write(fs, &path, &fence::encode(fence))
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            atomic_file::write(fs, &fence_path(data_dir), &fence::encode(fence))?;
             write_integer(fs, &incarnation_path, 1)?;
             write_integer(fs, &data_dir.join("member.id"), id.0)?;
             log::info!("new member id {id}");
@@ -154,12 +153,19 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
 /// What [`found`] says of a file that does not exist.
 const MISSING: &str = "missing";
 
-/// The value, or why there is none.
-fn found<T>(read: anyhow::Result<Option<T>>) -> Result<T, String> {
+/// The value, or why there is none. A file that cannot be read at the moment is an error: an identity
+/// is not given up for that.
+fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, String>> {
     match read {
-        Ok(Some(value)) => Ok(value),
-        Ok(None) => Err(MISSING.to_owned()),
-        Err(error) => Err(format!("{error:#}")),
+        Ok(Some(value)) => Ok(Ok(value)),
+        Ok(None) => Ok(Err(MISSING.to_owned())),
+        Err(error @ LogError::Damaged { .. }) => Ok(Err(error.to_string())),
+        Err(
+            error @ (LogError::Version { .. }
+            | LogError::Io { .. }
+            | LogError::Full
+            | LogError::Poisoned),
+        ) => Err(error.into()),
     }
 }
 
@@ -173,38 +179,53 @@ fn give_up(fs: &dyn FileSystem, data_dir: &Path, id_path: &Path) -> anyhow::Resu
     remove().with_context(|| format!("cannot remove {}", id_path.display()))
 }
 
-fn read_log_dir(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Option<()>> {
+/// Whether there is a log: it always has a segment.
+fn read_log_dir(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<()>, LogError> {
     let dir = log_dir(data_dir);
-    if !fs.exists(&dir)? {
-        return Ok(None);
-    }
-    Ok((!fs.list(&dir)?.is_empty()).then_some(()))
+    let files = match fs.exists(&dir) {
+        Ok(true) => fs.list(&dir),
+        Ok(false) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let files = files.map_err(|source| LogError::Io {
+        action: "list",
+        file: dir.display().to_string(),
+        source,
+    })?;
+    Ok((!files.is_empty()).then_some(()))
 }
 
-fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Option<Fence>> {
-    let Some(bytes) = atomic_file::read(fs, &fence_path(data_dir))? else {
-        return Ok(None);
-    };
-    let fence = fence::decode(&bytes);
-    fence.map(Some).context("not a fence of this version")
+fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, LogError> {
+    let path = fence_path(data_dir);
+    read_with(fs, &path, fence::decode)
 }
 
-fn read_integer(fs: &dyn FileSystem, path: &Path) -> anyhow::Result<Option<u64>> {
-    let read = atomic_file::read(fs, path);
-    let Some(bytes) = read.with_context(|| format!("cannot read {}", path.display()))? else {
-        return Ok(None);
-    };
-    let integer = match bytes.split_first() {
-        Some((&VERSION, rest)) => <[u8; 8]>::try_from(rest).ok(),
+fn read_integer(fs: &dyn FileSystem, path: &Path) -> Result<Option<u64>, LogError> {
+    let decode = |bytes: &[u8]| match bytes.split_first() {
+        Some((&VERSION, rest)) => <[u8; 8]>::try_from(rest).ok().map(u64::from_le_bytes),
         Some(_) | None => None,
     };
-    let integer = integer.with_context(|| format!("{} is of no known format", path.display()))?;
-    Ok(Some(u64::from_le_bytes(integer)))
+    read_with(fs, path, decode)
 }
 
-fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> anyhow::Result<()> {
+fn read_with<T>(
+    fs: &dyn FileSystem,
+    path: &Path,
+    decode: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>, LogError> {
+    let Some(bytes) = atomic_file::read(fs, path)? else {
+        return Ok(None);
+    };
+    let damaged = || LogError::Damaged {
+        file: path.display().to_string(),
+        offset: 0,
+        what: format!("{} bytes of no known format", bytes.len()),
+    };
+    decode(&bytes).map(Some).ok_or_else(damaged)
+}
+
+fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), LogError> {
     let mut bytes = vec![VERSION];
     bytes.extend_from_slice(&value.to_le_bytes());
-    let written = atomic_file::write(fs, path, &bytes);
-    written.with_context(|| format!("cannot write {}", path.display()))
+    atomic_file::write(fs, path, &bytes)
 }

@@ -34,6 +34,9 @@ pub mod identity;
 pub mod registration;
 pub mod server;
 
+//#[cfg(test)]
+//mod tests;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::rpc::LocalIdentity;
-use crate::rpc::greeting::DialError;
-use crate::rpc::link::{CallError, Expected, Link};
+use crate::rpc::greeting::{Expected, GreetingError};
+use crate::rpc::link::{CallError, Link};
 use crate::rpc::message::{HeartbeatRequest, Refusal, RegisterRequest, Request, Response, Role};
 use crate::rpc::tls::TlsContext;
 use crate::storage::Reader;
@@ -167,8 +167,16 @@ impl From<CallError> for End {
     }
 }
 
-impl From<DialError> for End {
-    fn from(error: DialError) -> End {
-        End::Lost(error.to_string())
+impl From<GreetingError> for End {
+    fn from(error: GreetingError) -> End {
+        match error {
+            GreetingError::Refused(refusal) => End::from(refusal),
+            GreetingError::Address { .. }
+            | GreetingError::Io(_)
+            | GreetingError::TimedOut
+            | GreetingError::Tls(_)
+            | GreetingError::Protocol(_)
+            | GreetingError::WrongPeer(_) => End::Lost(error.to_string()),
+        }
     }
 }

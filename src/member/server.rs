@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock};
 use crate::disk::fs::{FileSystem, OsFileSystem};
-use crate::disk::lock::DirectoryLock;
+use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
 use crate::member::Settings;
 use crate::member::append::Appender;
@@ -28,8 +28,11 @@ use crate::storage::log_engine::LogEngine;
 use crate::storage::{Counters, Engine, Reader};
 use crate::threads::{self, StopSignal, Threads};
 
-/// How long an orderly stop may take, in all. Longer than any call or dial of `beat-N`.
+/// How long an orderly stop may take: what waits in the queues is executed in far less.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much longer `beat-N` may take: it may be greeting a leader that is silent.
+const BEAT_STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Runs a member until `stop` is set or a part fails. `ready` is called once with the address that is
 /// really bound.
@@ -50,11 +53,13 @@ pub struct Member {
     server: Server,
     handler: Arc<Handler>,
     reader: Arc<dyn Reader>,
-    /// `append`, `read-N`, `fill`, `beat-N`, in the order of joining.
+    /// `append`, `read-N` and `fill`.
     threads: Threads,
+    /// `beat-N`.
+    beats: Threads,
     outcome: Outcome,
     /// Held as long as the data directory is in use.
-    _lock: DirectoryLock,
+    _lock: DirLock,
 }
 
 impl Member {
@@ -66,7 +71,7 @@ impl Member {
         let dir = settings.data_dir.as_path();
         fs.create_dir_all(dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
-        let lock = DirectoryLock::acquire(dir)?;
+        let lock = DirLock::acquire(dir)?;
         let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
         let listener = TcpListener::bind(settings.rpc_bind)
             .with_context(|| format!("cannot listen on {} (rpc)", settings.rpc_bind))?;
@@ -124,6 +129,7 @@ impl Member {
             address: address.unwrap_or_else(|| server.local_addr().to_string()),
             zone: settings.zone.clone(),
         };
+        let mut beats = Threads::default();
         for (number, leader) in (1..).zip(&settings.leaders) {
             let registration = Registration {
                 leader: leader.clone(),
@@ -140,7 +146,7 @@ impl Member {
                 let ended = registration.run();
                 ended.with_context(|| format!("leader {leader} refuses this member"))
             };
-            threads.push(outcome.spawn(format!("beat-{number}"), body)?);
+            beats.push(outcome.spawn(format!("beat-{number}"), body)?);
         }
         Ok(Member {
             clock,
@@ -149,6 +155,7 @@ impl Member {
             handler,
             reader,
             threads,
+            beats,
             outcome,
             _lock: lock,
         })
@@ -177,8 +184,9 @@ impl Member {
         self.handler.close();
         let stopped = self.threads.join(self.clock.as_ref(), deadline);
         let closed = self.server.stop(deadline);
+        let beats = self.beats.join(self.clock.as_ref(), deadline + BEAT_STOP_TIMEOUT);
         self.outcome.into_result()?;
-        let late = [stopped.err(), closed.err()].into_iter().flatten();
+        let late = [stopped.err(), closed.err(), beats.err()].into_iter().flatten();
         let late: Vec<String> = late.flatten().collect();
         if !late.is_empty() {
             bail!("threads did not stop in time: {}", late.join(", "));

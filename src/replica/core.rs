@@ -102,9 +102,14 @@ impl<T> Replica<T> {
         self.fence.executed()
     }
 
-    /// Whether a commit would have anything to answer.
-    pub fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+    /// Refuses the whole group, because its fence cannot be made durable; nothing of it has an effect
+    /// and the fence is not raised.
+    pub fn refuse(&mut self, engine: &mut dyn Engine, refusal: &Refusal) -> Vec<(T, Response)> {
+        engine.discard();
+        self.fence.forget_unsaved();
+        let pending = std::mem::take(&mut self.pending);
+        let refused = |(ticket, _)| (ticket, Response::Refused(refusal.clone()));
+        pending.into_iter().map(refused).collect()
     }
 
     /// Commits the group; the answers of its requests, in their order.
@@ -291,6 +296,18 @@ mod tests {
     }
 
     #[test]
+    fn a_group_whose_fence_cannot_be_saved_is_refused_without_effect() {
+        let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
+        let request = store_request(fence(1, 2), &[1], "x");
+        replica.store(&mut engine, &request, ()).unwrap();
+        let refusal = Refusal::Other("no space".to_owned());
+        let answers = replica.refuse(&mut engine, &refusal);
+        assert_eq!(answers, [((), Response::Refused(refusal))]);
+        assert_eq!(replica.executed_fence(), fence(1, 1));
+        assert!(commit(&mut replica, &mut engine).is_empty() && engine.contents().is_empty());
+    }
+
+    #[test]
     #[should_panic(expected = "R10")]
     fn no_effect_before_the_fence_is_durable() {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
@@ -423,7 +440,7 @@ mod properties {
                         (durable, committed) = (highest, expected.clone());
                     }
                     Step::Restart => {
-                        engine.crash();
+                        engine.discard();
                         replica = Replica::new(durable);
                         (highest, expected) = (durable, committed.clone());
                         answers.clear();

@@ -1,8 +1,8 @@
 //! The highest fence that a member has executed: compared in the order of the effects, raised, never
 //! lowered. Pure; the shell writes [`encode`]d bytes to the fence file when told to.
 //!
-//! Invariants (A4, R10): `durable <= executed`; both only grow; nothing has an effect while they
-//! differ.
+//! Invariants (A4, R10): `durable <= executed`; nothing has an effect while they differ; both only
+//! grow, except that `executed` falls back to `durable` when the requests that raised it are refused.
 //!
 //! The fence file, integers little endian, wrapped and checksummed by `disk::atomic_file`:
 //!
@@ -60,6 +60,11 @@ impl FenceState {
             self.executed
         );
         self.durable = fence;
+    }
+
+    /// What was admitted since the fence was saved last was refused after all.
+    pub fn forget_unsaved(&mut self) {
+        self.executed = self.durable;
     }
 
     /// The highest fence of any request admitted so far.

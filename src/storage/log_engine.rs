@@ -47,8 +47,6 @@ pub struct LogEngine {
     /// The state of each revision that the group touches, as if it was committed; `None` where the
     /// last change is a release. Its payloads are shared with the requests.
     overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
-    /// The log could not take a record of this group for want of space, so none is committed.
-    full: bool,
 }
 
 /// What the engine shares with its readers.
@@ -85,7 +83,6 @@ impl LogEngine {
             shared,
             changes: Vec::new(),
             overlay: FxHashMap::default(),
-            full: false,
         };
         Ok((engine, recovery))
     }
@@ -111,24 +108,18 @@ impl LogEngine {
         }
     }
 
-    /// Stages one record; none in a group that has no space any more.
-    fn stage(&mut self, record: &Record<'_>) -> Result<Option<Location>, Fatal> {
-        if self.full {
-            return Ok(None);
-        }
-        match self.log.stage(record) {
-            Ok(location) => Ok(Some(location)),
-            Err(LogError::Full) => {
-                self.full = true;
-                Ok(None)
-            }
-            Err(error) => Err(fatal("stage a record", error)),
-        }
+    fn stage(&mut self, record: &Record<'_>) -> Result<Location, Fatal> {
+        let staged = self.log.stage(record);
+        staged.map_err(|error| fatal("stage a record", error))
     }
 
     /// Brings the staged group to the write mode; false if there is no space for it.
-    fn reach_write_mode(&mut self) -> Result<bool, Fatal> {
-        match self.log.write() {
+    fn reach_write_mode(&mut self, reserved: bool) -> Result<bool, Fatal> {
+        let written = match reserved {
+            false => self.log.write(),
+            true => self.log.write_reserved(),
+        };
+        match written {
             Ok(()) => {}
             Err(LogError::Full) => return Ok(false),
             Err(error) => return Err(fatal("write a group", error)),
@@ -138,15 +129,15 @@ impl LogEngine {
         Ok(true)
     }
 
-    /// Gives up the group's stores and tries to commit its releases alone.
+    /// Gives up the group's stores and commits its releases alone, from the reserve.
     fn commit_releases(&mut self, changes: &[Change]) -> Result<Committed, Fatal> {
-        self.log.discard();
         let mut released = FxHashSet::default();
         let mut releases = Vec::new();
         for change in changes {
             match *change {
                 Change::Store(..) => {}
                 Change::Release(revision) => {
+                    // A store that was given up needs no release.
                     let known = self.shared.index.read().find(revision).is_some();
                     if known && released.insert(revision) {
                         releases.push(*change);
@@ -155,11 +146,7 @@ impl LogEngine {
                 }
             }
         }
-        if releases.is_empty() {
-            return Ok(Committed::StoresFull);
-        }
-        if self.full || !self.reach_write_mode()? {
-            self.log.discard();
+        if !self.reach_write_mode(true)? {
             return Ok(Committed::Full);
         }
         self.shared.publish(&releases);
@@ -182,10 +169,9 @@ impl Engine for LogEngine {
             key: &key.to_bytes(),
             payload,
         };
-        if let Some(location) = self.stage(&record)? {
-            let place = place(location, payload.len());
-            self.changes.push(Change::Store(revision, place));
-        }
+        let location = self.stage(&record)?;
+        let place = place(location, payload.len());
+        self.changes.push(Change::Store(revision, place));
         let record = (key.clone(), payload.clone());
         self.overlay.insert(revision, Some(record));
         Ok(Staged::New)
@@ -207,17 +193,20 @@ impl Engine for LogEngine {
     fn commit(&mut self) -> Result<Committed, Fatal> {
         let changes = std::mem::take(&mut self.changes);
         self.overlay.clear();
-        let full = std::mem::take(&mut self.full);
-        if changes.is_empty() && !full {
+        if changes.is_empty() {
             return Ok(Committed::Done);
         }
-        if full || !self.reach_write_mode()? {
-            let committed = self.commit_releases(&changes);
-            self.full = false;
-            return committed;
+        if !self.reach_write_mode(false)? {
+            return self.commit_releases(&changes);
         }
         self.shared.publish(&changes);
         Ok(Committed::Done)
+    }
+
+    fn discard(&mut self) {
+        self.log.discard();
+        self.changes.clear();
+        self.overlay.clear();
     }
 
     fn idle(&mut self) -> Result<(), Fatal> {

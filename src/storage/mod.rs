@@ -32,6 +32,9 @@ pub trait Engine: Send {
     /// error the engine takes nothing more, and nothing of the group may be acknowledged.
     fn commit(&mut self) -> Result<Committed, Fatal>;
 
+    /// Forgets what was staged.
+    fn discard(&mut self);
+
     /// Called when nothing was committed for a while and before an orderly end: brings everything to
     /// the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;

@@ -44,11 +44,6 @@ impl ModelEngine {
         self.commits
     }
 
-    /// Forgets what was staged and not committed, as a crash does.
-    pub fn crash(&mut self) {
-        self.staged.clear();
-    }
-
     fn staged_record(&self, revision: Revision) -> Option<&Option<(Key, Bytes)>> {
         let mut newest_first = self.staged.iter().rev();
         newest_first
@@ -100,6 +95,10 @@ impl Engine for ModelEngine {
             }
         }
         Ok(space)
+    }
+
+    fn discard(&mut self) {
+        self.staged.clear();
     }
 
     fn idle(&mut self) -> Result<(), Fatal> {
