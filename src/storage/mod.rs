@@ -2,6 +2,13 @@
 //! immutable until released.
 //!
 //! The append thread owns the [`Engine`], the write side; any thread reads through its [`Reader`].
+//! What is staged becomes visible, and may be acknowledged, when [`Engine::commit`] returns `Done`;
+//! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract in
+//! its plainest form, and every engine is compared with it.
+
+pub mod location_index;
+pub mod log_engine;
+pub mod model;
 
 use std::sync::Arc;
 
@@ -11,19 +18,25 @@ use crate::ids::{Key, Revision};
 
 /// The write side, owned by one thread.
 pub trait Engine: Send {
-    /// Adds a record to the group that the next [`Engine::commit`] completes. An existing revision
-    /// with the same key and bytes is `Stored` again, with others it is a `Conflict`.
+    /// Adds a record to the group that the next [`Engine::commit`] completes. A revision that exists,
+    /// committed or earlier in the group, is compared: the same key and bytes are no new record,
+    /// others are a conflict. One whose copy here is damaged is stored anew.
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal>;
 
-    /// Adds the release of a revision to the group; an unknown one is passed over.
+    /// Adds the release of a revision to the group; an unknown one is passed over. Takes effect in
+    /// the order of the calls: a later store of the revision in the same group makes a new record.
     fn release(&mut self, revision: Revision) -> Result<(), Fatal>;
 
-    /// Writes the group and brings it to the write mode. On return all that was staged is
-    /// acknowledgeable and visible to readers; on `Full` none of the group's stores is (its releases
-    /// are kept for the next commit). After an error the engine takes nothing more.
+    /// Brings the group to the write mode: buffered, written or synced. On return what [`Committed`]
+    /// says took effect is acknowledgeable and visible to readers, the rest is forgotten. After an
+    /// error the engine takes nothing more, and nothing of the group may be acknowledged.
     fn commit(&mut self) -> Result<Committed, Fatal>;
 
-    /// When nothing was committed for a while: makes the known-synced offset durable.
+    /// Forgets what was staged.
+    fn discard(&mut self);
+
+    /// Called when nothing was committed for a while and before an orderly end: brings everything to
+    /// the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;
 
     /// The read side.
@@ -33,18 +46,24 @@ pub trait Engine: Send {
 /// What became of a record handed to [`Engine::store`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staged {
-    /// It is in the group (or was stored before): acknowledge it after the commit.
-    Stored,
-    /// The revision exists with another key or other bytes (R11).
+    /// It is in the group: what the commit says of stores holds for it.
+    New,
+    /// It was committed before with the same key and bytes: acknowledge it, whatever the commit
+    /// says of space.
+    Known,
+    /// The revision exists with another key or other bytes; nothing was staged (R11).
     Conflict,
 }
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// It reached the write mode.
+    /// All of it reached the write mode.
     Done,
-    /// There is no space: its stores are forgotten, the log is valid.
+    /// There is no space for its stores, which are forgotten; its releases reached the write mode,
+    /// from the reserve if need be.
+    StoresFull,
+    /// There is no space even for its releases; all of the group is forgotten.
     Full,
 }
 
@@ -60,7 +79,7 @@ pub struct Fatal {
 
 /// The read side, shared by all threads.
 pub trait Reader: Send + Sync {
-    /// The record of a revision, its checksum verified.
+    /// The record of a revision, its checksum verified (A5).
     fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError>;
 
     /// The sizes as of the last commit.
@@ -81,13 +100,11 @@ pub enum ReadError {
         what: String,
     },
     /// The operating system refused.
-    #[error("cannot read {file} at offset {offset}: {source}")]
+    #[error("{context}: {source}")]
     Io {
-        /// The file.
-        file: String,
-        /// Where in it.
-        offset: u64,
-        /// Why.
+        /// What was tried, on which file.
+        context: String,
+        /// Why it failed.
         source: std::io::Error,
     },
 }

@@ -1,0 +1,430 @@
+//! The append thread and its queue: stores and releases in one order, a group at a time.
+//!
+//! Owns the engine's write side, the replica core and the fence file. Whatever waits in the queue
+//! makes up the next group: the busier the member, the larger the groups, the fewer syncs a record.
+//! A group's order: stage all, persist the fence if raised (R10), commit, then send the answers. When
+//! a step fails nothing of the group is answered, and the thread ends with the error.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use parking_lot::RwLock;
+
+use crate::disk::atomic_file;
+use crate::disk::error::LogError;
+use crate::disk::fs::FileSystem;
+use crate::ids::{CallId, Fence};
+use crate::replica::core::Replica;
+use crate::replica::fence;
+use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, StoreResult};
+use crate::storage::{Engine, Fatal};
+
+/// Without a request for this long, the known-synced offset is made durable, so that a crash then
+/// leaves no doubt about any record. A tenth of it would add syncs between the requests of a slow
+/// client, ten times it leaves more to rewrite after a crash.
+const IDLE_AFTER: Duration = Duration::from_millis(100);
+
+/// A group takes no more requests from here on: some 40 ms of writing at 200 MB/s. More would make
+/// its first request wait for its last, less would sync more often for large messages.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// A group takes no more requests than this, for the same reason.
+const GROUP_REQUESTS_MAX: usize = 1024;
+
+/// How a request is answered.
+pub type Answer = Box<dyn FnOnce(Response) + Send>;
+
+/// A request for the append thread.
+pub struct Job {
+    /// What to do.
+    pub operation: Operation,
+    /// Which call this is, for the log.
+    pub call: CallId,
+    /// Who asks, for the log.
+    pub from: Arc<str>,
+    /// Size of the request, in bytes.
+    pub bytes: usize,
+    /// Takes the answer; not called if the member fails first.
+    pub answer: Answer,
+}
+
+/// What changes the store.
+pub enum Operation {
+    /// Store records.
+    Store(StoreRequest),
+    /// Forget records.
+    Release(ReleaseRequest),
+}
+
+/// The sending side of the append thread's queue, shared by the connections' threads.
+pub struct AppendQueue {
+    /// None once closed. Guards only itself; a send into the queue never blocks.
+    sender: RwLock<Option<Sender<Job>>>,
+    /// Bytes of the requests that wait.
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl AppendQueue {
+    /// Hands a request to the append thread, or gives it back if the queue is full or closed.
+    pub fn push(&self, job: Job) -> Result<(), Job> {
+        let sender = self.sender.read();
+        let Some(sender) = sender.as_ref() else {
+            return Err(job);
+        };
+        let bytes = job.bytes;
+        let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if waiting > 0 && waiting + bytes > self.bytes_max {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(job);
+        }
+        sender.try_send(job).map_err(|error| {
+            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+            }
+        })
+    }
+
+    /// Takes no more requests; the append thread ends when it has executed those that wait.
+    pub fn close(&self) {
+        *self.sender.write() = None;
+    }
+}
+
+/// The body of the append thread.
+pub struct Appender {
+    engine: Box<dyn Engine>,
+    replica: Replica<Ticket>,
+    /// The file system and the file of the fence.
+    fence_file: (Arc<dyn FileSystem>, PathBuf),
+    /// The highest durable fence, for the readers to compare fetches with. Written here alone.
+    shared_fence: Arc<RwLock<Fence>>,
+    receiver: Receiver<Job>,
+    /// Bytes of the requests that wait, shared with the queue.
+    bytes: Arc<AtomicUsize>,
+    /// Whether the last group that was refused for want of space has been the last word.
+    full: bool,
+}
+
+/// What is needed to answer a request and to tell about it.
+struct Ticket {
+    answer: Answer,
+    call: CallId,
+    from: Arc<str>,
+    fence: Fence,
+    /// Records or revisions named.
+    count: usize,
+}
+
+impl Appender {
+    /// An appender and its queue, of `requests` requests and `bytes_max` bytes.
+    pub fn new(
+        engine: Box<dyn Engine>,
+        fence: Fence,
+        fence_file: (Arc<dyn FileSystem>, PathBuf),
+        requests: usize,
+        bytes_max: usize,
+    ) -> (Appender, AppendQueue) {
+        let (sender, receiver) = crossbeam_channel::bounded(requests);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let queue = AppendQueue {
+            sender: RwLock::new(Some(sender)),
+            bytes: Arc::clone(&bytes),
+            bytes_max,
+        };
+        let appender = Appender {
+            engine,
+            replica: Replica::new(fence),
+            fence_file,
+            shared_fence: Arc::new(RwLock::new(fence)),
+            receiver,
+            bytes,
+            full: false,
+        };
+        (appender, queue)
+    }
+
+    /// The highest durable fence, as fetches are compared with it.
+    pub fn shared_fence(&self) -> Arc<RwLock<Fence>> {
+        Arc::clone(&self.shared_fence)
+    }
+
+    /// Executes requests until the queue is closed and empty, then leaves the log synced to its end.
+    pub fn run(mut self) -> Result<(), Fatal> {
+        // Whether nothing happened since the engine was told so last.
+        let mut idle = false;
+        loop {
+            let received = match idle {
+                true => self.receiver.recv().map_err(RecvTimeoutError::from),
+                false => self.receiver.recv_timeout(IDLE_AFTER),
+            };
+            idle = received.is_err();
+            match received {
+                Ok(job) => self.execute_group(job)?,
+                Err(RecvTimeoutError::Timeout) => self.engine.idle()?,
+                Err(RecvTimeoutError::Disconnected) => return self.engine.idle(),
+            }
+        }
+    }
+
+    /// Executes `first` and what waits behind it as one group.
+    fn execute_group(&mut self, first: Job) -> Result<(), Fatal> {
+        let (mut requests, mut bytes) = (1, first.bytes);
+        self.stage(first)?;
+        while requests < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX {
+            let Ok(job) = self.receiver.try_recv() else {
+                break;
+            };
+            requests += 1;
+            bytes += job.bytes;
+            self.stage(job)?;
+        }
+        let saved = match self.replica.unsaved_fence() {
+            Some(fence) => self.persist(fence)?,
+            None => true,
+        };
+        let engine = self.engine.as_mut();
+        let answers = if saved {
+            self.replica.commit(engine)?
+        } else {
+            let reason = "no space left to record the fence".to_owned();
+            self.replica.refuse(engine, &Refusal::Other(reason))
+        };
+        for (ticket, response) in answers {
+            self.note_space(&response);
+            ticket.answer(response);
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, job: Job) -> Result<(), Fatal> {
+        self.bytes.fetch_sub(job.bytes, Ordering::Relaxed);
+        let (fence, count) = match &job.operation {
+            Operation::Store(request) => (request.fence, request.records.len()),
+            Operation::Release(request) => (request.fence, request.revisions.len()),
+        };
+        let ticket = Ticket {
+            answer: job.answer,
+            call: job.call,
+            from: job.from,
+            fence,
+            count,
+        };
+        let engine = self.engine.as_mut();
+        match &job.operation {
+            Operation::Store(request) => self.replica.store(engine, request, ticket),
+            Operation::Release(request) => self.replica.release(engine, request, ticket),
+        }
+    }
+
+    /// Makes a raised fence durable, then known to the readers; false if there is no space for it.
+    fn persist(&mut self, fence: Fence) -> Result<bool, Fatal> {
+        let (fs, path) = &self.fence_file;
+        match atomic_file::write(fs.as_ref(), path, &fence::encode(fence)) {
+            Ok(()) => {}
+            Err(LogError::Full) => return Ok(false),
+            Err(error) => {
+                return Err(Fatal {
+                    context: format!("cannot save fence {fence}"),
+                    source: io::Error::other(error),
+                });
+            }
+        }
+        self.replica.persisted(fence);
+        *self.shared_fence.write() = fence;
+        log::info!("fence raised to {fence}");
+        Ok(true)
+    }
+
+    /// Says once when the disk becomes full, and once when it takes records again.
+    fn note_space(&mut self, response: &Response) {
+        let Response::Store(results) = response else {
+            return;
+        };
+        if results.contains(&StoreResult::DiskFull) {
+            if !self.full {
+                log::error!("disk full: stores are refused, releases and fetches go on");
+            }
+            self.full = true;
+        } else if self.full && results.contains(&StoreResult::Stored) {
+            log::info!("the disk has space again");
+            self.full = false;
+        }
+    }
+}
+
+impl Ticket {
+    /// One line for the request, then its answer.
+    fn answer(self, response: Response) {
+        let (call, from, fence, count) = (self.call, &self.from, self.fence, self.count);
+        match &response {
+            Response::Store(results) => {
+                let stored = |result: &&StoreResult| **result == StoreResult::Stored;
+                let stored = results.iter().filter(stored).count();
+                log::debug!(
+                    "call={call} from={from} store records={count} stored={stored} fence={fence}"
+                );
+            }
+            Response::Release => {
+                log::debug!("call={call} from={from} release records={count} fence={fence}");
+            }
+            Response::Refused(refusal) => {
+                log::warn!("call={call} from={from} records={count} fence={fence}: {refusal}");
+            }
+            Response::Fetch(_) | Response::Register | Response::Heartbeat => {
+                unreachable!("the replica core answers stores and releases")
+            }
+        }
+        (self.answer)(response);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use crossbeam_channel::{Receiver, bounded};
+
+    use super::*;
+    use crate::disk::fs::OsFileSystem;
+    use crate::ids::{Key, Revision};
+    use crate::rpc::message::StoreRecord;
+    use crate::storage::model::ModelEngine;
+    use crate::storage::{Committed, Reader, Staged};
+
+    /// A model engine that looks at the fence file when it commits, and can fail.
+    struct ProbeEngine {
+        model: ModelEngine,
+        fence_path: PathBuf,
+        /// Told the fence on disk at each commit.
+        commits: Sender<Option<Fence>>,
+        fails: bool,
+    }
+
+    impl Engine for ProbeEngine {
+        fn store(&mut self, at: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
+            self.model.store(at, key, payload)
+        }
+
+        fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
+            self.model.release(revision)
+        }
+
+        fn commit(&mut self) -> Result<Committed, Fatal> {
+            let bytes = atomic_file::read(&OsFileSystem, &self.fence_path).unwrap();
+            let fence = bytes.and_then(|bytes| fence::decode(&bytes));
+            self.commits.send(fence).unwrap();
+            if self.fails {
+                return Err(Fatal {
+                    context: "cannot sync a group".to_owned(),
+                    source: io::Error::other("the disk is gone"),
+                });
+            }
+            self.model.commit()
+        }
+
+        fn discard(&mut self) {
+            self.model.discard();
+        }
+
+        fn idle(&mut self) -> Result<(), Fatal> {
+            self.model.idle()
+        }
+
+        fn reader(&self) -> Arc<dyn Reader> {
+            self.model.reader()
+        }
+    }
+
+    struct Rig {
+        queue: AppendQueue,
+        appender: Appender,
+        commits: Receiver<Option<Fence>>,
+        answers: (Sender<Response>, Receiver<Response>),
+        _dir: tempfile::TempDir,
+    }
+
+    fn rig(fails: bool) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let fence_path = dir.path().join("fence");
+        let (sender, commits) = bounded(100);
+        let engine = Box::new(ProbeEngine {
+            model: ModelEngine::default(),
+            fence_path: fence_path.clone(),
+            commits: sender,
+            fails,
+        });
+        let file: (Arc<dyn FileSystem>, PathBuf) = (Arc::new(OsFileSystem), fence_path);
+        let (appender, queue) = Appender::new(engine, fence(1, 0), file, 4, 1000);
+        Rig {
+            queue,
+            appender,
+            commits,
+            answers: bounded(100),
+            _dir: dir,
+        }
+    }
+
+    fn fence(term: u64, link: u64) -> Fence {
+        Fence { term, link }
+    }
+
+    fn job(rig: &Rig, fence: Fence, sequence: u64, bytes: usize) -> Job {
+        let record = StoreRecord {
+            revision: Revision::new(fence.term, sequence),
+            key: Key::Id(sequence),
+            payload: Bytes::from_static(b"x"),
+        };
+        let records = vec![record];
+        let answers = rig.answers.0.clone();
+        Job {
+            operation: Operation::Store(StoreRequest { fence, records }),
+            call: CallId(sequence),
+            from: "leader-1".into(),
+            bytes,
+            answer: Box::new(move |response| answers.send(response).unwrap()),
+        }
+    }
+
+    #[test]
+    fn what_waits_is_one_group_and_its_fence_is_durable_before_the_effect() {
+        let rig = rig(false);
+        for sequence in 1..=3 {
+            let job = job(&rig, fence(2, sequence), sequence, 10);
+            assert!(rig.queue.push(job).is_ok());
+        }
+        rig.queue.close();
+        assert!(rig.queue.push(job(&rig, fence(2, 9), 9, 10)).is_err());
+        let shared = rig.appender.shared_fence();
+        rig.appender.run().unwrap();
+        assert_eq!(rig.commits.try_iter().collect::<Vec<_>>(), [Some(fence(2, 3))]);
+        assert_eq!(*shared.read(), fence(2, 3));
+        let stored = Response::Store(vec![StoreResult::Stored]);
+        assert_eq!(rig.answers.1.try_iter().collect::<Vec<_>>(), vec![stored; 3]);
+    }
+
+    #[test]
+    fn nothing_is_answered_after_a_failed_commit() {
+        let rig = rig(true);
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 10)).is_ok());
+        rig.queue.close();
+        assert!(rig.appender.run().is_err());
+        assert_eq!(rig.answers.1.try_iter().count(), 0);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_requests_and_bytes() {
+        let rig = rig(false);
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 5000)).is_ok());
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 2, 1)).is_err());
+        let rig = self::rig(false);
+        for sequence in 1..=4 {
+            assert!(rig.queue.push(job(&rig, fence(1, 1), sequence, 1)).is_ok());
+        }
+        assert!(rig.queue.push(job(&rig, fence(1, 1), 5, 1)).is_err());
+    }
+}

@@ -1,0 +1,176 @@
+//! What becomes of a leader's call: stores and releases go to the append thread, fetches to the
+//! readers, both through bounded queues; a full one refuses the call as busy.
+//!
+//! Calls arrive on their connection's thread in the order in which the leader sent them, and enter the
+//! append queue in that order. Roles were checked by the RPC server.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::RwLock;
+
+use crate::ids::{CallId, Fence};
+use crate::member::append::{AppendQueue, Job, Operation};
+use crate::replica::core::fetch;
+use crate::rpc::PeerInfo;
+use crate::rpc::frame::FRAME_BYTES_MAX;
+use crate::rpc::message::{FetchRequest, FetchResult, Refusal, Request, Response};
+use crate::rpc::server::{CallInfo, Responder, Service};
+use crate::storage::Reader;
+
+/// Bytes of the records in the answer to one fetch. At twice of it the answer would not fit a frame,
+/// at a fraction reading many large messages takes more calls.
+const FETCH_ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
+
+/// The member's side of its leaders' calls.
+pub struct Handler {
+    appends: AppendQueue,
+    /// None once closed. Guards only itself; a send into the queue never blocks.
+    fetches: RwLock<Option<Sender<Fetch>>>,
+}
+
+/// A fetch that waits for a reader.
+struct Fetch {
+    request: FetchRequest,
+    call: CallId,
+    from: Arc<str>,
+    responder: Responder,
+}
+
+impl Handler {
+    /// A handler, and the body that its reader threads share.
+    pub fn new(
+        appends: AppendQueue,
+        reader: Arc<dyn Reader>,
+        fence: Arc<RwLock<Fence>>,
+        read_queue_requests: usize,
+    ) -> (Handler, FetchWorker) {
+        let (sender, receiver) = crossbeam_channel::bounded(read_queue_requests);
+        let handler = Handler {
+            appends,
+            fetches: RwLock::new(Some(sender)),
+        };
+        let worker = FetchWorker {
+            receiver,
+            reader,
+            fence,
+        };
+        (handler, worker)
+    }
+
+    /// Takes no more calls; what was taken is still executed, then the threads behind end.
+    pub fn close(&self) {
+        self.appends.close();
+        *self.fetches.write() = None;
+    }
+
+    fn append(&self, operation: Operation, call: CallInfo, from: Arc<str>, responder: Responder) {
+        let job = Job {
+            operation,
+            call: call.id,
+            from,
+            bytes: call.bytes,
+            answer: Box::new(move |response| responder.send(response)),
+        };
+        if let Err(job) = self.appends.push(job) {
+            log::debug!("call={} from={}: append queue full", job.call, job.from);
+            (job.answer)(Response::Refused(Refusal::Busy));
+        }
+    }
+
+    fn fetch(&self, request: FetchRequest, call: CallInfo, from: Arc<str>, responder: Responder) {
+        let fetch = Fetch {
+            request,
+            call: call.id,
+            from,
+            responder,
+        };
+        let refused = match self.fetches.read().as_ref() {
+            Some(sender) => sender.try_send(fetch).map_err(|error| error.into_inner()),
+            None => Err(fetch),
+        };
+        if let Err(fetch) = refused {
+            log::debug!("call={} from={}: read queue full", fetch.call, fetch.from);
+            let busy = Response::Refused(Refusal::Busy);
+            fetch.responder.send(busy);
+        }
+    }
+}
+
+impl Service for Handler {
+    fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal> {
+        log::info!("{peer} connected, link={}", peer.link);
+        Ok(())
+    }
+
+    fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder) {
+        let from: Arc<str> = peer.name.as_str().into();
+        match request {
+            Request::Store(request) => {
+                self.append(Operation::Store(request), call, from, responder);
+            }
+            Request::Release(request) => {
+                self.append(Operation::Release(request), call, from, responder);
+            }
+            Request::Fetch(request) => self.fetch(request, call, from, responder),
+            Request::Register(_) | Request::Heartbeat(_) => {
+                let reason = "a member takes no registrations".to_owned();
+                responder.send(Response::Refused(Refusal::Other(reason)));
+            }
+        }
+    }
+
+    fn disconnected(&self, peer: &PeerInfo) {
+        log::info!("{peer} disconnected, link={}", peer.link);
+    }
+}
+
+/// The body of a reader thread; clones share the queue.
+#[derive(Clone)]
+pub struct FetchWorker {
+    receiver: Receiver<Fetch>,
+    reader: Arc<dyn Reader>,
+    /// The highest durable fence, written by the append thread.
+    fence: Arc<RwLock<Fence>>,
+}
+
+impl FetchWorker {
+    /// Answers fetches until the queue is closed and empty.
+    pub fn run(self) {
+        for fetch in &self.receiver {
+            self.answer(fetch);
+        }
+    }
+
+    fn answer(&self, waiting: Fetch) {
+        let Fetch {
+            request,
+            call,
+            from,
+            responder,
+        } = waiting;
+        let highest = *self.fence.read();
+        let damaged = |revision, error| {
+            log::error!("call={call} from={from}: revision {revision} is damaged: {error}");
+        };
+        let reader = self.reader.as_ref();
+        let response = fetch(reader, highest, &request, FETCH_ANSWER_BYTES_MAX, damaged);
+        let (records, fence) = (request.revisions.len(), request.fence);
+        match &response {
+            Response::Fetch(results) => {
+                let found = |result: &&FetchResult| matches!(result, FetchResult::Found { .. });
+                let found = results.iter().filter(found).count();
+                log::debug!(
+                    "call={call} from={from} fetch records={records} found={found} fence={fence}"
+                );
+            }
+            Response::Refused(refusal) => {
+                log::warn!("call={call} from={from} fetch records={records}: {refusal}");
+            }
+            Response::Store(_) | Response::Release | Response::Register | Response::Heartbeat => {
+                unreachable!("a fetch is answered as one")
+            }
+        }
+        responder.send(response);
+    }
+}

@@ -1,0 +1,231 @@
+//! Who this member is, from its data directory.
+//!
+//! | file | content | written |
+//! |---|---|---|
+//! | `cluster.id` | version 1, u64 cluster id | at the first start |
+//! | `member.id` | version 1, u64 member id | last of all when a new identity is made |
+//! | `incarnation` | version 1, u64 count of starts | at each start, before registering |
+//! | `fence` | see `replica::fence` | before the effect of a request that raises it |
+//!
+//! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
+//!
+//! **R11.** `member.id` claims that fence, incarnation and log are complete: leaders count on the
+//! copies of that id. So it is written after the others, and when one of them is missing or damaged it
+//! is removed, durably, before anything is put in their place; the member gets a new id, under which it
+//! holds nothing. Its old records stay where they are, for the audit to release.
+//!
+//! Not seen: a log directory that lost some of its newest segments as whole files.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::disk::atomic_file;
+use crate::disk::error::LogError;
+use crate::disk::fs::FileSystem;
+use crate::ids::{ClusterId, Fence, MemberId};
+use crate::replica::fence;
+
+/// The version of the files that hold one integer.
+const VERSION: u8 = 1;
+
+/// Who this member is, since this start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Made once for a data directory.
+    pub id: MemberId,
+    /// How often the data directory was started under this id; durable.
+    pub incarnation: u64,
+    /// Random, new at each start.
+    pub nonce: u64,
+    /// The highest fence executed.
+    pub fence: Fence,
+}
+
+/// What the data directory says of the member that ran in it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// All is there: it goes on under its id.
+    Complete {
+        /// The member's id.
+        id: MemberId,
+        /// The last start's incarnation.
+        incarnation: u64,
+        /// The highest fence executed.
+        fence: Fence,
+    },
+    /// It is new, or something is missing: it gets a new id.
+    None,
+}
+
+/// The file of the fence in a data directory.
+pub fn fence_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("fence")
+}
+
+/// The directory of the log in a data directory.
+pub fn log_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("log")
+}
+
+/// Binds the data directory to the cluster, or refuses it if it belongs to another.
+pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> anyhow::Result<()> {
+    let path = data_dir.join("cluster.id");
+    let Some(stored) = read_integer(fs, &path)? else {
+        return Ok(write_integer(fs, &path, id.0)?);
+    };
+    if stored != id.0 {
+        let (dir, stored) = (data_dir.display(), ClusterId(stored));
+        bail!("{dir} belongs to cluster {stored}, the configuration says cluster_id = {id}");
+    }
+    Ok(())
+}
+
+/// Looks at what is there, before the log is opened. What claims an identity that is not complete any
+/// more is removed for good.
+pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
+    let id_path = data_dir.join("member.id");
+    let id = found(read_integer(fs, &id_path))?;
+    let incarnation = found(read_integer(fs, &data_dir.join("incarnation")))?;
+    let fence = found(read_fence(fs, data_dir))?;
+    let log = found(read_log_dir(fs, data_dir))?;
+    let (id, incarnation, fence) = match (id, incarnation, fence, log) {
+        (Ok(id), Ok(incarnation), Ok(fence), Ok(())) => (id, incarnation, fence),
+        (Err(id), Err(_), Err(_), Err(_)) if id == MISSING => return Ok(Past::None),
+        (id, incarnation, fence, log) => {
+            for (what, error) in [
+                ("member.id", id.as_ref().err()),
+                ("incarnation", incarnation.as_ref().err()),
+                ("fence", fence.as_ref().err()),
+                ("log", log.as_ref().err()),
+            ] {
+                if let Some(error) = error {
+                    let path = data_dir.join(what);
+                    log::error!("{}: {error}: this member gets a new id", path.display());
+                }
+            }
+            if let Ok(id) = id {
+                log::error!("member id {id:016x} is given up, its copies count as lost");
+            }
+            give_up(fs, data_dir, &id_path)?;
+            return Ok(Past::None);
+        }
+    };
+    Ok(Past::Complete {
+        id: MemberId(id),
+        incarnation,
+        fence,
+    })
+}
+
+/// Begins this start's incarnation, under a new id if there is no past. The log exists by now.
+pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result<Identity> {
+    let nonce = getrandom::u64().context("no random numbers")?;
+    let incarnation_path = data_dir.join("incarnation");
+    let (id, incarnation, fence) = match past {
+        Past::Complete {
+            id,
+            incarnation,
+            fence,
+        } => {
+            let incarnation = incarnation + 1;
+            write_integer(fs, &incarnation_path, incarnation)?;
+            (id, incarnation, fence)
+        }
+        Past::None => {
+            let id = MemberId(getrandom::u64().context("no random numbers")?.max(1));
+            let fence = Fence::default();
+            atomic_file::write(fs, &fence_path(data_dir), &fence::encode(fence))?;
+            write_integer(fs, &incarnation_path, 1)?;
+            write_integer(fs, &data_dir.join("member.id"), id.0)?;
+            log::info!("new member id {id}");
+            (id, 1, fence)
+        }
+    };
+    Ok(Identity {
+        id,
+        incarnation,
+        nonce,
+        fence,
+    })
+}
+
+/// What [`found`] says of a file that does not exist.
+const MISSING: &str = "missing";
+
+/// The value, or why there is none. A file that cannot be read at the moment is an error: an identity
+/// is not given up for that.
+fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, String>> {
+    match read {
+        Ok(Some(value)) => Ok(Ok(value)),
+        Ok(None) => Ok(Err(MISSING.to_owned())),
+        Err(error @ LogError::Damaged { .. }) => Ok(Err(error.to_string())),
+        Err(
+            error @ (LogError::Version { .. }
+            | LogError::Io { .. }
+            | LogError::Full
+            | LogError::Poisoned),
+        ) => Err(error.into()),
+    }
+}
+
+fn give_up(fs: &dyn FileSystem, data_dir: &Path, id_path: &Path) -> anyhow::Result<()> {
+    let remove = || {
+        if fs.exists(id_path)? {
+            fs.remove(id_path)?;
+        }
+        fs.sync_dir(data_dir)
+    };
+    remove().with_context(|| format!("cannot remove {}", id_path.display()))
+}
+
+/// Whether there is a log: it always has a segment.
+fn read_log_dir(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<()>, LogError> {
+    let dir = log_dir(data_dir);
+    let files = match fs.exists(&dir) {
+        Ok(true) => fs.list(&dir),
+        Ok(false) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    let files = files.map_err(|source| LogError::Io {
+        action: "list",
+        file: dir.display().to_string(),
+        source,
+    })?;
+    Ok((!files.is_empty()).then_some(()))
+}
+
+fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, LogError> {
+    let path = fence_path(data_dir);
+    read_with(fs, &path, fence::decode)
+}
+
+fn read_integer(fs: &dyn FileSystem, path: &Path) -> Result<Option<u64>, LogError> {
+    let decode = |bytes: &[u8]| match bytes.split_first() {
+        Some((&VERSION, rest)) => <[u8; 8]>::try_from(rest).ok().map(u64::from_le_bytes),
+        Some(_) | None => None,
+    };
+    read_with(fs, path, decode)
+}
+
+fn read_with<T>(
+    fs: &dyn FileSystem,
+    path: &Path,
+    decode: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Option<T>, LogError> {
+    let Some(bytes) = atomic_file::read(fs, path)? else {
+        return Ok(None);
+    };
+    let damaged = || LogError::Damaged {
+        file: path.display().to_string(),
+        offset: 0,
+        what: format!("{} bytes of no known format", bytes.len()),
+    };
+    decode(&bytes).map(Some).ok_or_else(damaged)
+}
+
+fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), LogError> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&value.to_le_bytes());
+    atomic_file::write(fs, path, &bytes)
+}

@@ -1,0 +1,182 @@
+//! Keeps this member known to one leader address: dials it, registers, sends a heartbeat each second,
+//! and begins again when the link is lost. One `beat-N` thread each, so that a silent leader holds up
+//! no other.
+//!
+//! A leader that is not the active one refuses the registration; it is tried again with each heartbeat,
+//! so that the member is registered wherever the active leader turns up. A refusal that says that this
+//! data directory is a rolled back or cloned one, or was replaced, ends the process: serving on would
+//! count copies that are not there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::disk::fs::FileSystem;
+use crate::rpc::LocalIdentity;
+use crate::rpc::greeting::{Expected, GreetingError};
+use crate::rpc::link::{CallError, Link};
+use crate::rpc::message::{HeartbeatRequest, Refusal, RegisterRequest, Request, Response, Role};
+use crate::rpc::tls::TlsContext;
+use crate::storage::Reader;
+use crate::threads::StopSignal;
+
+/// Between two heartbeats. Leaders call a member *down* in their status after three without one.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the wait for the next heartbeat looks whether the link is still open: how long a
+/// restarted leader goes without this member, at most, beside [`RETRY_INTERVAL`].
+const LINK_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Between two attempts to reach a leader.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a call may take; a registration is committed by the leader group meanwhile. Shorter than
+/// the time that an orderly stop allows.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The body of a `beat-N` thread.
+pub struct Registration {
+    /// `host:port` of the leader's RPC.
+    pub leader: String,
+    /// What this member says in its Hello.
+    pub identity: LocalIdentity,
+    /// What it registers.
+    pub request: RegisterRequest,
+    /// Our certificate.
+    pub tls: Arc<TlsContext>,
+    /// For deadlines.
+    pub clock: Arc<dyn Clock>,
+    /// Where the counters come from.
+    pub reader: Arc<dyn Reader>,
+    /// The disk whose free space is told, and a directory on it.
+    pub disk: (Arc<dyn FileSystem>, PathBuf),
+    /// Ends the thread.
+    pub stop: StopSignal,
+}
+
+/// Why a link to a leader ended.
+enum End {
+    /// This member may not serve any more.
+    Rejected(Refusal),
+    /// To be tried again.
+    Lost(String),
+}
+
+impl Registration {
+    /// Keeps registered until the stop signal; an error is a refusal after which the member must exit.
+    pub fn run(self) -> Result<(), Refusal> {
+        // What was logged last, so that a leader that stays away does not fill the log.
+        let mut reported = String::new();
+        while !self.stop.is_stopped() {
+            match self.serve_link(&mut reported) {
+                Ok(()) => break,
+                Err(End::Rejected(refusal)) => return Err(refusal),
+                Err(End::Lost(reason)) => {
+                    if reason != reported {
+                        log::warn!("leader {}: {reason}", self.leader);
+                    }
+                    reported = reason;
+                }
+            }
+            self.stop.wait_timeout(RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Dials and stays on the link as long as it lasts; `Ok` on the stop signal.
+    fn serve_link(&self, reported: &mut String) -> Result<(), End> {
+        let expected = Expected {
+            role: Role::Leader,
+            name: None,
+            node_id: None,
+        };
+        let clock = Arc::clone(&self.clock);
+        let link = Link::dial(&self.leader, &expected, &self.tls, &self.identity, 0, clock)?;
+        let mut registered = false;
+        while !self.stop.is_stopped() {
+            if !registered {
+                registered = self.call(&link, Request::Register(self.request.clone()))?;
+                if registered {
+                    log::info!(
+                        "registered with leader {} ({})",
+                        link.peer().name,
+                        self.leader
+                    );
+                    reported.clear();
+                }
+            }
+            // A leader that refuses it as not the active one may have to be told who we are later.
+            registered &= self.call(&link, Request::Heartbeat(self.counters()))?;
+            self.wait_for_next(&link);
+        }
+        Ok(())
+    }
+
+    /// Whether the call was accepted; a leader that is not the active one refuses it.
+    fn call(&self, link: &Link, request: Request) -> Result<bool, End> {
+        let deadline = self.clock.now() + CALL_TIMEOUT;
+        match link.call_wait(0, request, deadline)? {
+            Response::Register | Response::Heartbeat => Ok(true),
+            Response::Refused(Refusal::NotLeader | Refusal::Busy) => Ok(false),
+            Response::Refused(refusal) => Err(End::from(refusal)),
+            Response::Store(_) | Response::Fetch(_) | Response::Release => Err(End::Lost(
+                "answers something else than was asked".to_owned(),
+            )),
+        }
+    }
+
+    fn counters(&self) -> HeartbeatRequest {
+        let counters = self.reader.counters();
+        let (fs, dir) = &self.disk;
+        let free = fs.free_space(dir).unwrap_or_else(|error| {
+            log::warn!("free space of {} is not known: {error}", dir.display());
+            0
+        });
+        HeartbeatRequest {
+            records: counters.records,
+            bytes: counters.bytes,
+            free,
+        }
+    }
+
+    fn wait_for_next(&self, link: &Link) {
+        let until = self.clock.now() + HEARTBEAT_INTERVAL;
+        while link.is_open() && self.clock.now() < until {
+            if self.stop.wait_timeout(LINK_CHECK_INTERVAL) {
+                return;
+            }
+        }
+    }
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> End {
+        match refusal {
+            Refusal::StaleIncarnation { .. } | Refusal::Retired(_) => End::Rejected(refusal),
+            Refusal::StaleFence { .. } | Refusal::NotLeader | Refusal::Busy | Refusal::Other(_) => {
+                End::Lost(refusal.to_string())
+            }
+        }
+    }
+}
+
+impl From<CallError> for End {
+    fn from(error: CallError) -> End {
+        End::Lost(error.to_string())
+    }
+}
+
+impl From<GreetingError> for End {
+    fn from(error: GreetingError) -> End {
+        match error {
+            GreetingError::Refused(refusal) => End::from(refusal),
+            GreetingError::Address { .. }
+            | GreetingError::Io(_)
+            | GreetingError::TimedOut
+            | GreetingError::Tls(_)
+            | GreetingError::Protocol(_)
+            | GreetingError::WrongPeer(_) => End::Lost(error.to_string()),
+        }
+    }
+}

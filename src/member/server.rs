@@ -1,0 +1,292 @@
+//! Starts a member's parts in order and stops them in reverse (see the module above).
+//!
+//! Start: lock and identity, the log read whole, the threads behind the queues, the RPC server, and
+//! last the registration, so that a leader hears of the member when it can serve.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, SystemClock};
+use crate::disk::fs::{FileSystem, OsFileSystem};
+use crate::disk::lock::DirLock;
+use crate::disk::log::LogOptions;
+use crate::member::Settings;
+use crate::member::append::Appender;
+use crate::member::handler::Handler;
+use crate::member::identity::{self, Identity};
+use crate::member::registration::Registration;
+use crate::rpc::LocalIdentity;
+use crate::rpc::message::{RegisterRequest, Role};
+use crate::rpc::server::{Limits, Server};
+use crate::rpc::tls::TlsContext;
+use crate::storage::log_engine::LogEngine;
+use crate::storage::{Counters, Engine, Reader};
+use crate::threads::{self, StopSignal, Threads};
+
+/// How long an orderly stop may take: what waits in the queues is executed in far less.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much longer `beat-N` may take: it may be greeting a leader that is silent.
+const BEAT_STOP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Runs a member until `stop` is set or a part fails. `ready` is called once with the address that is
+/// really bound.
+pub fn run(
+    settings: &Settings,
+    stop: StopSignal,
+    ready: impl FnOnce(SocketAddr),
+) -> anyhow::Result<()> {
+    let member = Member::start(settings, stop)?;
+    ready(member.address());
+    member.wait()
+}
+
+/// A running member.
+pub struct Member {
+    clock: Arc<dyn Clock>,
+    tls: Arc<TlsContext>,
+    server: Server,
+    handler: Arc<Handler>,
+    reader: Arc<dyn Reader>,
+    /// `append`, `read-N` and `fill`.
+    threads: Threads,
+    /// `beat-N`.
+    beats: Threads,
+    outcome: Outcome,
+    /// Held as long as the data directory is in use.
+    _lock: DirLock,
+}
+
+impl Member {
+    /// Starts all parts; when this returns, leaders can call. Setting `stop` stops it, and so does the
+    /// failure of a part, which sets `stop`.
+    pub fn start(settings: &Settings, stop: StopSignal) -> anyhow::Result<Member> {
+        let clock = SystemClock::shared();
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let dir = settings.data_dir.as_path();
+        fs.create_dir_all(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        let lock = DirLock::acquire(dir)?;
+        let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
+        let listener = TcpListener::bind(settings.rpc_bind)
+            .with_context(|| format!("cannot listen on {} (rpc)", settings.rpc_bind))?;
+        let (engine, identity) = open_store(&fs, settings)?;
+        let reader = engine.reader();
+        let local = local_identity(settings, &identity);
+
+        let outcome = Outcome::new(stop);
+        let mut threads = Threads::default();
+        let fill = outcome.stop.clone();
+        let filler = engine.filler();
+        let limits = &settings.limits;
+        let (appender, queue) = Appender::new(
+            Box::new(engine),
+            identity.fence,
+            (Arc::clone(&fs), identity::fence_path(dir)),
+            limits.append_queue_requests,
+            limits.append_queue_bytes,
+        );
+        let fence = appender.shared_fence();
+        let (handler, worker) = Handler::new(
+            queue,
+            Arc::clone(&reader),
+            fence,
+            limits.read_queue_requests,
+        );
+        let handler = Arc::new(handler);
+        threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
+        for number in 1..=limits.read_threads {
+            let worker = worker.clone();
+            let body = move || {
+                worker.run();
+                Ok(())
+            };
+            threads.push(outcome.spawn(format!("read-{number}"), body)?);
+        }
+        let body = move || {
+            filler.run(&fill);
+            Ok(())
+        };
+        threads.push(outcome.spawn("fill", body)?);
+        let service = Arc::clone(&handler) as _;
+        let server = Server::start(
+            listener,
+            Arc::clone(&tls),
+            local.clone(),
+            service,
+            Arc::clone(&clock),
+            Limits::default(),
+        )
+        .context("cannot start the rpc server")?;
+
+        let address = settings.rpc_advertise.clone();
+        let request = RegisterRequest {
+            address: address.unwrap_or_else(|| server.local_addr().to_string()),
+            zone: settings.zone.clone(),
+        };
+        let mut beats = Threads::default();
+        for (number, leader) in (1..).zip(&settings.leaders) {
+            let registration = Registration {
+                leader: leader.clone(),
+                identity: local.clone(),
+                request: request.clone(),
+                tls: Arc::clone(&tls),
+                clock: Arc::clone(&clock),
+                reader: Arc::clone(&reader),
+                disk: (Arc::clone(&fs), dir.to_owned()),
+                stop: outcome.stop.clone(),
+            };
+            let body = move || {
+                let leader = registration.leader.clone();
+                let ended = registration.run();
+                ended.with_context(|| format!("leader {leader} refuses this member"))
+            };
+            beats.push(outcome.spawn(format!("beat-{number}"), body)?);
+        }
+        Ok(Member {
+            clock,
+            tls,
+            server,
+            handler,
+            reader,
+            threads,
+            beats,
+            outcome,
+            _lock: lock,
+        })
+    }
+
+    /// The address that is really bound.
+    pub fn address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// The certificates in use, to be reloaded on SIGHUP.
+    pub fn tls(&self) -> Arc<TlsContext> {
+        Arc::clone(&self.tls)
+    }
+
+    /// What it holds.
+    pub fn counters(&self) -> Counters {
+        self.reader.counters()
+    }
+
+    /// Waits for the stop signal, then stops all parts; the error of the part that failed, if one did.
+    pub fn wait(self) -> anyhow::Result<()> {
+        while !self.outcome.stop.wait_timeout(Duration::from_secs(3600)) {}
+        log::info!("stopping");
+        let deadline = self.clock.now() + STOP_TIMEOUT;
+        self.handler.close();
+        let stopped = self.threads.join(self.clock.as_ref(), deadline);
+        let closed = self.server.stop(deadline);
+        let beats = self.beats.join(self.clock.as_ref(), deadline + BEAT_STOP_TIMEOUT);
+        self.outcome.into_result()?;
+        let late = [stopped.err(), closed.err(), beats.err()].into_iter().flatten();
+        let late: Vec<String> = late.flatten().collect();
+        if !late.is_empty() {
+            bail!("threads did not stop in time: {}", late.join(", "));
+        }
+        log::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the log and begins this start's incarnation.
+fn open_store(
+    fs: &Arc<dyn FileSystem>,
+    settings: &Settings,
+) -> anyhow::Result<(LogEngine, Identity)> {
+    let dir = settings.data_dir.as_path();
+    identity::check_cluster(fs.as_ref(), dir, settings.cluster_id)?;
+    let past = identity::examine(fs.as_ref(), dir)?;
+    let options = LogOptions {
+        segment_bytes: settings.segment_bytes,
+        ..LogOptions::default()
+    };
+    let engine = open_log(fs, &identity::log_dir(dir), options)?;
+    let identity = identity::begin(fs.as_ref(), dir, past)?;
+    let Counters { records, bytes } = engine.reader().counters();
+    log::info!(
+        "{} id={} incarnation={} fence={} records={records} bytes={bytes}",
+        settings.name,
+        identity.id,
+        identity.incarnation,
+        identity.fence,
+    );
+    Ok((engine, identity))
+}
+
+fn open_log(
+    fs: &Arc<dyn FileSystem>,
+    dir: &Path,
+    options: LogOptions,
+) -> anyhow::Result<LogEngine> {
+    let (engine, recovery) = LogEngine::open(Arc::clone(fs), dir, options)
+        .with_context(|| format!("cannot open the log in {}", dir.display()))?;
+    for damage in &recovery.damaged {
+        log::error!("{damage}: the records in it are lost here, their replicas have them");
+    }
+    if let Some(cut) = &recovery.cut {
+        log::info!("{cut}");
+    }
+    Ok(engine)
+}
+
+fn local_identity(settings: &Settings, identity: &Identity) -> LocalIdentity {
+    LocalIdentity {
+        cluster_id: settings.cluster_id,
+        name: settings.name.clone(),
+        node_id: identity.id.0,
+        incarnation: identity.incarnation,
+        nonce: identity.nonce,
+        role: Role::Member,
+    }
+}
+
+/// How the process ends: the first failure of a part stops the others.
+#[derive(Clone)]
+struct Outcome {
+    stop: StopSignal,
+    /// The first failure. Guards only itself.
+    failure: Arc<Mutex<Option<anyhow::Error>>>,
+}
+
+impl Outcome {
+    fn new(stop: StopSignal) -> Outcome {
+        Outcome {
+            stop,
+            failure: Arc::default(),
+        }
+    }
+
+    /// Starts a thread whose error stops the member.
+    fn spawn(
+        &self,
+        name: impl Into<String>,
+        body: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<threads::Thread> {
+        let (name, outcome) = (name.into(), self.clone());
+        let thread = name.clone();
+        let guarded = move || {
+            if let Err(error) = body() {
+                log::error!("thread {thread}: {error:#}");
+                outcome.failure.lock().get_or_insert(error);
+                outcome.stop.stop();
+            }
+        };
+        threads::spawn(name.clone(), guarded)
+            .map_err(|error| anyhow!("cannot start {name}: {error}"))
+    }
+
+    fn into_result(self) -> anyhow::Result<()> {
+        match self.failure.lock().take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}

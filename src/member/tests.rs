@@ -1,0 +1,374 @@
+//! A whole member in this process, called over real TLS on loopback as a leader calls it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::clock::{Clock, SystemClock};
+use crate::ids::{ClusterId, Fence, Key, Revision};
+use crate::member::server::Member;
+use crate::member::{Limits, Settings};
+use crate::rpc::greeting::Expected;
+use crate::rpc::link::Link;
+use crate::rpc::message::{
+    FetchRequest, FetchResult, HeartbeatRequest, Refusal, ReleaseRequest, Request, Response, Role,
+    StoreRecord, StoreRequest, StoreResult,
+};
+use crate::rpc::server::{CallInfo, Responder, Server, Service};
+use crate::rpc::testing::TestPki;
+use crate::rpc::tls::TlsContext;
+use crate::rpc::{LocalIdentity, PeerInfo};
+use crate::threads::StopSignal;
+
+const CLUSTER: ClusterId = ClusterId(7);
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory with certificates, a member's data, and the leader that calls it.
+struct Rig {
+    dir: tempfile::TempDir,
+    pki: TestPki,
+    clock: Arc<dyn Clock>,
+    tls: Arc<TlsContext>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = TestPki::new(dir.path());
+        let clock = SystemClock::shared();
+        let tls = TlsContext::load(pki.issue("leader-1", Role::Leader), Arc::clone(&clock));
+        Rig {
+            tls: tls.unwrap(),
+            dir,
+            pki,
+            clock,
+        }
+    }
+
+    fn settings(&self, leaders: Vec<String>) -> Settings {
+        Settings {
+            name: "member-1".to_owned(),
+            rpc_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            rpc_advertise: None,
+            leaders,
+            data_dir: self.data_dir(),
+            cluster_id: CLUSTER,
+            zone: String::new(),
+            tls: self.pki.issue("member-1", Role::Member),
+            segment_bytes: 1 << 20,
+            limits: Limits::default(),
+        }
+    }
+
+    fn data_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("data/member-1")
+    }
+
+    fn start(&self) -> RunningMember {
+        let stop = StopSignal::default();
+        let member = Member::start(&self.settings(Vec::new()), stop.clone()).unwrap();
+        RunningMember { member, stop }
+    }
+
+    fn leader_identity(&self) -> LocalIdentity {
+        LocalIdentity {
+            cluster_id: CLUSTER,
+            name: "leader-1".to_owned(),
+            node_id: 1,
+            incarnation: 1,
+            nonce: 1,
+            role: Role::Leader,
+        }
+    }
+
+    fn dial(&self, member: &RunningMember, link: u64) -> Arc<Link> {
+        let expected = Expected {
+            role: Role::Member,
+            name: Some("member-1".to_owned()),
+            node_id: None,
+        };
+        let (identity, clock) = (self.leader_identity(), Arc::clone(&self.clock));
+        let address = member.member.address().to_string();
+        Link::dial(&address, &expected, &self.tls, &identity, link, clock).unwrap()
+    }
+
+    fn call(&self, link: &Link, request: Request) -> Response {
+        let deadline = self.clock.now() + PATIENCE;
+        link.call_wait(1, request, deadline).unwrap()
+    }
+
+    /// Fetches one revision over a link of its own.
+    fn fetch(&self, member: &RunningMember, fence: Fence, sequence: u64) -> FetchResult {
+        let link = self.dial(member, fence.link);
+        let Response::Fetch(mut results) = self.call(&link, fetch(fence, &[sequence])) else {
+            panic!("no fetch answer");
+        };
+        results.pop().unwrap()
+    }
+}
+
+struct RunningMember {
+    member: Member,
+    stop: StopSignal,
+}
+
+impl RunningMember {
+    fn stop(self) {
+        self.stop.stop();
+        self.member.wait().unwrap();
+    }
+}
+
+fn fence(term: u64, link: u64) -> Fence {
+    Fence { term, link }
+}
+
+fn revision(sequence: u64) -> Revision {
+    Revision::new(1, sequence)
+}
+
+fn payload(sequence: u64) -> Bytes {
+    Bytes::from(format!("payload {sequence}"))
+}
+
+fn store(fence: Fence, sequences: &[u64]) -> Request {
+    let record = |sequence: &u64| StoreRecord {
+        revision: revision(*sequence),
+        key: Key::Id(*sequence),
+        payload: payload(*sequence),
+    };
+    Request::Store(StoreRequest {
+        fence,
+        records: sequences.iter().map(record).collect(),
+    })
+}
+
+fn fetch(fence: Fence, sequences: &[u64]) -> Request {
+    let revisions = sequences.iter().copied().map(revision).collect();
+    Request::Fetch(FetchRequest { fence, revisions })
+}
+
+fn release(fence: Fence, sequences: &[u64]) -> Request {
+    let revisions = sequences.iter().copied().map(revision).collect();
+    Request::Release(ReleaseRequest { fence, revisions })
+}
+
+fn found(sequence: u64) -> FetchResult {
+    FetchResult::Found {
+        key: Key::Id(sequence),
+        payload: payload(sequence),
+    }
+}
+
+#[test]
+fn a_restart_keeps_what_was_stored_and_not_what_was_released() {
+    let rig = Rig::new();
+    let member = rig.start();
+    let link = rig.dial(&member, 1);
+    let all: Vec<u64> = (1..=300).collect();
+    let stored = Response::Store(vec![StoreResult::Stored; 300]);
+    assert_eq!(rig.call(&link, store(fence(1, 1), &all)), stored);
+    assert_eq!(rig.call(&link, store(fence(1, 1), &all)), stored);
+    assert_eq!(rig.call(&link, release(fence(1, 1), &[2])), Response::Release);
+    let answer = Response::Fetch(vec![found(1), FetchResult::Missing, found(300)]);
+    assert_eq!(rig.call(&link, fetch(fence(1, 1), &[1, 2, 300])), answer);
+    let counters = member.member.counters();
+    assert_eq!(counters.records, 299);
+    drop(link);
+    member.stop();
+
+    let member = rig.start();
+    assert_eq!(member.member.counters(), counters);
+    let link = rig.dial(&member, 2);
+    assert_eq!(rig.call(&link, fetch(fence(1, 2), &[1, 2, 300])), answer);
+    assert_eq!(link.peer().incarnation, 2);
+    member.stop();
+}
+
+#[test]
+fn a_stale_fence_is_refused_also_after_a_restart() {
+    let rig = Rig::new();
+    let member = rig.start();
+    let old = rig.dial(&member, 1);
+    rig.call(&old, store(fence(1, 1), &[1]));
+    let new = rig.dial(&member, 2);
+    rig.call(&new, store(fence(2, 1), &[2]));
+    member.stop();
+
+    let member = rig.start();
+    let old = rig.dial(&member, 3);
+    let refused = Response::Refused(Refusal::StaleFence {
+        highest: fence(2, 1),
+    });
+    for request in [
+        store(fence(1, 9), &[3]),
+        release(fence(1, 9), &[1]),
+        fetch(fence(1, 9), &[1]),
+    ] {
+        assert_eq!(rig.call(&old, request), refused);
+    }
+    assert_eq!(rig.fetch(&member, fence(2, 1), 1), found(1));
+    assert_eq!(rig.fetch(&member, fence(2, 1), 3), FetchResult::Missing);
+    member.stop();
+}
+
+#[test]
+fn a_member_that_lost_its_fence_or_its_log_comes_with_a_new_id() {
+    let rig = Rig::new();
+    let id = |rig: &Rig| {
+        let member = rig.start();
+        let id = rig.dial(&member, 1).peer().node_id;
+        member.stop();
+        id
+    };
+    let first = id(&rig);
+    assert_eq!(id(&rig), first);
+    std::fs::remove_file(rig.data_dir().join("fence")).unwrap();
+    let second = id(&rig);
+    assert_ne!(second, first);
+    std::fs::remove_dir_all(rig.data_dir().join("log")).unwrap();
+    let third = id(&rig);
+    assert!(third != second && third != first);
+    std::fs::write(rig.data_dir().join("fence"), b"rubbish").unwrap();
+    let fourth = id(&rig);
+    assert!(fourth != third);
+    assert_eq!(id(&rig), fourth);
+}
+
+#[test]
+fn a_data_directory_belongs_to_one_cluster_and_one_process() {
+    let rig = Rig::new();
+    let member = rig.start();
+    let again = Member::start(&rig.settings(Vec::new()), StopSignal::default());
+    assert!(again.is_err());
+    member.stop();
+    let settings = Settings {
+        cluster_id: ClusterId(8),
+        ..rig.settings(Vec::new())
+    };
+    let error = Member::start(&settings, StopSignal::default()).err().unwrap();
+    assert!(error.to_string().contains("belongs to cluster 0000000000000007"), "{error}");
+}
+
+/// A leader that answers registrations with `answer` and reports what it was told.
+struct FakeLeader {
+    answer: Response,
+    told: Sender<Request>,
+}
+
+impl Service for FakeLeader {
+    fn connected(&self, _: &PeerInfo) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn handle(&self, _: &PeerInfo, _: CallInfo, request: Request, responder: Responder) {
+        responder.send(match request {
+            Request::Register(_) => self.answer.clone(),
+            _ => Response::Heartbeat,
+        });
+        _ = self.told.try_send(request);
+    }
+
+    fn disconnected(&self, _: &PeerInfo) {}
+}
+
+fn fake_leader(rig: &Rig, answer: Response) -> (Server, Receiver<Request>) {
+    let (told, requests) = bounded(100);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = Arc::new(FakeLeader { answer, told });
+    let server = Server::start(
+        listener,
+        Arc::clone(&rig.tls),
+        rig.leader_identity(),
+        service,
+        Arc::clone(&rig.clock),
+        crate::rpc::server::Limits::default(),
+    );
+    (server.unwrap(), requests)
+}
+
+#[test]
+fn a_member_registers_and_sends_its_counters() {
+    let rig = Rig::new();
+    let (leader, requests) = fake_leader(&rig, Response::Register);
+    let leaders = vec![leader.local_addr().to_string()];
+    let stop = StopSignal::default();
+    let member = Member::start(&rig.settings(leaders), stop.clone()).unwrap();
+    let member = RunningMember { member, stop };
+    let Request::Register(registered) = requests.recv_timeout(PATIENCE).unwrap() else {
+        panic!("the first call is no registration");
+    };
+    assert_eq!(registered.address, member.member.address().to_string());
+    let link = rig.dial(&member, 1);
+    rig.call(&link, store(fence(1, 1), &[1, 2]));
+    loop {
+        let Request::Heartbeat(heartbeat) = requests.recv_timeout(PATIENCE).unwrap() else {
+            panic!("registered twice");
+        };
+        let HeartbeatRequest {
+            records,
+            bytes,
+            free,
+        } = heartbeat;
+        assert!(free > 0);
+        if records == 2 {
+            assert_eq!(bytes, 18);
+            break;
+        }
+    }
+    member.stop();
+    leader.stop(rig.clock.now() + PATIENCE).unwrap();
+}
+
+#[test]
+fn a_member_whose_incarnation_is_stale_exits_with_both_numbers() {
+    let rig = Rig::new();
+    let refusal = Refusal::StaleIncarnation {
+        incarnation: 1,
+        registered: 5,
+    };
+    let (leader, _requests) = fake_leader(&rig, Response::Refused(refusal));
+    let leaders = vec![leader.local_addr().to_string()];
+    let member = Member::start(&rig.settings(leaders), StopSignal::default()).unwrap();
+    let error = format!("{:#}", member.wait().unwrap_err());
+    assert!(error.contains("incarnation 1 is not above 5"), "{error}");
+    leader.stop(rig.clock.now() + PATIENCE).unwrap();
+}
+
+#[test]
+fn a_damaged_record_is_reported_as_damaged_and_can_be_stored_anew() {
+    let rig = Rig::new();
+    let member = rig.start();
+    let link = rig.dial(&member, 1);
+    rig.call(&link, store(fence(1, 1), &[1, 2]));
+    flip_payload_byte(&rig.data_dir().join("log"), &payload(1));
+    let answer = Response::Fetch(vec![FetchResult::Damaged, found(2)]);
+    assert_eq!(rig.call(&link, fetch(fence(1, 1), &[1, 2])), answer);
+    let stored = Response::Store(vec![StoreResult::Stored]);
+    assert_eq!(rig.call(&link, store(fence(1, 1), &[1])), stored);
+    assert_eq!(rig.fetch(&member, fence(1, 1), 1), found(1));
+    assert_eq!(member.member.counters().records, 2);
+    member.stop();
+}
+
+/// Changes a byte of the one place in the log that holds `payload`.
+fn flip_payload_byte(log: &Path, payload: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    for entry in std::fs::read_dir(log).unwrap() {
+        let path = entry.unwrap().path();
+        let content = std::fs::read(&path).unwrap();
+        let mut windows = content.windows(payload.len());
+        if let Some(at) = windows.position(|window| window == payload) {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(b"X", at as u64).unwrap();
+            return;
+        }
+    }
+    panic!("the payload is nowhere in the log");
+}

@@ -1,0 +1,140 @@
+//! The highest fence that a member has executed: compared in the order of the effects, raised, never
+//! lowered. Pure; the shell writes [`encode`]d bytes to the fence file when told to.
+//!
+//! Invariants (A4, R10): `durable <= executed`; nothing has an effect while they differ; both only
+//! grow, except that `executed` falls back to `durable` when the requests that raised it are refused.
+//!
+//! The fence file, integers little endian, wrapped and checksummed by `disk::atomic_file`:
+//!
+//! | offset | size | type | meaning |
+//! |---|---|---|---|
+//! | 0 | 1 | u8 | version, 1 |
+//! | 1 | 8 | u64 | term |
+//! | 9 | 8 | u64 | link |
+
+use crate::ids::Fence;
+use crate::rpc::message::Refusal;
+
+/// The version of the fence file.
+const VERSION: u8 = 1;
+
+/// Length of the fence file, in bytes.
+const FILE_BYTES: usize = 17;
+
+/// The highest fence executed, and how much of it is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FenceState {
+    /// The highest fence of any request admitted so far.
+    executed: Fence,
+    /// What the fence file says; a restart begins with it.
+    durable: Fence,
+}
+
+impl FenceState {
+    /// Continues with the fence that the file holds.
+    pub fn new(durable: Fence) -> FenceState {
+        FenceState {
+            executed: durable,
+            durable,
+        }
+    }
+
+    /// Admits a request or refuses it as stale; a higher fence than any before is raised to.
+    pub fn admit(&mut self, fence: Fence) -> Result<(), Refusal> {
+        check(self.executed, fence)?;
+        self.executed = fence;
+        Ok(())
+    }
+
+    /// The fence to make durable before anything admitted has its effect; none if it is already.
+    pub fn unsaved(&self) -> Option<Fence> {
+        (self.executed > self.durable).then_some(self.executed)
+    }
+
+    /// The fence file now holds `fence`.
+    pub fn persisted(&mut self, fence: Fence) {
+        assert!(
+            self.durable <= fence && fence <= self.executed,
+            "fence {fence} saved between {} and {}",
+            self.durable,
+            self.executed
+        );
+        self.durable = fence;
+    }
+
+    /// What was admitted since the fence was saved last was refused after all.
+    pub fn forget_unsaved(&mut self) {
+        self.executed = self.durable;
+    }
+
+    /// The highest fence of any request admitted so far.
+    pub fn executed(&self) -> Fence {
+        self.executed
+    }
+}
+
+/// Refuses a fence that is lower than the highest executed.
+pub fn check(highest: Fence, fence: Fence) -> Result<(), Refusal> {
+    if fence < highest {
+        return Err(Refusal::StaleFence { highest });
+    }
+    Ok(())
+}
+
+/// The content of the fence file.
+pub fn encode(fence: Fence) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FILE_BYTES);
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&fence.term.to_le_bytes());
+    bytes.extend_from_slice(&fence.link.to_le_bytes());
+    bytes
+}
+
+/// The fence of a fence file; `None` if it is none of this version.
+pub fn decode(bytes: &[u8]) -> Option<Fence> {
+    let (&version, rest) = bytes.split_first()?;
+    let (term, link) = rest.split_at_checked(8)?;
+    let link = <[u8; 8]>::try_from(link).ok()?;
+    let term = <[u8; 8]>::try_from(term).ok()?;
+    (version == VERSION).then_some(Fence {
+        term: u64::from_le_bytes(term),
+        link: u64::from_le_bytes(link),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fence(term: u64, link: u64) -> Fence {
+        Fence { term, link }
+    }
+
+    #[test]
+    fn the_fence_file_comes_back_and_others_are_refused() {
+        let bytes = encode(fence(3, 9));
+        assert_eq!(bytes.len(), FILE_BYTES);
+        assert_eq!(decode(&bytes), Some(fence(3, 9)));
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..cut]), None);
+        }
+        assert_eq!(decode(&[bytes.as_slice(), b"x"].concat()), None);
+        assert_eq!(decode(&[&[2], &bytes[1..]].concat()), None);
+    }
+
+    #[test]
+    fn a_lower_fence_is_refused_and_an_equal_one_is_not() {
+        let mut state = FenceState::new(fence(2, 5));
+        let stale = Err(Refusal::StaleFence {
+            highest: fence(2, 5),
+        });
+        assert_eq!(state.admit(fence(2, 4)), stale);
+        assert_eq!(state.admit(fence(1, 9)), stale);
+        assert_eq!(state.admit(fence(2, 5)), Ok(()));
+        assert_eq!(state.unsaved(), None);
+        assert_eq!(state.admit(fence(3, 1)), Ok(()));
+        assert_eq!(state.unsaved(), Some(fence(3, 1)));
+        state.persisted(fence(3, 1));
+        assert_eq!((state.unsaved(), state.executed()), (None, fence(3, 1)));
+    }
+}

@@ -1,0 +1,323 @@
+//! The `log` engine: records and releases in a `disk::log::Log`, a location index in memory.
+//!
+//! Owns the log's write side and the index; the index is behind a lock, held for a few hundred map
+//! operations at most and never over I/O. Memory: about 27 bytes a record for the index, and the
+//! group being staged.
+//!
+//! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the message's),
+//! each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload). The later record
+//! of a revision rules, so replaying all in order gives the index again.
+//!
+//! A group goes from the log's memory to the disk in one write and one `fdatasync`, then into the
+//! index: readers see committed records only, and each is on disk. A record found damaged stays in
+//! the index, so that it is reported as damaged and not as missing, until it is stored anew.
+//!
+//! After any error but a full disk the log is poisoned and each call fails.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::disk::fs::FileSystem;
+use crate::disk::log::{Filler, Log, LogError, LogOptions, LogReader, Recovery};
+use crate::disk::record::{Location, Record};
+use crate::ids::{Key, Revision};
+use crate::storage::location_index::{LocationIndex, Place};
+use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
+
+/// The kind of a record that holds a message.
+pub const KIND_STORE: u8 = 1;
+/// The kind of a record that releases a revision.
+pub const KIND_RELEASE: u8 = 2;
+
+/// Changes that go into the index under one hold of its lock: some 30 µs. At many times that, reads
+/// would wait noticeably; at a fraction, taking the lock costs as much as the changes.
+const CHANGES_PER_LOCK: usize = 256;
+
+/// Stores records in an append-only log.
+pub struct LogEngine {
+    log: Log,
+    /// What is committed; shared with the readers, written by [`Engine::commit`] alone.
+    shared: Arc<Shared>,
+    /// The group in call order, as the index takes it after the commit.
+    changes: Vec<Change>,
+    /// The state of each revision that the group touches, as if it was committed; `None` where the
+    /// last change is a release. Its payloads are shared with the requests.
+    overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
+}
+
+/// What the engine shares with its readers.
+struct Shared {
+    records: LogReader,
+    /// Guards the index alone; no I/O and no other lock while it is held.
+    index: RwLock<LocationIndex>,
+}
+
+/// What a staged record does to the index.
+#[derive(Clone, Copy)]
+enum Change {
+    Store(Revision, Place),
+    Release(Revision),
+}
+
+impl LogEngine {
+    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged is
+    /// in [`Recovery`], for the caller to report.
+    pub fn open(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        options: LogOptions,
+    ) -> Result<(LogEngine, Recovery), LogError> {
+        let mut index = LocationIndex::default();
+        let mut visit = |location, record: &Record<'_>| replay(&mut index, location, record);
+        let (log, recovery) = Log::open(fs, dir, options, &mut visit)?;
+        let shared = Arc::new(Shared {
+            records: log.reader(),
+            index: RwLock::new(index),
+        });
+        let engine = LogEngine {
+            log,
+            shared,
+            changes: Vec::new(),
+            overlay: FxHashMap::default(),
+        };
+        Ok((engine, recovery))
+    }
+
+    /// The body of the thread that zero-fills the next segment.
+    pub fn filler(&self) -> Filler {
+        self.log.filler()
+    }
+
+    /// The record of a revision as it is after what is staged so far, and whether it is committed.
+    /// A copy that cannot be read counts as none: storing it anew is how it is mended.
+    fn existing(&self, revision: Revision) -> Option<(Key, Bytes, Staged)> {
+        if let Some(staged) = self.overlay.get(&revision) {
+            let (key, payload) = staged.as_ref()?;
+            return Some((key.clone(), payload.clone(), Staged::New));
+        }
+        match self.shared.fetch(revision) {
+            Ok(record) => record.map(|(key, payload)| (key, payload, Staged::Known)),
+            Err(error) => {
+                log::warn!("revision {revision} is stored anew: {error}");
+                None
+            }
+        }
+    }
+
+    fn stage(&mut self, record: &Record<'_>) -> Result<Location, Fatal> {
+        let staged = self.log.stage(record);
+        staged.map_err(|error| fatal("stage a record", error))
+    }
+
+    /// Brings the staged group to the write mode; false if there is no space for it.
+    fn reach_write_mode(&mut self, reserved: bool) -> Result<bool, Fatal> {
+        let written = match reserved {
+            false => self.log.write(),
+            true => self.log.write_reserved(),
+        };
+        match written {
+            Ok(()) => {}
+            Err(LogError::Full) => return Ok(false),
+            Err(error) => return Err(fatal("write a group", error)),
+        }
+        let synced = self.log.sync();
+        synced.map_err(|error| fatal("sync a group", error))?;
+        Ok(true)
+    }
+
+    /// Gives up the group's stores and commits its releases alone, from the reserve.
+    fn commit_releases(&mut self, changes: &[Change]) -> Result<Committed, Fatal> {
+        let mut released = FxHashSet::default();
+        let mut releases = Vec::new();
+        for change in changes {
+            match *change {
+                Change::Store(..) => {}
+                Change::Release(revision) => {
+                    // A store that was given up needs no release.
+                    let known = self.shared.index.read().find(revision).is_some();
+                    if known && released.insert(revision) {
+                        releases.push(*change);
+                        self.stage(&release_record(revision))?;
+                    }
+                }
+            }
+        }
+        if !self.reach_write_mode(true)? {
+            return Ok(Committed::Full);
+        }
+        self.shared.publish(&releases);
+        Ok(Committed::StoresFull)
+    }
+}
+
+impl Engine for LogEngine {
+    fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
+        match self.existing(revision) {
+            Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
+                return Ok(known);
+            }
+            Some(_) => return Ok(Staged::Conflict),
+            None => {}
+        }
+        let record = Record {
+            kind: KIND_STORE,
+            number: revision.as_u64(),
+            key: &key.to_bytes(),
+            payload,
+        };
+        let location = self.stage(&record)?;
+        let place = place(location, payload.len());
+        self.changes.push(Change::Store(revision, place));
+        let record = (key.clone(), payload.clone());
+        self.overlay.insert(revision, Some(record));
+        Ok(Staged::New)
+    }
+
+    fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
+        let exists = match self.overlay.get(&revision) {
+            Some(staged) => staged.is_some(),
+            None => self.shared.index.read().find(revision).is_some(),
+        };
+        if exists {
+            self.stage(&release_record(revision))?;
+            self.changes.push(Change::Release(revision));
+            self.overlay.insert(revision, None);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<Committed, Fatal> {
+        let changes = std::mem::take(&mut self.changes);
+        self.overlay.clear();
+        if changes.is_empty() {
+            return Ok(Committed::Done);
+        }
+        if !self.reach_write_mode(false)? {
+            return self.commit_releases(&changes);
+        }
+        self.shared.publish(&changes);
+        Ok(Committed::Done)
+    }
+
+    fn discard(&mut self) {
+        self.log.discard();
+        self.changes.clear();
+        self.overlay.clear();
+    }
+
+    fn idle(&mut self) -> Result<(), Fatal> {
+        assert!(self.changes.is_empty(), "idle with a group staged");
+        let idle = self.log.idle();
+        idle.map_err(|error| fatal("make the synced offset durable", error))
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        Arc::clone(&self.shared) as Arc<dyn Reader>
+    }
+}
+
+impl Shared {
+    /// Takes committed changes into the index.
+    fn publish(&self, changes: &[Change]) {
+        for part in changes.chunks(CHANGES_PER_LOCK) {
+            let mut index = self.index.write();
+            for change in part {
+                match *change {
+                    Change::Store(revision, place) => _ = index.insert(revision, place),
+                    Change::Release(revision) => _ = index.remove(revision),
+                }
+            }
+        }
+    }
+}
+
+impl Reader for Shared {
+    fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError> {
+        let Some(place) = self.index.read().find(revision) else {
+            return Ok(None);
+        };
+        let record = self.records.read(place.location).map_err(read_error)?;
+        let damaged = |what| ReadError::Damaged {
+            file: format!("segment {}", place.location.segment),
+            offset: u64::from(place.location.offset),
+            what,
+        };
+        if (record.kind, record.number) != (KIND_STORE, revision.as_u64()) {
+            let (kind, number) = (record.kind, record.number);
+            let what = format!("expected revision {revision}, found {number} of kind {kind}");
+            return Err(damaged(what));
+        }
+        let key = Key::parse(&record.key).map_err(|error| damaged(error.to_string()))?;
+        Ok(Some((key, record.payload)))
+    }
+
+    fn counters(&self) -> Counters {
+        self.index.read().counters()
+    }
+}
+
+/// Takes one record of the log into the index, in the log's order.
+fn replay(
+    index: &mut LocationIndex,
+    location: Location,
+    record: &Record<'_>,
+) -> Result<(), LogError> {
+    let revision = Revision::from_u64(record.number);
+    match record.kind {
+        KIND_STORE => _ = index.insert(revision, place(location, record.payload.len())),
+        KIND_RELEASE => _ = index.remove(revision),
+        kind => {
+            return Err(LogError::Damaged {
+                file: format!("segment {}", location.segment),
+                offset: u64::from(location.offset),
+                what: format!("record of unknown kind {kind}: written by a newer version?"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn place(location: Location, payload_bytes: usize) -> Place {
+    Place {
+        location,
+        payload_bytes: u32::try_from(payload_bytes).expect("a record is smaller than a segment"),
+    }
+}
+
+fn release_record(revision: Revision) -> Record<'static> {
+    Record {
+        kind: KIND_RELEASE,
+        number: revision.as_u64(),
+        key: &[],
+        payload: &[],
+    }
+}
+
+fn fatal(action: &str, error: LogError) -> Fatal {
+    Fatal {
+        context: format!("cannot {action}"),
+        source: std::io::Error::other(error),
+    }
+}
+
+fn read_error(error: LogError) -> ReadError {
+    match error {
+        LogError::Damaged { file, offset, what } => ReadError::Damaged { file, offset, what },
+        LogError::Io {
+            action,
+            file,
+            source,
+        } => ReadError::Io {
+            context: format!("cannot {action} {file}"),
+            source,
+        },
+        LogError::Version { .. } | LogError::Full | LogError::Poisoned => ReadError::Io {
+            context: "cannot read a record".to_owned(),
+            source: std::io::Error::other(error),
+        },
+    }
+}
