@@ -11,6 +11,7 @@ pub mod exit;
 pub mod kv;
 pub mod process;
 pub mod session;
+pub mod signals;
 pub mod status;
 pub mod up;
 

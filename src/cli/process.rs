@@ -8,7 +8,6 @@
 //! nothing is left behind when `up` is killed. The kernel ties this to the parent's thread: `up`
 //! starts its children from its main thread.
 
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,15 +15,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::{Handle, Signals};
 
 use super::args::{Leader, Member, ServerArgs};
-use super::exit::{Exit, ToolError};
+use super::exit::ToolError;
+use super::signals::SignalWatch;
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::{ConfigError, Loaded};
 use crate::logging;
-use crate::threads::{self, StopSignal, Thread};
+use crate::threads::{self, StopSignal};
 
 /// Told by a server when it serves.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +101,7 @@ pub fn run_leader(args: &ServerArgs<Leader>) -> Result<(), ToolError> {
     }
     follow_parent(args.supervised)?;
     let (stop, reload) = (StopSignal::default(), Reload::default());
-    let signals = SignalThread::start(&stop, {
+    let signals = watch_signals(&stop, {
         let reload = reload.clone();
         move || reloaded(&load, &reload, |config: &LeaderConfig| config.log_level)
     })?;
@@ -126,7 +125,7 @@ pub fn run_member(args: &ServerArgs<Member>) -> Result<(), ToolError> {
     }
     follow_parent(args.supervised)?;
     let (stop, reload) = (StopSignal::default(), Reload::default());
-    let signals = SignalThread::start(&stop, {
+    let signals = watch_signals(&stop, {
         let reload = reload.clone();
         move || reloaded(&load, &reload, |config: &MemberConfig| config.log_level)
     })?;
@@ -200,47 +199,23 @@ fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
     if parent.and_then(|pid| u32::try_from(pid).ok()) == Some(expected) {
         return Ok(());
     }
-    Err(ToolError::new(
-        Exit::Failed,
+    Err(ToolError::failed(
         "the `tolerex up` that started this process has ended",
     ))
 }
 
-/// The thread `signal`: turns signals into the stop signal and reloads.
-struct SignalThread {
-    handle: Handle,
-    thread: Thread,
-}
-
-impl SignalThread {
-    fn start(
-        stop: &StopSignal,
-        on_hangup: impl Fn() + Send + 'static,
-    ) -> Result<SignalThread, ToolError> {
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]);
-        let mut signals = signals.context("cannot watch for signals")?;
-        let handle = signals.handle();
-        let stop = stop.clone();
-        let body = move || {
-            for signal in signals.forever() {
-                if signal == SIGHUP {
-                    on_hangup();
-                } else {
-                    log::info!("{}: stopping", signal_name(signal));
-                    stop.stop();
-                }
-            }
-        };
-        let thread = threads::spawn("signal", body).context("cannot start a thread")?;
-        Ok(SignalThread { handle, thread })
-    }
-
-    fn finish(self) {
-        self.handle.close();
-        self.thread.join();
-    }
-}
-
-fn signal_name(signal: i32) -> impl Display {
-    signal_hook::low_level::signal_name(signal).unwrap_or("signal")
+/// Turns signals into the stop signal and reloads.
+fn watch_signals(
+    stop: &StopSignal,
+    on_hangup: impl Fn() + Send + 'static,
+) -> anyhow::Result<SignalWatch> {
+    let stop = stop.clone();
+    SignalWatch::start(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
+        if signal == SIGHUP {
+            on_hangup();
+        } else {
+            log::info!("told to stop by signal {signal}");
+            stop.stop();
+        }
+    })
 }

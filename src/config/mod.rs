@@ -12,6 +12,7 @@
 //!
 //! Sources are read when [`leader::LeaderConfig::load`] is called, and again on SIGHUP.
 
+pub mod docs;
 pub mod kinds;
 pub mod leader;
 pub mod member;
@@ -451,4 +452,191 @@ fn unknown_variables(environment: &[(String, String)]) -> Vec<String> {
     ours.filter(|(name, _)| !known.contains(name))
         .map(|(name, _)| format!("environment: {name} is no setting, it has no effect"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leader::{LeaderConfig, Strategy};
+    use super::member::MemberConfig;
+    use super::*;
+
+    fn sources(flags: &[(&str, &str)], environment: &[(&str, &str)], file: &str) -> Sources {
+        let own = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let path = (!file.is_empty()).then(|| {
+            let dir = tempfile::tempdir().expect("a directory").keep();
+            let path = dir.join("x.toml");
+            std::fs::write(&path, file).expect("written");
+            path
+        });
+        Sources {
+            flags: own(flags),
+            environment: own(environment),
+            file: path,
+        }
+    }
+
+    fn problems(sources: &Sources) -> String {
+        LeaderConfig::load(sources)
+            .map(|_| ())
+            .expect_err("bad settings")
+            .to_string()
+    }
+
+    #[test]
+    fn flags_go_before_environment_before_file_before_default() {
+        let file = "workers = 8\nstrategy = \"p2c\"\nread_timeout = \"5s\"\n[tls]\nca = \"x.crt\"";
+        let environment = [("TOLEREX_WORKERS", "9"), ("TOLEREX_READ_TIMEOUT", "6s")];
+        let config = LeaderConfig::load(&sources(&[("workers", "10")], &environment, file));
+        let config = config.expect("valid").config;
+        assert_eq!(
+            (config.workers, config.read_timeout),
+            (10, Duration::from_secs(6))
+        );
+        assert_eq!(
+            (config.strategy, config.tls.ca),
+            (Strategy::P2c, "x.crt".into())
+        );
+        assert_eq!(config.write_timeout, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn the_originals_names_are_read_and_newer_names_go_before_them() {
+        let environment = [
+            ("LEADER_TCP_PORT", "7000"),
+            ("LEADER_TCP_BIND", "127.0.0.2"),
+            ("LEADER_GRPC_PORT", "7001"),
+            ("TOLEREX_RPC_BIND", "127.0.0.3:1"),
+            ("BALANCER_STRATEGY", "p2c"),
+            ("LEADER_METRICS_PORT", "9"),
+            ("TOLEREX_BASE_DIR", "/base"),
+            ("TOLERANCE_CONF", "t.conf"),
+        ];
+        let loaded = LeaderConfig::load(&sources(&[], &environment, "")).expect("valid");
+        let config = loaded.config;
+        assert_eq!(config.hatokuse_bind.to_string(), "127.0.0.2:7000");
+        assert_eq!(config.rpc_bind.to_string(), "127.0.0.3:1");
+        assert_eq!(
+            config.metrics_bind.expect("given").to_string(),
+            "127.0.0.1:9"
+        );
+        assert_eq!(config.strategy, Strategy::P2c);
+        assert_eq!(config.tolerance_conf, Path::new("/base/t.conf"));
+        assert_eq!(config.tls.cert, Path::new("/base/certs/leader-1.crt"));
+        assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+
+        let environment = [
+            ("LEADER_ADDR", "a:1, b:2"),
+            ("MEMBER_ADDR", "c:3"),
+            ("MEMBER_GRPC_PORT", "4"),
+        ];
+        let flags = [("name", "member-7"), ("metrics", "9092")];
+        let loaded = MemberConfig::load(&sources(&flags, &environment, "")).expect("valid");
+        let config = loaded.config;
+        assert_eq!(config.leaders, ["a:1", "b:2"]);
+        assert_eq!(config.rpc_advertise.as_deref(), Some("c:3"));
+        assert_eq!(config.rpc_bind.to_string(), "127.0.0.1:4");
+        assert_eq!(config.metrics_bind.expect("given").port(), 9092);
+        assert_eq!(config.data_dir, Path::new("data/member-7"));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_with_place_and_what_is_accepted() {
+        let file = "workers = 0\ncolour = \"red\"\ncache_bytes = 1.5\n[tls]\nkay = \"x\"";
+        let given = sources(
+            &[("strategy", "best")],
+            &[("TOLEREX_READ_HEDGE", "9s")],
+            file,
+        );
+        let text = problems(&given);
+        let path = given.file.expect("a file").display().to_string();
+        for expected in [
+            format!("{path}: workers is \"0\"; accepted: a number from 1 to 4096"),
+            format!("{path}: unknown key colour; accepted: name, base_dir"),
+            format!("{path}: unknown key tls.kay"),
+            format!("{path}: cache_bytes is 1.5; accepted: a size such as 64MiB"),
+            "command line: --strategy is \"best\"; accepted: least_loaded, p2c".to_owned(),
+            "environment: TOLEREX_READ_HEDGE is not below read_timeout (2s)".to_owned(),
+        ] {
+            assert!(text.contains(&expected), "{expected:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_or_not_there_is_named() {
+        assert!(problems(&sources(&[], &[], "workers = ")).contains("x.toml: TOML parse error"));
+        let missing = Sources {
+            file: Some("/nowhere.toml".into()),
+            ..Sources::default()
+        };
+        assert!(problems(&missing).contains("/nowhere.toml: cannot be read: No such file"));
+    }
+
+    #[test]
+    fn a_client_port_outside_loopback_needs_insecure() {
+        let open = [("hatokuse-bind", "0.0.0.0:6666")];
+        assert!(problems(&sources(&open, &[], "")).contains("or any with insecure = true"));
+        let insecure = [open[0], ("insecure", "true")];
+        assert!(LeaderConfig::load(&sources(&insecure, &[], "")).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_variable_is_a_warning_and_one_of_the_other_role_is_none() {
+        let environment = [
+            ("TOLEREX_ZONE", "a"),
+            ("TOLEREX_WROKERS", "1"),
+            ("PATH", "/"),
+        ];
+        let warnings = LeaderConfig::load(&sources(&[], &environment, ""))
+            .expect("valid")
+            .warnings;
+        assert_eq!(
+            warnings,
+            ["environment: TOLEREX_WROKERS is no setting, it has no effect"]
+        );
+    }
+
+    #[test]
+    fn only_sync_and_log_are_accepted_so_far() {
+        let flags = [("io", "buffered"), ("engine", "files")];
+        let error = MemberConfig::load(&sources(&flags, &[], ""))
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.contains("--io is \"buffered\"; accepted: sync"),
+            "{error}"
+        );
+        assert!(
+            error.contains("--engine is \"files\"; accepted: log"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_default_is_accepted_and_no_name_is_given_twice() {
+        assert!(LeaderConfig::load(&Sources::default()).is_ok());
+        assert!(MemberConfig::load(&Sources::default()).is_ok());
+        for table in [leader::SETTINGS, member::SETTINGS] {
+            let mut names: Vec<String> = Vec::new();
+            for setting in table {
+                names.push(setting.flag_name());
+                names.push(setting.environment_name());
+                names.extend(
+                    setting
+                        .short_flags
+                        .iter()
+                        .map(|(name, _)| (*name).to_owned()),
+                );
+                names.extend(setting.originals.iter().map(|(name, _)| (*name).to_owned()));
+            }
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count);
+        }
+    }
 }
