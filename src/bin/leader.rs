@@ -1,3 +1,7 @@
-//! The `leader` binary.
+//! The `leader` binary: the same as `tolerex leader`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tolerex::cli::leader_main()
+}

@@ -1,3 +1,7 @@
-//! The `member` binary.
+//! The `member` binary: the same as `tolerex member`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tolerex::cli::member_main()
+}

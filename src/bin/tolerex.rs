@@ -1,3 +1,7 @@
 //! The `tolerex` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tolerex::cli::main()
+}

@@ -1,1 +1,51 @@
-//! The tolerex command.
+//! The `tolerex` command: servers, a local cluster, and a client, in one executable.
+//!
+//! Every subcommand ends with the same exit codes ([`exit::Exit`]), writes data to standard output
+//! and everything else to standard error. The binaries in `bin/` call [`main`], [`leader_main`] and
+//! [`member_main`] and do nothing else.
+
+pub mod args;
+pub mod certs;
+pub mod cluster;
+pub mod exit;
+pub mod kv;
+pub mod process;
+pub mod session;
+pub mod signals;
+pub mod status;
+pub mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, LeaderCli, MemberCli};
+use exit::ToolError;
+
+/// The `tolerex` binary.
+pub fn main() -> ExitCode {
+    exit::finish(run(Cli::parse().command))
+}
+
+/// The `leader` binary: `tolerex leader`.
+pub fn leader_main() -> ExitCode {
+    exit::finish(process::run_leader(&LeaderCli::parse().args))
+}
+
+/// The `member` binary: `tolerex member`.
+pub fn member_main() -> ExitCode {
+    exit::finish(process::run_member(&MemberCli::parse().args))
+}
+
+fn run(command: Command) -> Result<(), ToolError> {
+    match command {
+        Command::Up(args) => up::run(&args),
+        Command::Leader(args) => process::run_leader(&args),
+        Command::Member(args) => process::run_member(&args),
+        Command::Set { key, message, at } => kv::set(&at, &key, &message),
+        Command::Get { key, at } => kv::get(&at, &key),
+        Command::Del { key, at } => kv::del(&at, &key),
+        Command::Status { json, at } => status::run(&at, json),
+        Command::Certs { action } => certs::run(&action),
+    }
+}

@@ -1,0 +1,53 @@
+//! Finds the cluster that a client subcommand is meant for, and asks its leaders in turn.
+
+use std::io;
+
+use super::args::{ADDRESS_DEFAULT, ClusterArgs};
+use super::exit::{Exit, ToolError};
+use super::session::Session;
+use super::up::manifest::Manifest;
+
+/// The client addresses of the leaders, to be tried in this order; never empty.
+pub fn addresses(at: &ClusterArgs) -> Result<Vec<String>, ToolError> {
+    if let Some(dir) = &at.data_dir {
+        let manifest = Manifest::read(dir)?
+            .ok_or_else(|| ToolError::usage(format!("{} holds no cluster.json", dir.display())))?;
+        let rows = manifest.processes.into_iter();
+        let found: Vec<String> = rows.filter_map(|process| process.hatokuse).collect();
+        if found.is_empty() {
+            let text = format!("cluster.json in {} names no leader", dir.display());
+            return Err(ToolError::failed(text));
+        }
+        return Ok(found);
+    }
+    if at.addr.is_empty() {
+        return Ok(vec![ADDRESS_DEFAULT.to_owned()]);
+    }
+    for address in &at.addr {
+        if !crate::config::kinds::is_host_port(address) {
+            return Err(ToolError::usage(format!(
+                "--addr {address}: accepted: host:port"
+            )));
+        }
+    }
+    Ok(at.addr.clone())
+}
+
+/// Opens a session with the first of `addresses` that answers and gives it to `ask`; one that does
+/// not answer, or whose `ask` fails, is followed by the next.
+pub fn first<T>(
+    addresses: &[String],
+    mut ask: impl FnMut(&mut Session) -> io::Result<T>,
+) -> Result<T, ToolError> {
+    let mut tried = Vec::new();
+    for address in addresses {
+        match Session::open(address).and_then(|mut session| ask(&mut session)) {
+            Ok(answer) => return Ok(answer),
+            Err(error) => tried.push(format!("{address}: {error}")),
+        }
+    }
+    Err(ToolError::new(
+        Exit::Unreachable,
+        format!("not reachable: {}", tried.join("; ")),
+    ))
+}

@@ -1,0 +1,84 @@
+//! How a subcommand ends: the exit codes, the same for all of them, and the error behind one.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Why a subcommand did not do what it was asked, by what the caller can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It failed, and nothing happened: busy, unavailable, refused, a local error.
+    Failed = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// There is no such message.
+    NotFound = 3,
+    /// No leader, nobody reachable, or not enough members: worth another try later.
+    Unreachable = 4,
+    /// A write may or may not have happened.
+    Unknown = 5,
+}
+
+/// The error of a subcommand: its exit code and what standard error is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ToolError {
+    /// The exit code.
+    pub exit: Exit,
+    /// One line or more, lower case, without a full stop.
+    pub text: String,
+}
+
+impl ToolError {
+    /// An error of the given kind.
+    pub fn new(exit: Exit, text: impl Into<String>) -> ToolError {
+        let text = text.into();
+        ToolError { exit, text }
+    }
+
+    /// The command line asks for something that cannot be.
+    pub fn usage(text: impl Into<String>) -> ToolError {
+        ToolError::new(Exit::Usage, text)
+    }
+
+    /// It was tried and failed.
+    pub fn failed(text: impl Into<String>) -> ToolError {
+        ToolError::new(Exit::Failed, text)
+    }
+}
+
+impl fmt::Display for ToolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Local errors with their context are failures.
+impl From<anyhow::Error> for ToolError {
+    fn from(error: anyhow::Error) -> ToolError {
+        ToolError::failed(format!("{error:#}"))
+    }
+}
+
+/// Tells standard error what went wrong and gives the process its exit code.
+pub fn finish(result: Result<(), ToolError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done if standard error is closed.
+            _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::from(error.exit as u8)
+        }
+    }
+}
+
+/// Writes data to standard output. That its reader has gone away (`tolerex get 1 | head -c 1`) is
+/// no error: it had what it wanted.
+pub fn print(data: &[u8]) -> Result<(), ToolError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(data).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ToolError::failed(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

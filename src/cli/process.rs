@@ -1,0 +1,221 @@
+//! `tolerex leader` and `tolerex member`: settings, logging, signals, and the server itself.
+//!
+//! SIGTERM and SIGINT set the stop signal, SIGHUP reads the settings again and hands them to the
+//! running server. When the server serves, one line `ready rpc=ADDRESS hatokuse=ADDRESS` stands on
+//! standard output (a member has no `hatokuse`), with the real ports where 0 was asked for.
+//!
+//! A process started by `tolerex up` asks the kernel for SIGTERM when its parent dies, so that
+//! nothing is left behind when `up` is killed. The kernel ties this to the parent's thread: `up`
+//! starts its children from its main thread.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::args::{Leader, Member, ServerArgs};
+use super::exit::ToolError;
+use super::signals::SignalWatch;
+use crate::config::leader::LeaderConfig;
+use crate::config::member::MemberConfig;
+use crate::config::{ConfigError, Loaded};
+use crate::logging;
+use crate::threads::{self, StopSignal};
+
+/// Told by a server when it serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// Where it listens for other nodes.
+    pub rpc: SocketAddr,
+    /// Where a leader listens for clients.
+    pub hatokuse: Option<SocketAddr>,
+}
+
+impl Ready {
+    /// Prints the line that whoever started the process waits for.
+    pub fn announce(&self) {
+        let hatokuse = self
+            .hatokuse
+            .map_or(String::new(), |at| format!(" hatokuse={at}"));
+        let mut out = io::stdout().lock();
+        // Nobody has to listen.
+        _ = writeln!(out, "ready rpc={}{hatokuse}", self.rpc).and_then(|()| out.flush());
+        log::info!("ready rpc={}{hatokuse}", self.rpc);
+    }
+}
+
+/// What is called with a server's newly read settings.
+type Callback<C> = Box<dyn Fn(&C) + Send>;
+
+/// Where a server says what SIGHUP should do. Clones share it.
+pub struct Reload<C> {
+    /// Called on the signal thread, with this lock held: it must be quick and must not wait for the
+    /// server's stop.
+    callback: Arc<Mutex<Option<Callback<C>>>>,
+}
+
+impl<C> Reload<C> {
+    /// Sets what is called with the newly read settings.
+    pub fn on_reload(&self, callback: impl Fn(&C) + Send + 'static) {
+        *self.callback.lock() = Some(Box::new(callback));
+    }
+
+    fn call(&self, config: &C) {
+        if let Some(callback) = self.callback.lock().as_ref() {
+            callback(config);
+        }
+    }
+}
+
+impl<C> Clone for Reload<C> {
+    fn clone(&self) -> Reload<C> {
+        Reload {
+            callback: Arc::clone(&self.callback),
+        }
+    }
+}
+
+impl<C> Default for Reload<C> {
+    fn default() -> Reload<C> {
+        Reload {
+            callback: Arc::default(),
+        }
+    }
+}
+
+/// Runs a leader until it is told to stop.
+pub fn run_leader(args: &ServerArgs<Leader>) -> Result<(), ToolError> {
+    let sources = args.sources();
+    let load = move || LeaderConfig::load(&sources);
+    let loaded = load().map_err(usage)?;
+    start_logging(
+        &loaded.config.name,
+        loaded.config.log_level,
+        &loaded.warnings,
+    )?;
+    if loaded.config.metrics_bind.is_some() {
+        log::warn!("metrics_bind is given; metrics are not served yet");
+    }
+    follow_parent(args.supervised)?;
+    let (stop, reload) = (StopSignal::default(), Reload::default());
+    let signals = watch_signals(&stop, {
+        let reload = reload.clone();
+        move || reloaded(&load, &reload, |config: &LeaderConfig| config.log_level)
+    })?;
+    let result = serve_leader(loaded.config, &stop, &reload);
+    signals.finish();
+    Ok(result?)
+}
+
+/// Runs a member until it is told to stop.
+pub fn run_member(args: &ServerArgs<Member>) -> Result<(), ToolError> {
+    let sources = args.sources();
+    let load = move || MemberConfig::load(&sources);
+    let loaded = load().map_err(usage)?;
+    start_logging(
+        &loaded.config.name,
+        loaded.config.log_level,
+        &loaded.warnings,
+    )?;
+    if loaded.config.metrics_bind.is_some() {
+        log::warn!("metrics_bind is given; metrics are not served yet");
+    }
+    follow_parent(args.supervised)?;
+    let (stop, reload) = (StopSignal::default(), Reload::default());
+    let signals = watch_signals(&stop, {
+        let reload = reload.clone();
+        move || reloaded(&load, &reload, |config: &MemberConfig| config.log_level)
+    })?;
+    let result = serve_member(loaded.config, &stop, &reload);
+    signals.finish();
+    Ok(result?)
+}
+
+/// Starts the leader's threads, calls [`Ready::announce`], returns after `stop` and an orderly end.
+fn serve_leader(
+    _config: LeaderConfig,
+    _stop: &StopSignal,
+    _reload: &Reload<LeaderConfig>,
+) -> anyhow::Result<()> {
+    anyhow::bail!("not assembled")
+}
+
+/// Starts the member's threads, calls [`Ready::announce`], returns after `stop` and an orderly end.
+fn serve_member(
+    _config: MemberConfig,
+    _stop: &StopSignal,
+    _reload: &Reload<MemberConfig>,
+) -> anyhow::Result<()> {
+    anyhow::bail!("not assembled")
+}
+
+fn usage(error: ConfigError) -> ToolError {
+    ToolError::usage(error.to_string())
+}
+
+fn start_logging(
+    name: &str,
+    level: log::LevelFilter,
+    warnings: &[String],
+) -> Result<(), ToolError> {
+    logging::init(name, level).context("cannot start logging")?;
+    threads::exit_on_panic();
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(())
+}
+
+/// Reads the settings again. Bad ones are reported and change nothing.
+fn reloaded<C>(
+    load: &impl Fn() -> Result<Loaded<C>, ConfigError>,
+    reload: &Reload<C>,
+    level: impl Fn(&C) -> log::LevelFilter,
+) {
+    match load() {
+        Ok(loaded) => {
+            logging::set_level(level(&loaded.config));
+            loaded
+                .warnings
+                .iter()
+                .for_each(|warning| log::warn!("{warning}"));
+            log::info!("SIGHUP: settings are read again");
+            reload.call(&loaded.config);
+        }
+        Err(error) => log::error!("SIGHUP: the settings stay as they are: {error}"),
+    }
+}
+
+/// Ends this process with its parent, if the parent is the `tolerex up` that gave its pid.
+fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
+    let Some(expected) = expected else {
+        return Ok(());
+    };
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("cannot ask for a signal at the parent's end")?;
+    // The parent may have died before the request: then the signal will never come.
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
+    if parent.and_then(|pid| u32::try_from(pid).ok()) == Some(expected) {
+        return Ok(());
+    }
+    Err(ToolError::failed(
+        "the `tolerex up` that started this process has ended",
+    ))
+}
+
+/// Turns signals into the stop signal and reloads.
+fn watch_signals(
+    stop: &StopSignal,
+    on_hangup: impl Fn() + Send + 'static,
+) -> anyhow::Result<SignalWatch> {
+    let stop = stop.clone();
+    SignalWatch::start(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
+        if signal == SIGHUP {
+            on_hangup();
+        } else {
+            log::info!("told to stop by signal {signal}");
+            stop.stop();
+        }
+    })
+}

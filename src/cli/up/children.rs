@@ -1,0 +1,196 @@
+//! The processes of a running local cluster, as children of this one.
+//!
+//! They are started from our own executable, in process groups of their own (a Ctrl-C at the
+//! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`. One
+//! that dies is reported and not restarted. The log is renamed to `NAME.log.1` at a start when it
+//! exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not cut.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::manifest::{Process, Role, State};
+use super::setup::{self, Plan, Planned};
+
+/// A log longer than this is put aside at the next start. Days at level `info`.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
+/// How much of a log is looked at for its last lines.
+const LOG_TAIL_BYTES: u64 = 8 << 10;
+
+/// How many lines are shown when a process has died.
+const LOG_TAIL_LINES: usize = 8;
+
+/// A child that was started.
+pub struct Running {
+    /// What it is.
+    pub planned: Planned,
+    child: Child,
+    /// Its end, once it was seen.
+    status: Option<ExitStatus>,
+    /// What `cluster.json` says of it.
+    state: State,
+    log: PathBuf,
+    /// Where this run begins in the log.
+    log_start: u64,
+}
+
+impl Running {
+    /// Starts a process of the plan. To be called on the main thread, which lives as long as `up`:
+    /// the kernel's signal at a parent's death is tied to the thread that started the child.
+    pub fn start(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Result<Running> {
+        let log = planned.data_dir.join(format!("{}.log", planned.name));
+        if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
+            let old = planned.data_dir.join(format!("{}.log.1", planned.name));
+            fs::rename(&log, old).context("cannot put a log aside")?;
+        }
+        let opened = OpenOptions::new().create(true).append(true).open(&log);
+        let output = opened.with_context(|| format!("cannot write {}", log.display()))?;
+        let log_start = output.metadata().map(|meta| meta.len()).unwrap_or(0);
+        let executable = std::env::current_exe().context("cannot find this executable")?;
+        let mut command = Command::new(executable);
+        command
+            .args(arguments(plan, planned, strategy))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("cannot share a log")?)
+            .stderr(output)
+            .process_group(0);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", planned.name))?;
+        Ok(Running {
+            planned: planned.clone(),
+            child,
+            status: None,
+            state: State::Running,
+            log,
+            log_start,
+        })
+    }
+
+    /// Its pid, also after its end.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its row in `cluster.json`.
+    pub fn row(&self) -> Process {
+        setup::row(&self.planned, self.pid(), self.state)
+    }
+
+    /// Whether its end was not seen yet.
+    pub fn is_running(&self) -> bool {
+        self.status.is_none()
+    }
+
+    /// Looks whether it has ended since the last look; gives its status then. `state` is what it
+    /// becomes.
+    pub fn poll(&mut self, state: State) -> Option<ExitStatus> {
+        if self.status.is_some() {
+            return None;
+        }
+        // An error means that the child cannot be waited for: it is ours, so it cannot happen.
+        let status = self
+            .child
+            .try_wait()
+            .expect("our own child can be waited for")?;
+        (self.status, self.state) = (Some(status), state);
+        Some(status)
+    }
+
+    /// Sends a signal, if it still runs. Its pid is not reused before its end was seen.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        if let (true, Some(pid)) = (self.is_running(), pid) {
+            // It may have ended by itself meanwhile.
+            _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Says how it ended, with the last lines of its log.
+    pub fn obituary(&self, status: ExitStatus) -> String {
+        let (name, pid, log) = (&self.planned.name, self.pid(), self.log.display());
+        let mut text = format!("{name} (pid {pid}) died: {status}");
+        match last_lines(&self.log, self.log_start) {
+            Ok(lines) if !lines.is_empty() => {
+                text += &format!("; the last lines of {log}:");
+                lines.iter().for_each(|line| text += &format!("\n  {line}"));
+            }
+            Ok(_) => text += &format!("; {log} says nothing"),
+            Err(error) => text += &format!("; {log} cannot be read: {error}"),
+        }
+        text
+    }
+}
+
+/// The command line of a process: what differs between processes, and the settings file for the
+/// rest.
+fn arguments(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Vec<String> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let certs = plan.dir.join("certs");
+    let pem = |end: &str| text(&certs.join(format!("{}.{end}", planned.name)));
+    let mut args = vec![planned.role.as_str().to_owned()];
+    let mut flag = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+    flag("supervised", std::process::id().to_string());
+    flag(
+        "config",
+        text(&setup::config_path(&plan.dir, &planned.name)),
+    );
+    flag("name", planned.name.clone());
+    flag("base-dir", text(&plan.dir));
+    flag("data-dir", text(&planned.data_dir));
+    flag("cluster-id", plan.cluster_id.to_string());
+    flag("rpc-bind", planned.addresses.rpc.to_string());
+    flag("tls-cert", pem("crt"));
+    flag("tls-key", pem("key"));
+    match planned.role {
+        Role::Leader => {
+            if let Some(address) = planned.addresses.hatokuse {
+                flag("hatokuse-bind", address.to_string());
+            }
+            if let Some(strategy) = strategy {
+                flag("strategy", strategy.to_owned());
+            }
+            args.push(format!("--bootstrap={}", plan.bootstrap));
+        }
+        Role::Member => flag("leaders", setup::leader_addresses(&plan.processes)),
+    }
+    args
+}
+
+/// The last lines of a file, of what was written from `start` on.
+fn last_lines(path: &Path, start: u64) -> io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let end = file.metadata()?.len();
+    let from = start.max(end.saturating_sub(LOG_TAIL_BYTES));
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let skip = lines.len().saturating_sub(LOG_TAIL_LINES);
+    Ok(lines.into_iter().skip(skip).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_those_of_this_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.log");
+        let lines: String = (0..20).map(|number| format!("line {number}\n")).collect();
+        fs::write(&path, format!("old\n{lines}")).expect("written");
+        let all = last_lines(&path, 4).expect("readable");
+        assert_eq!((all.len(), all[0].as_str()), (LOG_TAIL_LINES, "line 12"));
+        let end = fs::metadata(&path).expect("a file").len();
+        assert_eq!(last_lines(&path, end - 8).expect("readable"), ["line 19"]);
+        assert!(last_lines(&path, end).expect("readable").is_empty());
+    }
+}

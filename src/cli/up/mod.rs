@@ -1,0 +1,343 @@
+//! `tolerex up`: a whole cluster on this machine, from one command.
+//!
+//! It sets up the data directory ([`setup`]), ends what an earlier run left ([`leftover`]), checks
+//! the ports ([`ports`]), starts each process as a child ([`children`]), keeps `cluster.json`
+//! ([`manifest`]), says when the cluster serves ([`readiness`]), reports children that die, and stops
+//! all in order: leaders first, so that no client sees members go, then members.
+//!
+//! Threads: `main` starts and watches the children; `signal` and `ready` send it events through one
+//! bounded queue.
+
+pub mod children;
+pub mod leftover;
+pub mod manifest;
+pub mod ports;
+pub mod readiness;
+pub mod setup;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::args::{StrategyArg, UpArgs};
+use super::exit::ToolError;
+use super::signals::SignalWatch;
+use crate::clock::{Clock, SystemClock};
+use crate::threads::StopSignal;
+use children::Running;
+use manifest::{Manifest, Role, State};
+use readiness::Readiness;
+use setup::Plan;
+
+/// How often children are looked at. A death is reported within it; a tenth of it would only burn
+/// time, ten times it would no longer be "at once".
+const CHILD_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long the processes of one role may take to stop before they are killed. Servers give
+/// themselves 5 s for what is in flight.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the cluster may take before what is missing is named.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Events that may wait for `main`, which takes them within [`CHILD_POLL_INTERVAL`]. When it is full
+/// a signal is dropped (enough of them wait already) and `ready` waits.
+const EVENTS_MAX: usize = 16;
+
+/// What `main` waits for.
+enum Event {
+    /// The user wants the end; a second time, at once.
+    Stop,
+    /// What the leader says of the cluster.
+    Status(Readiness),
+}
+
+/// Runs `tolerex up` until it is told to stop.
+pub fn run(args: &UpArgs) -> Result<(), ToolError> {
+    let dir = make_dir(&args.data_dir)?;
+    let _lock = lock(&dir)?;
+    let existing = Manifest::read(&dir)?;
+    let processes = setup::plan(args, &dir, existing.as_ref())?;
+    if let Some(existing) = &existing {
+        leftover::end_all(existing)?
+            .iter()
+            .for_each(|line| warn(line));
+    }
+    let wanted = processes.iter();
+    ports::check_free(wanted.map(|planned| (planned.name.as_str(), planned.addresses)))?;
+    let plan = setup::prepare(args, &dir, processes, existing.as_ref())?;
+    plan.warnings
+        .iter()
+        .for_each(|warning| warn(&format!("warning: {warning}")));
+
+    let (sender, events) = bounded(EVENTS_MAX);
+    let signals = watch_signals(sender.clone())?;
+    let mut up = Up {
+        children: Vec::with_capacity(plan.processes.len()),
+        before: existing.unwrap_or_default(),
+        plan,
+        quiet: args.quiet,
+        events,
+    };
+    // Children must not outlive an error on the way, so all ends lead through `stop`.
+    let served = up.start(args.strategy).and_then(|()| up.serve(sender));
+    let stopped = up.stop();
+    signals.finish();
+    served.and(stopped)
+}
+
+/// A running local cluster.
+struct Up {
+    plan: Plan,
+    quiet: bool,
+    /// In the order of the plan; while they are started, its first ones.
+    children: Vec<Running>,
+    /// What `cluster.json` said of the last run.
+    before: Manifest,
+    events: Receiver<Event>,
+}
+
+impl Up {
+    fn start(&mut self, strategy: Option<StrategyArg>) -> Result<(), ToolError> {
+        let strategy = strategy.map(StrategyArg::as_str);
+        // The set-up is complete, whatever becomes of the start.
+        self.write_manifest()?;
+        for planned in &self.plan.processes {
+            self.children
+                .push(Running::start(&self.plan, planned, strategy)?);
+        }
+        self.write_manifest()?;
+        for child in &self.children {
+            let planned = &child.planned;
+            let (name, role, pid) = (&planned.name, planned.role.as_str(), child.pid());
+            let mut line = format!(
+                "{name:10} {role:6} pid {pid:<7} rpc {}",
+                planned.addresses.rpc
+            );
+            if let Some(address) = planned.addresses.hatokuse {
+                line += &format!(" hatokuse {address}");
+            }
+            self.say(&line);
+        }
+        Ok(())
+    }
+
+    /// Watches until the user wants the end, or no child is left.
+    fn serve(&mut self, sender: Sender<Event>) -> Result<(), ToolError> {
+        let stop = StopSignal::default();
+        let watch = readiness::watch(&self.plan, stop.clone(), move |readiness| {
+            // The receiver lives as long as this thread, which `serve` joins.
+            _ = sender.send(Event::Status(readiness));
+        })?;
+        let result = self.watch_children();
+        stop.stop();
+        // The last status may be waiting for room.
+        while !watch.is_finished() {
+            _ = self.events.recv_timeout(CHILD_POLL_INTERVAL);
+        }
+        watch.join();
+        result
+    }
+
+    fn watch_children(&mut self) -> Result<(), ToolError> {
+        let clock = SystemClock::new();
+        let deadline = clock.now() + READY_TIMEOUT;
+        let mut newest = Readiness::default();
+        let (mut is_ready, mut is_late) = (false, false);
+        loop {
+            match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
+                Ok(Event::Stop) => return Ok(()),
+                Ok(Event::Status(readiness)) => newest = readiness,
+                Err(_) => {}
+            }
+            self.bury_dead()?;
+            if !self.children.iter().any(Running::is_running) {
+                return Err(ToolError::failed("every process has died"));
+            }
+            if is_ready {
+                continue;
+            }
+            let late_now = clock.now() >= deadline;
+            if newest.serves() && (newest.missing.is_empty() || late_now) {
+                is_ready = true;
+                self.announce(&newest)?;
+            }
+            if late_now && !is_late {
+                is_late = true;
+                if !newest.missing.is_empty() || !is_ready {
+                    warn(&newest.complaint());
+                }
+            }
+        }
+    }
+
+    /// Reports children that have died, and notes it in `cluster.json`.
+    fn bury_dead(&mut self) -> Result<(), ToolError> {
+        let mut died = false;
+        for child in &mut self.children {
+            if let Some(status) = child.poll(State::Died) {
+                warn(&child.obituary(status));
+                died = true;
+            }
+        }
+        if died {
+            self.write_manifest()?;
+        }
+        Ok(())
+    }
+
+    fn announce(&self, readiness: &Readiness) -> Result<(), ToolError> {
+        setup::note_bootstrapped(&self.plan.dir)?;
+        let leader = self.plan.of_role(Role::Leader).next();
+        let Some(address) = leader.and_then(|leader| leader.addresses.hatokuse) else {
+            return Ok(()); // A plan has a leader.
+        };
+        let (members, tolerance) = (readiness.registered, readiness.tolerance);
+        let lost = tolerance.saturating_sub(1);
+        let (ip, port) = (address.ip(), address.port());
+        print(&format!(
+            "ready: {address}, {members} members, tolerance {tolerance} ({lost} may be lost); try: \
+             printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
+        ));
+        Ok(())
+    }
+
+    /// Ends all children, leaders first. A second wish for the end hurries.
+    fn stop(&mut self) -> Result<(), ToolError> {
+        let mut is_clean = true;
+        for role in [Role::Leader, Role::Member] {
+            self.signal(role, Signal::TERM);
+            // One that is stopped (SIGSTOP) ends only when it goes on.
+            self.signal(role, Signal::CONT);
+            is_clean &= self.wait_for(role);
+        }
+        self.write_manifest()?;
+        if is_clean {
+            self.say("stopped");
+            return Ok(());
+        }
+        Err(ToolError::failed("not every process stopped in order"))
+    }
+
+    /// Waits for the end of all of a role; true if each ended by itself and without an error.
+    fn wait_for(&mut self, role: Role) -> bool {
+        let clock = SystemClock::new();
+        let deadline = clock.now() + STOP_TIMEOUT;
+        let (mut is_clean, mut killed) = (true, false);
+        loop {
+            for child in self
+                .children
+                .iter_mut()
+                .filter(|child| child.planned.role == role)
+            {
+                if let Some(status) = child.poll(State::Stopped)
+                    && !status.success()
+                {
+                    warn(&format!("{} ended with {status}", child.planned.name));
+                    is_clean = false;
+                }
+            }
+            let mut of_role = self
+                .children
+                .iter()
+                .filter(|child| child.planned.role == role);
+            if !of_role.any(Running::is_running) {
+                return is_clean;
+            }
+            let hurried = matches!(
+                self.events.recv_timeout(CHILD_POLL_INTERVAL),
+                Ok(Event::Stop)
+            );
+            if !killed && (hurried || clock.now() >= deadline) {
+                warn(&format!("killing each {} that still runs", role.as_str()));
+                self.signal(role, Signal::KILL);
+                killed = true;
+            }
+        }
+    }
+
+    fn signal(&self, role: Role, signal: Signal) {
+        let of_role = self
+            .children
+            .iter()
+            .filter(|child| child.planned.role == role);
+        of_role.for_each(|child| child.signal(signal));
+    }
+
+    fn write_manifest(&self) -> Result<(), ToolError> {
+        let rows = self
+            .plan
+            .processes
+            .iter()
+            .enumerate()
+            .map(|(place, planned)| {
+                if let Some(child) = self.children.get(place) {
+                    return child.row();
+                }
+                let before = self
+                    .before
+                    .processes
+                    .iter()
+                    .find(|row| row.name == planned.name);
+                setup::row(planned, before.map_or(0, |row| row.pid), State::Stopped)
+            });
+        let processes = rows.collect();
+        Ok(Manifest { processes }.write(&self.plan.dir)?)
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            print(line);
+        }
+    }
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+    let make = || fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
+    let dir = make().with_context(|| format!("cannot create {}", dir.display()))?;
+    // Paths are handed to children as flags and stand in cluster.json.
+    anyhow::ensure!(dir.to_str().is_some(), "{} is not UTF-8", dir.display());
+    Ok(dir)
+}
+
+/// Keeps any other `up` away from the directory while the file is open.
+fn lock(dir: &Path) -> Result<File, ToolError> {
+    let path = dir.join("up.lock");
+    let opened = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => {
+            ToolError::failed(format!("another `tolerex up` runs on {}", dir.display()))
+        }
+        error => ToolError::failed(format!("cannot lock {}: {error}", path.display())),
+    })?;
+    Ok(file)
+}
+
+fn watch_signals(sender: Sender<Event>) -> anyhow::Result<SignalWatch> {
+    // A closed terminal (SIGHUP) is an end too. When the queue is full `main` has enough of them.
+    SignalWatch::start(&[SIGTERM, SIGINT, SIGHUP], move |_| {
+        _ = sender.try_send(Event::Stop)
+    })
+}
+
+/// Writes a line to standard output. That nobody reads it must not end the cluster.
+fn print(line: &str) {
+    let mut out = io::stdout().lock();
+    _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn warn(line: &str) {
+    _ = writeln!(io::stderr(), "{line}");
+}

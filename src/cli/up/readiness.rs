@@ -1,0 +1,134 @@
+//! Whether a local cluster serves: asks the leader for `STATUS JSON` until it does.
+//!
+//! The thread `ready` ends when all members are registered and up, or when it is told to stop.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::super::session::Session;
+use super::manifest::Role;
+use super::setup::Plan;
+use crate::threads::{self, StopSignal, Thread};
+
+/// How often the leader is asked.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is known of a cluster that starts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// How many members hold each message; 0 while no leader has said so.
+    pub tolerance: usize,
+    /// Members that are up.
+    pub registered: usize,
+    /// Names of those that are expected and not up.
+    pub missing: Vec<String>,
+}
+
+impl Readiness {
+    /// Whether a write would find its members.
+    pub fn serves(&self) -> bool {
+        self.tolerance > 0 && self.registered >= self.tolerance
+    }
+
+    /// Says what is missing.
+    pub fn complaint(&self) -> String {
+        if self.tolerance == 0 {
+            return "not ready: no leader has answered yet".to_owned();
+        }
+        format!("not registered: {}", self.missing.join(", "))
+    }
+}
+
+/// As much of `STATUS JSON` as is needed here.
+#[derive(Deserialize)]
+struct Status {
+    tolerance: usize,
+    members: Vec<MemberStatus>,
+}
+
+#[derive(Deserialize)]
+struct MemberStatus {
+    name: String,
+    state: String,
+}
+
+/// Starts the thread `ready`; `on_change` gets each answer that differs from the one before.
+pub fn watch(
+    plan: &Plan,
+    stop: StopSignal,
+    on_change: impl Fn(Readiness) + Send + 'static,
+) -> Result<Thread> {
+    let members = plan.of_role(Role::Member);
+    let expected: Vec<String> = members.map(|planned| planned.name.clone()).collect();
+    let leader = plan
+        .of_role(Role::Leader)
+        .find_map(|leader| leader.addresses.hatokuse);
+    let address = leader.context("a plan has a leader")?.to_string();
+    let body = move || {
+        let mut last = Readiness::default();
+        while !stop.is_stopped() {
+            if let Ok(answer) = ask(&address, &expected)
+                && answer != last
+            {
+                last = answer;
+                on_change(last.clone());
+            }
+            if last.serves() && last.missing.is_empty() {
+                return;
+            }
+            stop.wait_timeout(ASK_INTERVAL);
+        }
+    };
+    threads::spawn("ready", body).context("cannot start a thread")
+}
+
+fn ask(address: &str, expected: &[String]) -> io::Result<Readiness> {
+    let mut session = Session::open(address)?;
+    session.send(b"STATUS JSON\r\n")?;
+    read(&session.line()?, expected)
+}
+
+fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
+    let status: Status = serde_json::from_slice(line)?;
+    let is_up = |name: &String| {
+        status
+            .members
+            .iter()
+            .any(|m| m.name == *name && m.state == "up")
+    };
+    let (up, missing): (Vec<&String>, Vec<&String>) = expected.iter().partition(|n| is_up(n));
+    Ok(Readiness {
+        tolerance: status.tolerance,
+        registered: up.len(),
+        missing: missing.into_iter().cloned().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_serves_when_enough_members_are_up() {
+        let expected: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let line =
+            br#"{"tolerance":2,"role":"leader","members":[{"name":"a","state":"up","id":"1"},
+            {"name":"b","state":"down"}]}"#;
+        let readiness = read(line, &expected).expect("readable");
+        assert!(!readiness.serves());
+        assert_eq!(readiness.complaint(), "not registered: b, c");
+        let line =
+            br#"{"tolerance":2,"members":[{"name":"a","state":"up"},{"name":"c","state":"up"}]}"#;
+        let readiness = read(line, &expected).expect("readable");
+        assert!(readiness.serves());
+        assert_eq!(
+            (readiness.registered, readiness.missing),
+            (2, vec!["b".to_owned()])
+        );
+        assert!(!Readiness::default().serves());
+        assert!(read(b"ERROR: no", &expected).is_err());
+    }
+}

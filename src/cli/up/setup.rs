@@ -1,0 +1,319 @@
+//! Sets up the data directory of a local cluster, or checks that it fits what is asked for.
+//!
+//! | path | what |
+//! |---|---|
+//! | `cluster.json` | the processes; its presence says that the directory is set up |
+//! | `certs/` | the development authority, and certificate and key of each process |
+//! | `config/NAME.toml` | settings of each process; written once, then the user's |
+//! | `config/tolerance.conf` | the tolerance, as the leader reads it |
+//! | `config/bootstrapped` | the leader group exists: it is never bootstrapped again |
+//! | `NAME/` | data of each process, and its log `NAME.log` |
+//! | `up.lock` | locked by the running `tolerex up` |
+//!
+//! Files that exist are kept, so that an interrupted set-up is continued by the next `up`, and what
+//! else lies in the directory is left alone.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::super::args::{self, UpArgs};
+use super::super::certs;
+use super::super::exit::ToolError;
+use super::manifest::{Manifest, Process, Role, State};
+use super::ports::{self, Addresses};
+use crate::config::leader::LeaderConfig;
+use crate::config::{Sources, tolerance};
+use crate::ids::ClusterId;
+
+/// Members of a new cluster that was not told how many.
+const MEMBERS_DEFAULT: u16 = 3;
+
+/// One process to be started.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Its node name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// Its own directory, with data and log.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub addresses: Addresses,
+}
+
+/// A cluster that is ready to be started.
+#[derive(Debug)]
+pub struct Plan {
+    /// The data directory; absolute.
+    pub dir: PathBuf,
+    /// Leaders first, then members, each by number.
+    pub processes: Vec<Planned>,
+    /// Of all nodes.
+    pub cluster_id: ClusterId,
+    /// Whether the leader group must still be made.
+    pub bootstrap: bool,
+    /// What the user should know about it.
+    pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The processes of one role.
+    pub fn of_role(&self, role: Role) -> impl Iterator<Item = &Planned> {
+        self.processes
+            .iter()
+            .filter(move |process| process.role == role)
+    }
+}
+
+/// The row of a process in `cluster.json`.
+pub fn row(planned: &Planned, pid: u32, state: State) -> Process {
+    Process {
+        name: planned.name.clone(),
+        role: planned.role,
+        pid,
+        state,
+        data_dir: planned.data_dir.clone(),
+        rpc: planned.addresses.rpc.to_string(),
+        hatokuse: planned
+            .addresses
+            .hatokuse
+            .map(|address| address.to_string()),
+    }
+}
+
+/// Decides which processes there will be, without touching anything.
+pub fn plan(
+    args: &UpArgs,
+    dir: &Path,
+    existing: Option<&Manifest>,
+) -> Result<Vec<Planned>, ToolError> {
+    let count = |role| existing.map(|manifest| manifest.of_role(role).count());
+    if args.leaders.is_some_and(|leaders| leaders > 1) {
+        let text = "--leaders: more than one leader comes with the leader group; accepted: 1";
+        return Err(ToolError::usage(text));
+    }
+    if let (Some(asked), Some(present)) = (args.leaders, count(Role::Leader))
+        && usize::from(asked) != present
+    {
+        let text = format!("--leaders {asked}: {} has {present} leaders", dir.display());
+        return Err(ToolError::usage(text));
+    }
+    let members = match (args.members, count(Role::Member)) {
+        (Some(asked), Some(present)) if usize::from(asked) < present => {
+            return Err(ToolError::usage(format!(
+                "--members {asked}: {} has {present} members, and each holds messages; accepted: \
+                 {present} or more",
+                dir.display()
+            )));
+        }
+        (Some(asked), _) => asked,
+        (None, Some(present)) => u16::try_from(present).unwrap_or(u16::MAX),
+        (None, None) => MEMBERS_DEFAULT,
+    };
+    if existing.is_none() {
+        check_tolerance(args.tolerance, members)?;
+    }
+    let leader = std::iter::once((Role::Leader, 1));
+    let all = leader.chain((1..=members).map(|number| (Role::Member, number)));
+    all.map(|(role, number)| {
+        let name = format!("{}-{number}", role.as_str());
+        Ok(Planned {
+            role,
+            data_dir: dir.join(&name),
+            addresses: ports::addresses(role, number, args.port_offset)?,
+            name,
+        })
+    })
+    .collect()
+}
+
+fn check_tolerance(asked: Option<u8>, members: u16) -> Result<(), ToolError> {
+    let tolerance = asked.unwrap_or(tolerance::TOLERANCE_DEFAULT);
+    if u16::from(tolerance) <= members {
+        return Ok(());
+    }
+    let text = match asked {
+        Some(tolerance) => format!(
+            "--tolerance {tolerance}: each message needs {tolerance} members, there would be \
+             {members}; accepted: 1 to {members}"
+        ),
+        None => format!(
+            "--members {members}: the default tolerance {tolerance} needs {tolerance} members; \
+             give --tolerance {members}, which survives no loss, or more members"
+        ),
+    };
+    Err(ToolError::usage(text))
+}
+
+/// Makes what is missing of the files that the processes need.
+pub fn prepare(
+    args: &UpArgs,
+    dir: &Path,
+    processes: Vec<Planned>,
+    existing: Option<&Manifest>,
+) -> Result<Plan> {
+    let config = dir.join("config");
+    fs::create_dir_all(&config).with_context(|| format!("cannot create {}", config.display()))?;
+    let warnings = prepare_tolerance(args, &config, existing.is_some())?;
+    let certs = dir.join("certs");
+    if !has_pair(&certs, "ca") {
+        certs::init(&certs)?;
+    }
+    let cluster_id = match &processes.first() {
+        Some(leader) => cluster_id_of(&config_path(dir, &leader.name))?,
+        None => None,
+    };
+    let cluster_id = match cluster_id {
+        Some(id) => id,
+        None if existing.is_none() => new_cluster_id()?,
+        None => {
+            let path = config_path(dir, "leader-1");
+            return Err(anyhow!("{} names no cluster_id", path.display()));
+        }
+    };
+    for planned in &processes {
+        let role = match planned.role {
+            Role::Leader => args::Role::Leader,
+            Role::Member => args::Role::Member,
+        };
+        if !has_pair(&certs, &planned.name) {
+            certs::issue(&certs, &planned.name, role, &[])?;
+        }
+        let text = render_config(args, dir, planned, &processes, cluster_id);
+        write_if_absent(&config_path(dir, &planned.name), &text)?;
+        let data_dir = &planned.data_dir;
+        let made = fs::create_dir_all(data_dir);
+        made.with_context(|| format!("cannot create {}", data_dir.display()))?;
+    }
+    Ok(Plan {
+        bootstrap: !bootstrapped_path(dir).exists(),
+        dir: dir.to_owned(),
+        processes,
+        cluster_id,
+        warnings,
+    })
+}
+
+/// The settings file of a process.
+pub fn config_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join("config").join(format!("{name}.toml"))
+}
+
+/// The file that says that the leader group exists.
+///
+/// A leader whose data was wiped must not be bootstrapped into an empty group: that would be the
+/// loss of every message, reported to nobody.
+fn bootstrapped_path(dir: &Path) -> PathBuf {
+    dir.join("config").join("bootstrapped")
+}
+
+/// Notes that the leader group exists.
+pub fn note_bootstrapped(dir: &Path) -> Result<()> {
+    let text = "The leader group exists. `tolerex up` will not make another one here.\n";
+    write_if_absent(&bootstrapped_path(dir), text)
+}
+
+fn prepare_tolerance(args: &UpArgs, config: &Path, is_existing: bool) -> Result<Vec<String>> {
+    let path = config.join("tolerance.conf");
+    if !is_existing {
+        let wanted = args.tolerance.unwrap_or(tolerance::TOLERANCE_DEFAULT);
+        write_if_absent(&path, &tolerance::render(wanted))?;
+        let present = tolerance::read(&path).map_err(|error| anyhow!(error))?;
+        if present != wanted {
+            return Err(anyhow!(
+                "{} is there already and says TOLERANCE={present}, not {wanted}; change or remove it",
+                path.display()
+            ));
+        }
+    }
+    let present = tolerance::read(&path).ok();
+    Ok(match args.tolerance {
+        Some(asked) if is_existing && present != Some(asked) => vec![format!(
+            "--tolerance {asked} is ignored: the cluster exists. To change its tolerance, change {} \
+             and send SIGHUP to leader-1",
+            path.display()
+        )],
+        _ => Vec::new(),
+    })
+}
+
+fn has_pair(certs: &Path, stem: &str) -> bool {
+    ["crt", "key"]
+        .iter()
+        .all(|end| certs.join(format!("{stem}.{end}")).exists())
+}
+
+fn cluster_id_of(path: &Path) -> Result<Option<ClusterId>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let sources = Sources {
+        file: Some(path.to_owned()),
+        ..Sources::default()
+    };
+    Ok(LeaderConfig::load(&sources)?.config.cluster_id)
+}
+
+fn new_cluster_id() -> Result<ClusterId> {
+    let random = getrandom::u64().map_err(|error| anyhow!("no random numbers: {error}"))?;
+    Ok(ClusterId(random.max(1)))
+}
+
+fn render_config(
+    args: &UpArgs,
+    dir: &Path,
+    planned: &Planned,
+    all: &[Planned],
+    cluster_id: ClusterId,
+) -> String {
+    let mut table = toml::Table::new();
+    let mut put = |key: &str, value: String| table.insert(key.to_owned(), value.into());
+    put("name", planned.name.clone());
+    put("base_dir", dir.to_string_lossy().into_owned());
+    put("data_dir", planned.name.clone());
+    put("cluster_id", cluster_id.to_string());
+    put("rpc_bind", planned.addresses.rpc.to_string());
+    match planned.role {
+        Role::Leader => {
+            if let Some(address) = planned.addresses.hatokuse {
+                put("hatokuse_bind", address.to_string());
+            }
+            if let Some(strategy) = args.strategy {
+                put("strategy", strategy.as_str().to_owned());
+            }
+        }
+        Role::Member => {
+            put("leaders", leader_addresses(all));
+        }
+    }
+    format!(
+        "# Settings of {}. Written by `tolerex up` when the cluster was set up, not changed by it\n\
+         # later: edit it as you like. Names, directories and addresses are given by `tolerex up`\n\
+         # as flags, which go before this file; they stand here for starting the process by hand.\n\
+         {table}",
+        planned.name
+    )
+}
+
+/// The leaders' RPC addresses, with commas.
+pub fn leader_addresses(all: &[Planned]) -> String {
+    let leaders = all.iter().filter(|planned| planned.role == Role::Leader);
+    leaders
+        .map(|leader| leader.addresses.rpc.to_string())
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn write_if_absent(path: &Path, text: &str) -> Result<()> {
+    let write = || match OpenOptions::new().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+        Ok(mut file) => file
+            .write_all(text.as_bytes())
+            .and_then(|()| file.sync_all()),
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
