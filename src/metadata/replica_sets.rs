@@ -1,4 +1,16 @@
-//! Replica sets. Pure.
+//! Replica sets, and the table that interns them: set <-> small number, counted. Pure.
+//!
+//! A message stores a 4-byte [`SetId`] instead of a 64-byte set. The table counts how many messages
+//! name each set; at zero the number is free, and the lowest free number is given out first, so
+//! that the numbers follow from the applied commands alone. A number read from the message index is
+//! valid only until its message changes: resolve it before the shard is let go.
+//!
+//! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are at
+//! most one for each run, and with few members far fewer.
+
+use std::collections::{BTreeSet, HashMap};
+
+use rustc_hash::FxBuildHasher;
 
 use crate::ids::{MemberId, TOLERANCE_MAX};
 
@@ -42,5 +54,75 @@ impl std::fmt::Debug for ReplicaSet {
         f.debug_list()
             .entries(self.as_slice().iter().map(|id| id.to_string()))
             .finish()
+    }
+}
+
+/// The number of an interned set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetId(pub u32);
+
+/// The sets in use and their numbers.
+#[derive(Debug, Default)]
+pub struct ReplicaSets {
+    /// By number: the set and how many messages name it; a count of 0 marks a free number.
+    sets: Vec<(ReplicaSet, u64)>,
+    /// The numbers of the sets in use.
+    numbers: HashMap<ReplicaSet, SetId, FxBuildHasher>,
+    /// Free numbers below `sets.len()`.
+    free: BTreeSet<u32>,
+}
+
+impl ReplicaSets {
+    /// The number of `set`, from now on named by `count` messages more (at least one).
+    pub fn acquire(&mut self, set: &ReplicaSet, count: u64) -> SetId {
+        assert!(count > 0, "a set is acquired for at least one message");
+        if let Some(id) = self.numbers.get(set) {
+            self.sets[id.0 as usize].1 += count;
+            return *id;
+        }
+        let number = self.free.pop_first().unwrap_or_else(|| {
+            self.sets.push((*set, 0));
+            u32::try_from(self.sets.len() - 1).expect("there are fewer than 2^32 replica sets")
+        });
+        self.sets[number as usize] = (*set, count);
+        self.numbers.insert(*set, SetId(number));
+        SetId(number)
+    }
+
+    /// `count` messages less name the set; at zero its number is free.
+    pub fn release(&mut self, id: SetId, count: u64) {
+        let (set, named) = &mut self.sets[id.0 as usize];
+        assert!(*named >= count, "set {id:?} is released more than acquired");
+        *named -= count;
+        if *named == 0 && count > 0 {
+            self.numbers.remove(set);
+            self.free.insert(id.0);
+        }
+    }
+
+    /// The set with this number, which must be in use.
+    pub fn set(&self, id: SetId) -> ReplicaSet {
+        let (set, named) = self.sets[id.0 as usize];
+        assert!(named > 0, "set {id:?} is not in use");
+        set
+    }
+
+    /// How many sets are in use.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Whether none is in use.
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// The sets in use by ascending number, with how many messages name each. Together with the
+    /// free numbers that follow from it, this is the whole table.
+    pub fn iter(&self) -> impl Iterator<Item = (SetId, ReplicaSet, u64)> {
+        let used = |(number, (set, named)): (usize, &(ReplicaSet, u64))| {
+            (*named > 0).then_some((SetId(number as u32), *set, *named))
+        };
+        self.sets.iter().enumerate().filter_map(used)
     }
 }
