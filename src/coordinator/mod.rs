@@ -58,6 +58,11 @@ pub mod read;
 pub mod release;
 pub mod write;
 
+#[cfg(test)]
+mod scripts;
+#[cfg(test)]
+mod testing;
+
 use std::time::Duration;
 
 use crate::clock::Instant;
