@@ -1,1 +1,38 @@
-//! The leader process.
+//! The leader process: takes client commands, chooses members, keeps the metadata.
+//!
+//! # Threads
+//!
+//! | thread | owns | waits on | stopped by |
+//! |---|---|---|---|
+//! | `main` | nothing | the stop signal | the signal |
+//! | `poll` | idle client connections | readiness, timers | wake-up, stop |
+//! | `work-N` | one ready connection and one batch at a time | job queue; the batch's inbox | queue closed |
+//! | `accept-rpc`, `rx-…`, `tx-…` | links with members | sockets, queues | closing |
+//! | `dial-…` | the data link to one member | its end, back-off | pool stopped |
+//! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
+//! | `journal`, `fill` | the journal's files | queues | queues closed |
+//! | `house` | targets of the pool, releases under way | the bell | stop signal |
+//!
+//! # A write, thread by thread
+//!
+//! ```text
+//!  poll      the connection is readable ──► job queue
+//!  work-N    reads, parses, allots revisions, chooses members, sends one store to each ──► links
+//!  rx-…      answers ──► the batch's inbox ──► work-N proposes the entry ──► raft
+//!  journal   writes and syncs it ──► raft applies, settles, answers ──► the batch's inbox
+//!  work-N    replies, gives the connection back ──► poll
+//! ```
+//!
+//! # Locks
+//!
+//! Taken in this order, none over I/O: a shard of the message index, the table of replica sets, the
+//! cluster, the releases, a shard of the cache, an inbox.
+
+pub mod drive;
+pub mod handler;
+pub mod housekeeping;
+pub mod machine;
+pub mod members;
+pub mod server;
+pub mod state;
+pub mod status;

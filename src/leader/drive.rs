@@ -1,0 +1,350 @@
+//! Steps a batch on a worker: effects out, then waits for events until the deadline.
+//!
+//! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader threads
+//! of the links and from the Raft thread. The worker that owns it carries out what the coordinator
+//! asks for and blocks on the inbox, or parks the batch when it can only wait for late members.
+//!
+//! What outlives the batch is done where the answer arrives, not here: a store ends its charge, and
+//! an applied entry settles its revisions, even when the client got its reply long before.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+
+use log::{debug, error};
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock::Instant;
+use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Settlement, Tag};
+use crate::error::Failure;
+use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
+use crate::ids::{MemberId, Revision};
+use crate::leader::state::Shared;
+use crate::metadata::command::Command;
+use crate::net::{Parked, Progress, Waker};
+use crate::rpc::link::{CallError, Completion};
+use crate::rpc::message::{
+    FetchRequest, FetchResult, Refusal, Request, Response, StoreRecord, StoreRequest, StoreResult,
+};
+
+/// Where events for one batch arrive, from any thread.
+#[derive(Default)]
+pub struct Inbox {
+    state: Mutex<InboxState>,
+    /// Signalled when an event arrives while a worker waits.
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct InboxState {
+    events: Vec<Event>,
+    /// Whether a worker waits on `arrived`: without one, signalling is a wasted system call.
+    is_awaited: bool,
+    /// Set while the batch is parked.
+    waker: Option<Waker>,
+}
+
+impl Inbox {
+    /// Adds an event and wakes who waits for it.
+    pub fn push(&self, event: Event) {
+        let mut state = self.state.lock();
+        state.events.push(event);
+        let waker = state.waker.take();
+        let is_awaited = state.is_awaited;
+        drop(state);
+        if is_awaited {
+            self.arrived.notify_one();
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Takes all events; if there is none, waits for one, for the time `timeout` returns.
+    fn take(&self, into: &mut Vec<Event>, wait: Option<std::time::Duration>) {
+        let mut state = self.state.lock();
+        if let Some(timeout) = wait
+            && state.events.is_empty()
+        {
+            state.is_awaited = true;
+            self.arrived
+                .wait_while_for(&mut state, |state| state.events.is_empty(), timeout);
+            state.is_awaited = false;
+        }
+        mem::swap(&mut state.events, into);
+    }
+
+    /// Wakes `waker` at the next event, or now if there is one.
+    fn arm(&self, waker: Waker) {
+        let mut state = self.state.lock();
+        if state.events.is_empty() {
+            state.waker = Some(waker);
+        } else {
+            drop(state);
+            waker.wake();
+        }
+    }
+}
+
+/// A batch under way.
+pub struct Run {
+    shared: Arc<Shared>,
+    coordinator: Coordinator,
+    inbox: Arc<Inbox>,
+    /// The number of the batch, in the log.
+    number: u64,
+    /// The term it began in; its calls and its entry carry this one and no other (R2).
+    term: u64,
+    /// Taken from the inbox, or answered on the spot; not yet stepped.
+    pending: VecDeque<Event>,
+}
+
+impl Run {
+    /// A batch that begins now.
+    pub fn new(shared: Arc<Shared>, coordinator: Coordinator, number: u64, term: u64) -> Run {
+        Run {
+            shared,
+            coordinator,
+            inbox: Arc::default(),
+            number,
+            term,
+            pending: VecDeque::from([Event::Start]),
+        }
+    }
+
+    /// Goes on until the batch is done or can only wait for late members.
+    pub fn go_on(mut self) -> Progress {
+        let mut events = Vec::new();
+        let mut effects = Vec::new();
+        loop {
+            self.inbox.take(&mut events, None);
+            self.pending.extend(events.drain(..));
+            if self.shared.clock.now() >= self.coordinator.next_deadline() {
+                self.pending.push_back(Event::Tick);
+            }
+            while let Some(event) = self.pending.pop_front() {
+                self.step(event, &mut effects);
+                for effect in effects.drain(..) {
+                    if let Effect::Done(replies) = effect {
+                        debug!("batch {}: done, {} replies", self.number, replies.len());
+                        return Progress::Done(replies);
+                    }
+                    self.carry_out(effect);
+                }
+            }
+            if self.coordinator.waits_for_late_only() {
+                debug!("batch {}: parked", self.number);
+                return Progress::Parked(Box::new(self));
+            }
+            let now = self.shared.clock.now();
+            let timeout = self.coordinator.next_deadline().since(now);
+            self.inbox.take(&mut events, Some(timeout));
+            self.pending.extend(events.drain(..));
+        }
+    }
+
+    fn step(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let mut cluster = self.shared.view.cluster.lock();
+        // Under the lock, so that the cluster sees times in order.
+        let now = self.shared.clock.now();
+        self.coordinator.step(event, now, &mut cluster, effects);
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Store {
+                tag,
+                member,
+                records,
+                charge,
+            } => self.store(tag, member, records, charge),
+            Effect::Fetch {
+                tag,
+                member,
+                revisions,
+            } => self.fetch(tag, member, revisions),
+            Effect::Propose {
+                tag,
+                command,
+                settlement,
+            } => self.propose(tag, &command, settlement),
+            Effect::Settle(settlement) => self.shared.view.settle(settlement),
+            Effect::ConfirmRead => self.confirm_read(),
+            Effect::LookUp { tag, keys } => {
+                let found = self.shared.look_up(&keys);
+                self.pending.push_back(Event::LookedUp { tag, found });
+            }
+            Effect::Count => {
+                let count = self.shared.view.metadata.message_count();
+                self.pending.push_back(Event::Counted(count));
+            }
+            Effect::Cache { revision, payload } => self.shared.cache.insert(revision, &payload),
+            Effect::CorruptCopy {
+                member,
+                revision,
+                key,
+                flaw,
+            } => error!("copy of message {key} revision {revision} on member {member}: {flaw:?}"),
+            Effect::Deposed { member, highest } => self.shared.depose(member, highest),
+            Effect::Done(_) => unreachable!("the caller ends at Done"),
+        }
+    }
+
+    fn store(&mut self, tag: Tag, member: MemberId, records: Vec<StoreRecord>, charge: Charge) {
+        let Some(link) = self.shared.pool.link(member) else {
+            self.shared.end_store(member, charge, false);
+            let answer = Answer::NotSent;
+            self.pending.push_back(Event::StoreAnswered { tag, answer });
+            return;
+        };
+        let fence = self.shared.fence(self.term, &link);
+        let deadline = self.shared.call_deadline(charge.bytes);
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        let completion: Completion = Box::new(move |result| {
+            shared.end_store(member, charge, result.is_ok());
+            let answer = store_answer(result);
+            inbox.push(Event::StoreAnswered { tag, answer });
+        });
+        let count = records.len();
+        let request = Request::Store(StoreRequest { fence, records });
+        match link.call(self.term, request, deadline, completion) {
+            Ok(call) => debug!(
+                "batch {}: store {count} records on {} as call {call}",
+                self.number,
+                link.peer().name
+            ),
+            Err(error) => {
+                debug!("batch {}: store not sent: {error}", self.number);
+                self.shared.end_store(member, charge, false);
+                let answer = Answer::NotSent;
+                self.pending.push_back(Event::StoreAnswered { tag, answer });
+            }
+        }
+    }
+
+    fn fetch(&mut self, tag: Tag, member: MemberId, revisions: Vec<Revision>) {
+        let Some(link) = self.shared.pool.link(member) else {
+            let answer = Answer::NotSent;
+            self.pending.push_back(Event::FetchAnswered { tag, answer });
+            return;
+        };
+        let fence = self.shared.fence(self.term, &link);
+        let deadline = self.shared.call_deadline(0);
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        let completion: Completion = Box::new(move |result| {
+            if result.is_ok() {
+                shared.answered(member);
+            }
+            let answer = fetch_answer(result);
+            inbox.push(Event::FetchAnswered { tag, answer });
+        });
+        let count = revisions.len();
+        let request = Request::Fetch(FetchRequest { fence, revisions });
+        match link.call(self.term, request, deadline, completion) {
+            Ok(call) => debug!(
+                "batch {}: fetch {count} records from {} as call {call}",
+                self.number,
+                link.peer().name
+            ),
+            Err(error) => {
+                debug!("batch {}: fetch not sent: {error}", self.number);
+                let answer = Answer::NotSent;
+                self.pending.push_back(Event::FetchAnswered { tag, answer });
+            }
+        }
+    }
+
+    fn propose(&self, tag: Tag, command: &Command, settlement: Settlement) {
+        assert_eq!(command.term, self.term, "a batch is proposed in its own term");
+        let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+        debug!("batch {}: propose", self.number);
+        self.shared
+            .group
+            .propose(command.term, command.encode(), move |outcome| {
+                let event = match outcome {
+                    ProposalOutcome::Applied(applied) => {
+                        shared.view.settle(settlement);
+                        Event::Applied { tag, applied }
+                    }
+                    ProposalOutcome::NotProposed(reason) => Event::NotProposed {
+                        tag,
+                        failure: not_proposed(reason),
+                    },
+                    ProposalOutcome::Lost => Event::Superseded {
+                        tag,
+                        failure: Failure::NotLeader { leader: None },
+                    },
+                    ProposalOutcome::Unknown => Event::OutcomeUnknown { tag },
+                };
+                inbox.push(event);
+            });
+    }
+
+    fn confirm_read(&mut self) {
+        let inbox = self.inbox.clone();
+        let refused = || Event::ReadRefused(Failure::NotLeader { leader: None });
+        let confirmation = self.shared.group.confirm_read(move |outcome| {
+            inbox.push(match outcome {
+                ReadOutcome::Confirmed { .. } => Event::ReadConfirmed,
+                ReadOutcome::NotServing => refused(),
+            });
+        });
+        match confirmation {
+            ReadConfirmation::Immediate { .. } => self.pending.push_back(Event::ReadConfirmed),
+            ReadConfirmation::NotServing => self.pending.push_back(refused()),
+            ReadConfirmation::Busy => {
+                self.pending.push_back(Event::ReadRefused(Failure::Busy));
+            }
+            ReadConfirmation::Later => {}
+        }
+    }
+}
+
+impl Parked for Run {
+    fn deadline(&self) -> Instant {
+        self.coordinator.next_deadline()
+    }
+
+    fn arm(&mut self, wake: Waker) {
+        self.inbox.arm(wake);
+    }
+
+    fn resume(self: Box<Self>) -> Progress {
+        self.go_on()
+    }
+}
+
+/// What a refused proposal means to a client.
+pub fn not_proposed(reason: Reason) -> Failure {
+    match reason {
+        Reason::NotLeader | Reason::Stopped => Failure::NotLeader { leader: None },
+        Reason::Busy | Reason::DiskFull => Failure::Busy,
+    }
+}
+
+fn store_answer(result: Result<Response, CallError>) -> Answer<StoreResult> {
+    match result {
+        Ok(Response::Store(results)) => Answer::Results(results),
+        Ok(response) => Answer::Refused(refusal(response)),
+        Err(_) => Answer::LinkLost,
+    }
+}
+
+fn fetch_answer(result: Result<Response, CallError>) -> Answer<FetchResult> {
+    match result {
+        Ok(Response::Fetch(results)) => Answer::Results(results),
+        Ok(response) => Answer::Refused(refusal(response)),
+        Err(_) => Answer::LinkLost,
+    }
+}
+
+fn refusal(response: Response) -> Refusal {
+    match response {
+        Response::Refused(refusal) => refusal,
+        Response::Store(_)
+        | Response::Fetch(_)
+        | Response::Release
+        | Response::Register
+        | Response::Heartbeat => Refusal::Other("the answer is of another kind".to_owned()),
+    }
+}

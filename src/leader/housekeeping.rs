@@ -1,0 +1,122 @@
+//! The `house` thread: keeps a data link to each registered member and sends releases.
+//!
+//! It waits on a doorbell that [`View`] rings when there is something to release or the registry has
+//! changed. It rests between two rounds, so that under load many releases share one request.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{debug, info, warn};
+
+use crate::coordinator::release::Release;
+use crate::ids::MemberId;
+use crate::leader::state::Shared;
+use crate::rpc::link::CallError;
+use crate::rpc::message::{ReleaseRequest, Request, Response};
+use crate::threads::StopSignal;
+
+/// The rest between two rounds. A member is told to forget within about this; a tenth of it would
+/// cost a request and a sync on members for every few overwrites.
+const ROUND_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a round is waited for when the bell does not ring. Releases whose revisions were open
+/// are looked at again no later than this.
+const IDLE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a member may take to answer a release. It does not hold up anything but the next release
+/// to the same member.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The body of the thread.
+pub fn run(shared: &Arc<Shared>, stop: &StopSignal) {
+    let mut targets = BTreeMap::new();
+    while !stop.is_stopped() {
+        dial_registered(shared, &mut targets);
+        if shared.serving_term().is_some() {
+            while let Some(release) = shared.view.next_release() {
+                send(shared, release);
+            }
+        }
+        shared.view.wait_for_bell(IDLE_INTERVAL);
+        if stop.wait_timeout(ROUND_INTERVAL) {
+            break;
+        }
+    }
+}
+
+/// Makes the pool's targets those of the registry.
+fn dial_registered(shared: &Shared, targets: &mut BTreeMap<MemberId, (String, String)>) {
+    let registered: BTreeMap<_, _> = shared
+        .view
+        .cluster
+        .lock()
+        .members()
+        .filter(|member| !member.is_retired)
+        .map(|member| (member.id, (member.address.clone(), member.name.clone())))
+        .collect();
+    for (id, (_, name)) in targets.iter() {
+        if !registered.contains_key(id) {
+            info!("member {name} ({id}) is retired, its link is closed");
+            shared.pool.remove(*id);
+        }
+    }
+    for (id, (address, name)) in &registered {
+        if targets.get(id).is_none_or(|(before, _)| before != address) {
+            shared.pool.set(*id, address, name);
+        }
+    }
+    *targets = registered;
+}
+
+/// Sends one release; its answer goes to the queue.
+fn send(shared: &Arc<Shared>, release: Release) {
+    let Release {
+        number,
+        member,
+        revisions,
+    } = release;
+    // No link: the queue is told by `member_down` and keeps nothing for it.
+    let Some(link) = shared.pool.link(member) else {
+        return shared.view.release_refused(number, member);
+    };
+    let term = shared.group.status().term;
+    let fence = shared.fence(term, &link);
+    let count = revisions.len();
+    let deadline = shared.clock.now() + RELEASE_TIMEOUT;
+    let request = Request::Release(ReleaseRequest { fence, revisions });
+    let answered = shared.clone();
+    let sent = link.call(
+        term,
+        request,
+        deadline,
+        Box::new(move |result| match result {
+            Ok(Response::Release) => answered.view.release_done(number, member),
+            Ok(response) => {
+                warn!("release {number} was refused by member {member}: {response:?}");
+                answered.view.release_refused(number, member);
+            }
+            // The member may still execute it: it lingers until its next link was used (R8).
+            Err(CallError::TimedOut) => {
+                warn!("member {member} does not answer, its link is closed");
+                // Its end tells the queue.
+                if let Some(link) = answered.pool.link(member)
+                    && link.number() == fence.link
+                {
+                    link.close();
+                }
+            }
+            Err(error) => debug!("release {number} to member {member}: {error}"),
+        }),
+    );
+    match sent {
+        Ok(call) => debug!(
+            "release {count} records on {} as call {call}",
+            link.peer().name
+        ),
+        Err(error) => {
+            debug!("release {number} not sent to member {member}: {error}");
+            shared.view.release_refused(number, member);
+        }
+    }
+}

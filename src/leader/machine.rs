@@ -1,0 +1,181 @@
+//! The state machine on the Raft thread: decodes entries, applies them, and tells the other threads.
+//!
+//! The Raft thread owns the [`State`]. Message index and replica sets stand behind locks, a shard at a
+//! time, so that workers look messages up meanwhile; counts and settings that they need are published
+//! in atomics. A lookup takes the lock of a shard, then that of the sets; nothing takes them in the
+//! other order.
+//!
+//! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge (A3).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use log::info;
+use parking_lot::RwLock;
+
+use crate::group::{Leadership, StateMachine};
+use crate::ids::Key;
+use crate::leader::state::View;
+use crate::metadata::command::{Applied, Change, Command};
+use crate::metadata::message_index::{Entry, Shard};
+use crate::metadata::replica_sets::ReplicaSets;
+use crate::metadata::state::{Shards, State};
+
+/// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a time,
+/// about a millisecond under one shard's lock.
+const SHARDS: usize = 1024;
+
+/// Applied metadata, as any thread may look at it.
+#[derive(Clone)]
+pub struct Metadata {
+    tables: Arc<Tables>,
+}
+
+struct Tables {
+    shards: Vec<RwLock<Shard>>,
+    sets: RwLock<ReplicaSets>,
+    /// Messages, as of the last applied entry.
+    messages: AtomicU64,
+    /// The tolerance, 0 while it was never set.
+    tolerance: AtomicU8,
+}
+
+impl Default for Metadata {
+    fn default() -> Metadata {
+        Metadata {
+            tables: Arc::new(Tables {
+                shards: std::iter::repeat_with(RwLock::default)
+                    .take(SHARDS)
+                    .collect(),
+                sets: RwLock::default(),
+                messages: AtomicU64::new(0),
+                tolerance: AtomicU8::new(0),
+            }),
+        }
+    }
+}
+
+impl Metadata {
+    /// The current record of a message.
+    pub fn find(&self, key: &Key) -> Option<Entry> {
+        self.entry(key)
+    }
+
+    /// How many messages there are.
+    pub fn message_count(&self) -> u64 {
+        self.tables.messages.load(Ordering::Acquire)
+    }
+
+    /// How many members hold each message; `None` until it was set.
+    pub fn tolerance(&self) -> Option<u8> {
+        let tolerance = self.tables.tolerance.load(Ordering::Acquire);
+        (tolerance > 0).then_some(tolerance)
+    }
+}
+
+impl Shards for Metadata {
+    fn shard_count(&self) -> usize {
+        SHARDS
+    }
+
+    fn read_shard<R>(&self, shard: usize, read: impl FnOnce(&Shard) -> R) -> R {
+        read(&self.tables.shards[shard].read())
+    }
+
+    fn write_shard<R>(&mut self, shard: usize, write: impl FnOnce(&mut Shard) -> R) -> R {
+        write(&mut self.tables.shards[shard].write())
+    }
+
+    fn read_sets<R>(&self, read: impl FnOnce(&ReplicaSets) -> R) -> R {
+        read(&self.tables.sets.read())
+    }
+
+    fn write_sets<R>(&mut self, write: impl FnOnce(&mut ReplicaSets) -> R) -> R {
+        write(&mut self.tables.sets.write())
+    }
+}
+
+/// What the Raft thread applies entries to.
+pub struct Machine {
+    state: State<Metadata>,
+    view: Arc<View>,
+    /// Whether this leader serves: then what is applied is told to members.
+    is_serving: bool,
+}
+
+impl Machine {
+    /// Before the first entry.
+    pub fn new(view: Arc<View>) -> Machine {
+        Machine {
+            state: State::new(view.metadata.clone()),
+            view,
+            is_serving: false,
+        }
+    }
+
+    /// Tells the cluster view what the registry and the counters are now.
+    fn publish(&mut self, command: &Command, applied: &Applied) {
+        let tables = &self.view.metadata.tables;
+        tables
+            .messages
+            .store(self.state.message_count(), Ordering::Release);
+        if let Some(tolerance) = self.state.tolerance() {
+            tables.tolerance.store(tolerance, Ordering::Release);
+        }
+        let loads = self.state.take_changed_loads();
+        let mut cluster = self.view.cluster.lock();
+        if let (Applied::Registered { retired }, Change::RegisterMember(registration)) =
+            (applied, &command.change)
+        {
+            if let Some(retired) = retired {
+                cluster.retire(*retired);
+            }
+            cluster.register(registration);
+        }
+        for (member, records, bytes) in loads {
+            cluster.set_load(member, records, bytes);
+        }
+    }
+}
+
+impl StateMachine for Machine {
+    type Output = Applied;
+
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Applied {
+        let command = match Command::decode(data) {
+            Ok(command) => command,
+            Err(error) => panic!("entry {index} of the journal cannot be applied: {error}"),
+        };
+        let applied = self.state.apply(index, term, &command);
+        self.publish(&command, &applied);
+        match &applied {
+            // A replay emits no releases, and a follower leaves them to the active leader (R5).
+            Applied::Write { released, .. } if self.is_serving => self.view.released(released),
+            Applied::Registered { .. } => self.view.ring(),
+            Applied::Set => info!("settings at index {index}: {:?}", command.change),
+            Applied::Write { .. }
+            | Applied::WrongTerm
+            | Applied::Reserved { .. }
+            | Applied::IdsExhausted
+            | Applied::StaleIncarnation { .. }
+            | Applied::Retired => {}
+        }
+        applied
+    }
+
+    fn leadership(&mut self, change: Leadership) {
+        match change {
+            Leadership::Serving { term } => {
+                info!("serving in term {term}");
+                self.is_serving = true;
+                self.view.begin_term(term);
+            }
+            Leadership::Ended { term } => {
+                info!("not serving any more, term {term} ended");
+                self.is_serving = false;
+                self.view.end_term();
+            }
+        }
+        self.view.ring();
+    }
+}

@@ -1,0 +1,146 @@
+//! The leader's side of calls from members: registration and heartbeats.
+
+use std::sync::Arc;
+
+use log::{info, warn};
+
+use crate::group::ProposalOutcome;
+use crate::ids::MemberId;
+use crate::leader::drive::not_proposed;
+use crate::leader::state::Shared;
+use crate::metadata::command::{Applied, Change, Command, Registration};
+use crate::rpc::PeerInfo;
+use crate::rpc::link::Link;
+use crate::rpc::message::{Refusal, RegisterRequest, Request, Response, Role};
+use crate::rpc::pool::PoolEvents;
+use crate::rpc::server::{CallInfo, Responder, Service};
+use crate::clock::Clock;
+use crate::leader::state::View;
+
+/// Answers members.
+pub struct MemberService {
+    shared: Arc<Shared>,
+}
+
+impl MemberService {
+    /// For all connections of members.
+    pub fn new(shared: Arc<Shared>) -> MemberService {
+        MemberService { shared }
+    }
+
+    /// Proposes the registration; the answer follows when it is applied.
+    fn register(&self, peer: &PeerInfo, request: RegisterRequest, responder: Responder) {
+        let Some(term) = self.shared.serving_term() else {
+            return responder.send(Response::Refused(Refusal::NotLeader));
+        };
+        let registration = Registration {
+            id: MemberId(peer.node_id),
+            name: peer.name.clone(),
+            address: request.address,
+            zone: request.zone,
+            incarnation: peer.incarnation,
+            nonce: peer.nonce,
+        };
+        let name = peer.name.clone();
+        let command = Command {
+            term,
+            change: Change::RegisterMember(registration.clone()),
+        };
+        self.shared
+            .group
+            .propose(term, command.encode(), move |outcome| {
+                let answer = match outcome {
+                    ProposalOutcome::Applied(applied) => registered(&registration, &applied),
+                    ProposalOutcome::NotProposed(reason) => {
+                        Err(Refusal::Other(not_proposed(reason).to_string()))
+                    }
+                    ProposalOutcome::Lost | ProposalOutcome::Unknown => Err(Refusal::NotLeader),
+                };
+                responder.send(match answer {
+                    Ok(()) => Response::Register,
+                    Err(refusal) => {
+                        warn!("registration of {name} is refused: {refusal}");
+                        Response::Refused(refusal)
+                    }
+                });
+            });
+    }
+}
+
+fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refusal> {
+    match applied {
+        Applied::Registered { retired } => {
+            let Registration {
+                name, id, address, ..
+            } = registration;
+            let incarnation = registration.incarnation;
+            info!("member {name} ({id}) registered at {address}, incarnation {incarnation}");
+            if let Some(retired) = retired {
+                warn!("member {name} came with a new id, {retired} is retired");
+            }
+            Ok(())
+        }
+        Applied::StaleIncarnation { registered } => Err(Refusal::StaleIncarnation {
+            incarnation: registration.incarnation,
+            registered: *registered,
+        }),
+        Applied::Retired => Err(Refusal::Retired(registration.id)),
+        Applied::WrongTerm => Err(Refusal::NotLeader),
+        Applied::Write { .. }
+        | Applied::Reserved { .. }
+        | Applied::IdsExhausted
+        | Applied::Set => unreachable!("a registration is answered as one"),
+    }
+}
+
+impl Service for MemberService {
+    fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal> {
+        match peer.role {
+            Role::Member => Ok(()),
+            Role::Leader | Role::Client => {
+                Err(Refusal::Other("only members connect here".to_owned()))
+            }
+        }
+    }
+
+    fn handle(&self, peer: &PeerInfo, _call: CallInfo, request: Request, responder: Responder) {
+        match request {
+            Request::Register(request) => self.register(peer, request, responder),
+            Request::Heartbeat(counters) => {
+                let now = self.shared.clock.now();
+                let id = MemberId(peer.node_id);
+                self.shared.view.cluster.lock().heartbeat(id, &counters, now);
+                responder.send(Response::Heartbeat);
+            }
+            Request::Store(_) | Request::Fetch(_) | Request::Release(_) => {
+                let refusal = Refusal::Other("a leader stores no payloads".to_owned());
+                responder.send(Response::Refused(refusal));
+            }
+        }
+    }
+
+    fn disconnected(&self, _peer: &PeerInfo) {}
+}
+
+/// Told by the pool when the data link to a member opens or breaks.
+pub struct LinkEvents {
+    view: Arc<View>,
+    clock: Arc<dyn Clock>,
+}
+
+impl LinkEvents {
+    /// For the pool.
+    pub fn new(view: Arc<View>, clock: Arc<dyn Clock>) -> LinkEvents {
+        LinkEvents { view, clock }
+    }
+}
+
+impl PoolEvents for LinkEvents {
+    fn up(&self, member: MemberId, _link: &Arc<Link>) {
+        self.view.member_up(member, self.clock.now());
+    }
+
+    fn down(&self, member: MemberId) {
+        self.view.member_down(member, self.clock.now());
+    }
+}

@@ -1,0 +1,353 @@
+//! Starts a leader's parts in order and stops them in reverse.
+//!
+//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and the
+//! RPC server; when the group serves and has a tolerance, the client port. Stop: the client port with
+//! what its workers have taken, the RPC server, `house`, the links, and last the group with its last
+//! sync.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use log::{info, warn};
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, SystemClock};
+use crate::cluster::{Cluster, Strategy};
+use crate::coordinator::Limits;
+use crate::disk::fs::{FileSystem, OsFileSystem};
+use crate::disk::lock::DirLock;
+use crate::disk::log::LogOptions;
+use crate::group::{Bootstrap, Group, GroupError, GroupOptions, ProposalOutcome};
+use crate::ids::ClusterId;
+use crate::leader::handler::ClientHandler;
+use crate::leader::housekeeping;
+use crate::leader::machine::Machine;
+use crate::leader::members::{LinkEvents, MemberService};
+use crate::leader::state::{Shared, View};
+use crate::metadata::command::{Applied, Change, Command};
+use crate::net;
+use crate::protocol::hatokuse::{Hatokuse, Identity, Limits as SessionLimits};
+use crate::rpc::LocalIdentity;
+use crate::rpc::message::Role;
+use crate::rpc::pool::Pool;
+use crate::rpc::server::{Limits as RpcLimits, Server as RpcServer};
+use crate::rpc::tls::{TlsContext, TlsSettings};
+use crate::threads::{self, StopSignal, Thread};
+
+/// How long what was taken from clients is finished at a stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the other parts may take to stop, together.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start waits for the first write of its term.
+const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// All that a leader needs to know; `cli::process` fills it from the configuration.
+pub struct Settings {
+    /// The node's name, as in its certificate.
+    pub name: String,
+    /// The directory it alone uses.
+    pub data_dir: PathBuf,
+    /// The cluster it belongs to.
+    pub cluster_id: ClusterId,
+    /// Whether a group may be made.
+    pub bootstrap: Bootstrap,
+    /// Where members connect.
+    pub rpc_bind: SocketAddr,
+    /// Where clients connect.
+    pub client_bind: SocketAddr,
+    /// What clients are told of `client_bind`; `None`: as bound.
+    pub client_advertise: Option<String>,
+    /// Certificates.
+    pub tls: TlsSettings,
+    /// Times and sizes of batches.
+    pub limits: Limits,
+    /// The largest message, in bytes.
+    pub payload_bytes_max: usize,
+    /// Limits of client connections.
+    pub net: net::Limits,
+    /// Memory for payloads read often, in bytes.
+    pub cache_bytes: usize,
+    /// How members are chosen.
+    pub strategy: Strategy,
+    /// The tolerance of a group that has none yet.
+    pub tolerance: u8,
+}
+
+/// Where a leader is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// By members.
+    pub rpc: SocketAddr,
+    /// By clients.
+    pub client: SocketAddr,
+}
+
+/// A running leader.
+pub struct Leader {
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+    tls: Arc<TlsContext>,
+    group: Group<Applied>,
+    rpc: RpcServer,
+    clients: net::Server,
+    house: Thread,
+    stop_house: StopSignal,
+    stop: StopSignal,
+    /// Why the group ended by itself.
+    failure: Arc<Mutex<Option<GroupError>>>,
+    addresses: Addresses,
+    _lock: DirLock,
+}
+
+impl Leader {
+    /// Starts all parts; when this returns, the leader serves. Setting `stop` stops it, and so does
+    /// the failure of its journal, which sets `stop`.
+    pub fn start(settings: Settings, stop: StopSignal) -> anyhow::Result<Leader> {
+        let clock = SystemClock::shared();
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let dir = settings.data_dir.as_path();
+        fs.create_dir_all(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        let lock = DirLock::acquire(dir)?;
+        let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
+        let rpc_listener = bind(settings.rpc_bind, "rpc")?;
+        let client_listener = bind(settings.client_bind, "hatokuse")?;
+        let addresses = Addresses {
+            rpc: rpc_listener.local_addr()?,
+            client: client_listener.local_addr()?,
+        };
+
+        let seed = random_u64()?;
+        let view = Arc::new(View::new(Cluster::new(settings.strategy, seed)));
+        let failure = Arc::new(Mutex::new(None));
+        let group = start_group(&settings, fs, &clock, &view, &stop, &failure)?;
+        let identity = LocalIdentity {
+            cluster_id: settings.cluster_id,
+            name: settings.name.clone(),
+            node_id: group.peer().0,
+            incarnation: 0,
+            nonce: random_u64()?,
+            role: Role::Leader,
+        };
+        let events = Arc::new(LinkEvents::new(Arc::clone(&view), Arc::clone(&clock)));
+        let pool = Pool::new(
+            identity.clone(),
+            Arc::clone(&tls),
+            Arc::clone(&clock),
+            events,
+        );
+        let advertised = settings.client_advertise.clone();
+        let client_address = advertised.unwrap_or_else(|| addresses.client.to_string());
+        let shared = Arc::new(Shared::new(
+            Arc::clone(&clock),
+            settings.limits,
+            view,
+            group.handle(),
+            pool,
+            settings.cache_bytes,
+            (settings.name.clone(), client_address),
+        ));
+        let stop_house = StopSignal::default();
+        let house = threads::spawn("house", {
+            let (shared, stop) = (Arc::clone(&shared), stop_house.clone());
+            move || housekeeping::run(&shared, &stop)
+        })?;
+        let service = Arc::new(MemberService::new(Arc::clone(&shared)));
+        let rpc = RpcServer::start(
+            rpc_listener,
+            Arc::clone(&tls),
+            identity,
+            service,
+            Arc::clone(&clock),
+            RpcLimits::default(),
+        )
+        .context("cannot start the rpc server")?;
+        if !shared.group.wait_serving(SERVING_TIMEOUT) {
+            bail!("the group does not serve: its first write did not become durable");
+        }
+        ensure_tolerance(&shared, settings.tolerance)?;
+        let clients = start_clients(client_listener, &settings, &shared)?;
+        Ok(Leader {
+            clock,
+            shared,
+            tls,
+            group,
+            rpc,
+            clients,
+            house,
+            stop_house,
+            stop,
+            failure,
+            addresses,
+            _lock: lock,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// For a reload of settings, from any thread.
+    pub fn control(&self) -> Control {
+        Control {
+            shared: Arc::clone(&self.shared),
+            tls: Arc::clone(&self.tls),
+        }
+    }
+
+    /// Waits for the stop signal, then stops in order.
+    pub fn wait(self) -> anyhow::Result<()> {
+        while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
+        info!("stopping");
+        let mut late = Vec::new();
+        let mut keep = |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
+        keep(self.clients.stop(self.clock.now() + DRAIN_TIMEOUT));
+        let deadline = self.clock.now() + STOP_TIMEOUT;
+        keep(self.rpc.stop(deadline));
+        self.stop_house.stop();
+        self.shared.view.ring();
+        self.house.join();
+        keep(self.shared.pool.stop(deadline));
+        self.group.stop();
+        if let Some(error) = self.failure.lock().take() {
+            return Err(anyhow!(error).context("the journal failed"));
+        }
+        if !late.is_empty() {
+            bail!("threads did not stop in time: {}", late.join(", "));
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// What can be changed while a leader runs.
+pub struct Control {
+    shared: Arc<Shared>,
+    tls: Arc<TlsContext>,
+}
+
+impl Control {
+    /// Reads the certificates again; the last good ones stay if the new ones are bad.
+    pub fn reload_certificates(&self) {
+        match self.tls.reload() {
+            Ok(()) => info!("certificates are read again"),
+            Err(error) => warn!("the certificates in use stay: {error}"),
+        }
+    }
+
+    /// Chooses members in this way from now on.
+    pub fn set_strategy(&self, strategy: Strategy) {
+        self.shared.view.cluster.lock().set_strategy(strategy);
+    }
+
+    /// Proposes a tolerance if it differs from the one in force. Does not wait.
+    pub fn set_tolerance(&self, tolerance: u8) {
+        if self.shared.view.metadata.tolerance() == Some(tolerance) {
+            return;
+        }
+        let Some(term) = self.shared.serving_term() else {
+            return warn!("tolerance {tolerance} is not proposed: this is not the active leader");
+        };
+        let change = Change::SetTolerance(tolerance);
+        let command = Command { term, change };
+        let group = &self.shared.group;
+        group.propose(term, command.encode(), move |outcome| match outcome {
+            ProposalOutcome::Applied(_) => info!("tolerance is {tolerance} now"),
+            ProposalOutcome::NotProposed(_) | ProposalOutcome::Lost | ProposalOutcome::Unknown => {
+                warn!("tolerance {tolerance} was not set");
+            }
+        });
+    }
+}
+
+fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({what})"))
+}
+
+fn random_u64() -> anyhow::Result<u64> {
+    getrandom::u64().map_err(|error| anyhow!("no random numbers: {error}"))
+}
+
+fn start_group(
+    settings: &Settings,
+    fs: Arc<dyn FileSystem>,
+    clock: &Arc<dyn Clock>,
+    view: &Arc<View>,
+    stop: &StopSignal,
+    failure: &Arc<Mutex<Option<GroupError>>>,
+) -> anyhow::Result<Group<Applied>> {
+    let (stop, failure) = (stop.clone(), Arc::clone(failure));
+    let options = GroupOptions {
+        fs,
+        dir: settings.data_dir.clone(),
+        clock: Arc::clone(clock),
+        bootstrap: settings.bootstrap,
+        log: LogOptions::default(),
+        on_failure: Box::new(move |error| {
+            log::error!("the group has failed, the leader stops: {error}");
+            *failure.lock() = Some(error);
+            stop.stop();
+        }),
+    };
+    Ok(Group::start(options, Machine::new(Arc::clone(view)))?)
+}
+
+/// Sets the tolerance of a new group; warns when the one in force is another.
+fn ensure_tolerance(shared: &Shared, wanted: u8) -> anyhow::Result<()> {
+    if let Some(tolerance) = shared.view.metadata.tolerance() {
+        if tolerance != wanted {
+            warn!(
+                "the file asks for tolerance {wanted}, the cluster has {tolerance}, which stays \
+                 until this leader gets SIGHUP"
+            );
+        }
+        return Ok(());
+    }
+    let Some(term) = shared.serving_term() else {
+        bail!("the group ceased to serve while it was set up");
+    };
+    let change = Change::SetTolerance(wanted);
+    let command = Command { term, change };
+    let (done, outcome) = sync_channel(1);
+    shared
+        .group
+        .propose(term, command.encode(), move |outcome| {
+            // The receiver waits below.
+            _ = done.send(outcome);
+        });
+    match outcome.recv_timeout(SERVING_TIMEOUT) {
+        Ok(ProposalOutcome::Applied(_)) => Ok(()),
+        other => bail!("tolerance {wanted} could not be set: {other:?}"),
+    }
+}
+
+fn start_clients(
+    listener: TcpListener,
+    settings: &Settings,
+    shared: &Arc<Shared>,
+) -> anyhow::Result<net::Server> {
+    let limits = SessionLimits {
+        payload_bytes_max: settings.payload_bytes_max,
+    };
+    let greeter = Arc::clone(shared);
+    let sessions = Hatokuse::new(limits, move || {
+        let is_serving = greeter.serving_term().is_some();
+        Identity {
+            node: greeter.name.clone(),
+            role: if is_serving { "leader" } else { "follower" }.to_owned(),
+        }
+    });
+    net::Server::start(
+        listener,
+        Arc::new(ClientHandler::new(Arc::clone(shared))),
+        Arc::new(sessions),
+        Arc::clone(&shared.clock),
+        settings.net.clone(),
+    )
+    .context("cannot start the client port")
+}

@@ -1,0 +1,298 @@
+//! The structures that the leader's threads share, and their locks.
+//!
+//! [`View`] is what applying entries changes, so it exists before the group and without it;
+//! [`Shared`] is the whole.
+//!
+//! Lock order (ARCHITECTURE: locks), one after the other and never over I/O: a shard of the message
+//! index, the cluster, the releases, a shard of the cache, an inbox.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use log::error;
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Instant};
+use crate::cluster::Cluster;
+use crate::coordinator::cache::PayloadCache;
+use crate::coordinator::release::{Release, ReleaseQueue};
+use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
+use crate::group::GroupHandle;
+use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::leader::machine::Metadata;
+use crate::metadata::command::Applied;
+use crate::metadata::replica_sets::ReplicaSet;
+use crate::rpc::link::Link;
+use crate::rpc::pool::Pool;
+
+/// Shards of the cache. Workers read at the same time; with one they would queue up.
+const CACHE_SHARDS: usize = 16;
+
+/// How long a call to a member may stay unanswered, beyond what its bytes need. Nobody waits that
+/// long for its answer: after it, what the call holds of the member's room in flight is given back.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the applied log says, and what is known of the members.
+pub struct View {
+    /// The applied metadata.
+    pub metadata: Metadata,
+    /// The members: registry, liveness, load.
+    pub cluster: Mutex<Cluster>,
+    releases: Mutex<Releases>,
+    /// Holds one ring for the `house` thread; a second one adds nothing.
+    bell: (Sender<()>, Receiver<()>),
+}
+
+/// Revisions handed out, and what members may forget.
+struct Releases {
+    queue: ReleaseQueue,
+    /// The term served in, and the sequence of its next revision.
+    term: u64,
+    next_sequence: u64,
+}
+
+impl View {
+    /// Before anything was applied.
+    pub fn new(cluster: Cluster) -> View {
+        View {
+            metadata: Metadata::default(),
+            cluster: Mutex::new(cluster),
+            releases: Mutex::new(Releases {
+                queue: ReleaseQueue::new(),
+                term: 0,
+                next_sequence: 0,
+            }),
+            bell: bounded(1),
+        }
+    }
+
+    /// The no-op of `term` was applied: its revisions are handed out from here on (R5).
+    pub fn begin_term(&self, term: u64) {
+        let mut releases = self.releases.lock();
+        releases.queue.begin_term(term);
+        releases.term = term;
+        releases.next_sequence = 0;
+    }
+
+    /// `term` is served no longer.
+    pub fn end_term(&self) {
+        self.releases.lock().queue.end_term();
+    }
+
+    /// Allots and opens `count` revisions of the term that is served (R6); `None` if that is not
+    /// `term` any more.
+    pub fn allot(&self, term: u64, count: u64) -> Option<Revisions> {
+        let mut releases = self.releases.lock();
+        if releases.term != term {
+            return None;
+        }
+        let first = Revision::new(term, releases.next_sequence);
+        releases.next_sequence += count;
+        let revisions = Revisions { first, count };
+        if count > 0 {
+            releases.queue.open(revisions);
+        }
+        Some(revisions)
+    }
+
+    /// Closes the revisions of a batch and queues the copies that it gave up.
+    pub fn settle(&self, settlement: Settlement) {
+        let is_release = !settlement.given_up.is_empty();
+        if settlement.closed.count > 0 || is_release {
+            self.releases.lock().queue.settle(settlement);
+        }
+        if is_release {
+            self.ring();
+        }
+    }
+
+    /// Queues records that the metadata no longer lists.
+    pub fn released(&self, records: &[(Revision, ReplicaSet)]) {
+        if !records.is_empty() {
+            self.releases.lock().queue.released(records);
+            self.ring();
+        }
+    }
+
+    /// The data link to a member opened.
+    pub fn member_up(&self, member: MemberId, now: Instant) {
+        self.cluster.lock().connected(member, now);
+        self.releases.lock().queue.member_up(member);
+        self.ring();
+    }
+
+    /// The data link to a member broke.
+    pub fn member_down(&self, member: MemberId, now: Instant) {
+        self.cluster.lock().disconnected(member, now);
+        self.releases.lock().queue.member_down(member);
+    }
+
+    /// The next release to send.
+    pub fn next_release(&self) -> Option<Release> {
+        self.releases.lock().queue.next()
+    }
+
+    /// The member forgot what release `number` named.
+    pub fn release_done(&self, number: u64, member: MemberId) {
+        self.releases.lock().queue.answered(number, member, true);
+        self.ring();
+    }
+
+    /// The release had no effect and will have none.
+    pub fn release_refused(&self, number: u64, member: MemberId) {
+        self.releases.lock().queue.answered(number, member, false);
+    }
+
+    /// There is something for the `house` thread.
+    pub fn ring(&self) {
+        // Full means that it has been rung already.
+        _ = self.bell.0.try_send(());
+    }
+
+    /// Waits until the bell rings, `timeout` at most.
+    pub fn wait_for_bell(&self, timeout: Duration) {
+        _ = self.bell.1.recv_timeout(timeout);
+    }
+}
+
+/// All that the leader's threads share.
+pub struct Shared {
+    /// The process's clock.
+    pub clock: Arc<dyn Clock>,
+    /// Times and sizes of batches.
+    pub limits: Limits,
+    /// What the log and the links change.
+    pub view: Arc<View>,
+    /// The Raft group.
+    pub group: GroupHandle<Applied>,
+    /// Links to members.
+    pub pool: Pool,
+    /// Payloads read often.
+    pub cache: Cache,
+    /// The node's name.
+    pub name: String,
+    /// Where clients reach this leader, `host:port`.
+    pub client_address: String,
+    /// Set when a member has executed a fence of a higher term: this disk was rolled back, and the
+    /// leader must not serve from it.
+    deposed: AtomicBool,
+    /// Batches begun, to tell them apart in the log.
+    batches: AtomicU64,
+}
+
+impl Shared {
+    /// The whole, from its parts.
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+        view: Arc<View>,
+        group: GroupHandle<Applied>,
+        pool: Pool,
+        cache_bytes: usize,
+        (name, client_address): (String, String),
+    ) -> Shared {
+        Shared {
+            clock,
+            limits,
+            view,
+            group,
+            pool,
+            cache: Cache::new(cache_bytes),
+            name,
+            client_address,
+            deposed: AtomicBool::new(false),
+            batches: AtomicU64::new(0),
+        }
+    }
+
+    /// The term that this leader serves in, if it serves.
+    pub fn serving_term(&self) -> Option<u64> {
+        let status = self.group.status();
+        (status.serving && !self.deposed.load(Ordering::Relaxed)).then_some(status.term)
+    }
+
+    /// A number for a batch.
+    pub fn next_batch(&self) -> u64 {
+        self.batches.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The fence of requests of `term` on a link.
+    pub fn fence(&self, term: u64, link: &Link) -> Fence {
+        Fence {
+            term,
+            link: link.number(),
+        }
+    }
+
+    /// When a call with `bytes` of payload is given up.
+    pub fn call_deadline(&self, bytes: u64) -> Instant {
+        let rate = self.limits.drain_bytes_per_second.max(1);
+        self.clock.now() + CALL_TIMEOUT + Duration::from_secs(bytes / rate)
+    }
+
+    /// A store has ended: its charge is given back; `answered` if the member answered it.
+    pub fn end_store(&self, member: MemberId, charge: Charge, answered: bool) {
+        let mut cluster = self.view.cluster.lock();
+        cluster.settle(member, charge.records, charge.bytes);
+        if answered {
+            cluster.answered(member, self.clock.now());
+        }
+    }
+
+    /// The member answered something.
+    pub fn answered(&self, member: MemberId) {
+        self.view.cluster.lock().answered(member, self.clock.now());
+    }
+
+    /// What the applied metadata holds for each key.
+    pub fn look_up(&self, keys: &[Key]) -> Vec<Option<Found>> {
+        let find = |key| {
+            let entry = self.view.metadata.find(key)?;
+            let cached = self.cache.get(entry.revision);
+            Some(Found { entry, cached })
+        };
+        keys.iter().map(find).collect()
+    }
+
+    /// A member has executed a fence of a higher term than any this leader has seen.
+    pub fn depose(&self, member: MemberId, highest: Fence) {
+        if !self.deposed.swap(true, Ordering::Relaxed) {
+            error!(
+                "member {member} has executed fence {highest}, which is above this leader's term: \
+                 its data directory is older than what it served; it stops serving"
+            );
+        }
+    }
+}
+
+/// The payload cache in shards.
+pub struct Cache {
+    shards: Vec<Mutex<PayloadCache>>,
+}
+
+impl Cache {
+    fn new(bytes_max: usize) -> Cache {
+        let shard = || Mutex::new(PayloadCache::new(bytes_max / CACHE_SHARDS));
+        Cache {
+            shards: std::iter::repeat_with(shard).take(CACHE_SHARDS).collect(),
+        }
+    }
+
+    fn shard(&self, revision: Revision) -> &Mutex<PayloadCache> {
+        // Consecutive revisions, which are written and read together, go to different shards.
+        &self.shards[(revision.as_u64() % CACHE_SHARDS as u64) as usize]
+    }
+
+    /// The payload of a revision.
+    pub fn get(&self, revision: Revision) -> Option<Bytes> {
+        self.shard(revision).lock().get(revision)
+    }
+
+    /// Keeps a payload.
+    pub fn insert(&self, revision: Revision, payload: &Bytes) {
+        self.shard(revision).lock().insert(revision, payload);
+    }
+}

@@ -1,0 +1,39 @@
+//! What `STATUS` says: the leader's own view, with or without a leader elected.
+
+use crate::leader::state::Shared;
+use crate::protocol::reply::{ClusterStatus, MemberStatus};
+
+/// This leader's view of the cluster.
+pub fn cluster_status(shared: &Shared) -> ClusterStatus {
+    let group = shared.group.status();
+    let is_serving = shared.serving_term().is_some();
+    let cluster = shared.view.cluster.lock();
+    let now = shared.clock.now();
+    let members = cluster
+        .members()
+        .filter(|member| !member.is_retired || member.load.records() > 0)
+        .map(|member| MemberStatus {
+            name: member.name.clone(),
+            id: member.id.to_string(),
+            address: member.address.clone(),
+            state: cluster.state(member.id, now),
+            messages: member.load.records(),
+            bytes: member.load.bytes(),
+            free: member.liveness.free(),
+            last_seen_ms: member
+                .liveness
+                .last_seen()
+                .map(|seen| u64::try_from(now.since(seen).as_millis()).unwrap_or(u64::MAX)),
+        })
+        .collect();
+    ClusterStatus {
+        node: shared.name.clone(),
+        role: if is_serving { "leader" } else { "follower" }.to_owned(),
+        leader: is_serving.then(|| shared.client_address.clone()),
+        term: group.term,
+        tolerance: shared.view.metadata.tolerance().unwrap_or(0),
+        strategy: cluster.strategy().to_string(),
+        messages: shared.view.metadata.message_count(),
+        members,
+    }
+}
