@@ -19,10 +19,19 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::args::{Leader, Member, ServerArgs};
 use super::exit::ToolError;
 use super::signals::SignalWatch;
+use crate::cluster::Strategy;
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
-use crate::config::{ConfigError, Loaded};
+use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
+use crate::config::{self, ConfigError, Loaded, Tls};
+use crate::coordinator;
+use crate::group::Bootstrap;
+use crate::ids::ClusterId;
+use crate::leader::{self, server::Leader as LeaderServer};
 use crate::logging;
+use crate::member::{self, server::Member as MemberServer};
+use crate::net;
+use crate::rpc::tls::TlsSettings;
 use crate::threads::{self, StopSignal};
 
 /// Told by a server when it serves.
@@ -134,22 +143,125 @@ pub fn run_member(args: &ServerArgs<Member>) -> Result<(), ToolError> {
     Ok(result?)
 }
 
-/// Starts the leader's threads, calls [`Ready::announce`], returns after `stop` and an orderly end.
+/// Runs the leader's threads until `stop` and an orderly end.
 fn serve_leader(
-    _config: LeaderConfig,
-    _stop: &StopSignal,
-    _reload: &Reload<LeaderConfig>,
+    config: LeaderConfig,
+    stop: &StopSignal,
+    reload: &Reload<LeaderConfig>,
 ) -> anyhow::Result<()> {
-    anyhow::bail!("not assembled")
+    let leader = LeaderServer::start(leader_settings(&config)?, stop.clone())?;
+    let control = leader.control();
+    reload.on_reload(move |config| {
+        control.reload_certificates();
+        control.set_strategy(strategy(config.strategy));
+        match tolerance::read(&config.tolerance_conf) {
+            Ok(tolerance) => control.set_tolerance(tolerance),
+            Err(error) => log::error!("the tolerance stays as it is: {error}"),
+        }
+    });
+    let addresses = leader.addresses();
+    Ready {
+        rpc: addresses.rpc,
+        hatokuse: Some(addresses.client),
+    }
+    .announce();
+    leader.wait()
 }
 
-/// Starts the member's threads, calls [`Ready::announce`], returns after `stop` and an orderly end.
+fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Settings> {
+    let tolerance = match tolerance::read(&config.tolerance_conf) {
+        Ok(tolerance) => tolerance,
+        // The file is needed only by a group that has no tolerance yet.
+        Err(_) if !config.tolerance_conf.exists() => TOLERANCE_DEFAULT,
+        Err(error) => anyhow::bail!(error),
+    };
+    let bootstrap = if config.bootstrap {
+        Bootstrap::New
+    } else {
+        Bootstrap::Existing
+    };
+    Ok(leader::server::Settings {
+        name: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        cluster_id: cluster_id(config.cluster_id)?,
+        bootstrap,
+        rpc_bind: config.rpc_bind,
+        client_bind: config.hatokuse_bind,
+        client_advertise: config.hatokuse_advertise.clone(),
+        tls: tls_settings(&config.tls),
+        limits: coordinator::Limits {
+            copy_timeout: config.copy_timeout,
+            hedge_after: config.read_hedge,
+            write_timeout: config.write_timeout,
+            read_timeout: config.read_timeout,
+            ..coordinator::Limits::default()
+        },
+        payload_bytes_max: config.payload_bytes_max,
+        net: net::Limits {
+            workers: config.workers,
+            connections_max: config.connections_max,
+            output_bytes_max: config.unread_reply_bytes_max,
+            budget_bytes: config.client_buffer_bytes_max,
+            ..net::Limits::default()
+        },
+        cache_bytes: config.cache_bytes,
+        strategy: strategy(config.strategy),
+        tolerance,
+    })
+}
+
+/// Runs the member's threads until `stop` and an orderly end.
 fn serve_member(
-    _config: MemberConfig,
-    _stop: &StopSignal,
-    _reload: &Reload<MemberConfig>,
+    config: MemberConfig,
+    stop: &StopSignal,
+    reload: &Reload<MemberConfig>,
 ) -> anyhow::Result<()> {
-    anyhow::bail!("not assembled")
+    let settings = member::Settings {
+        name: config.name.clone(),
+        rpc_bind: config.rpc_bind,
+        rpc_advertise: config.rpc_advertise.clone(),
+        leaders: config.leaders.clone(),
+        data_dir: config.data_dir.clone(),
+        cluster_id: cluster_id(config.cluster_id)?,
+        zone: config.zone.clone(),
+        tls: tls_settings(&config.tls),
+        segment_bytes: config.segment_bytes,
+        limits: member::Limits {
+            read_threads: config.readers,
+            ..member::Limits::default()
+        },
+    };
+    let member = MemberServer::start(&settings, stop.clone())?;
+    let tls = member.tls();
+    reload.on_reload(move |_| match tls.reload() {
+        Ok(()) => log::info!("certificates are read again"),
+        Err(error) => log::warn!("the certificates in use stay: {error}"),
+    });
+    Ready {
+        rpc: member.address(),
+        hatokuse: None,
+    }
+    .announce();
+    member.wait()
+}
+
+fn strategy(configured: config::leader::Strategy) -> Strategy {
+    match configured {
+        config::leader::Strategy::LeastLoaded => Strategy::LeastLoaded,
+        config::leader::Strategy::P2c => Strategy::P2c,
+    }
+}
+
+fn cluster_id(configured: Option<ClusterId>) -> anyhow::Result<ClusterId> {
+    configured.context("cluster_id is not set")
+}
+
+fn tls_settings(tls: &Tls) -> TlsSettings {
+    TlsSettings {
+        ca: tls.ca.clone(),
+        certificate: tls.cert.clone(),
+        key: tls.key.clone(),
+    }
 }
 
 fn usage(error: ConfigError) -> ToolError {
