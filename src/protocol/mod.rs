@@ -14,6 +14,8 @@ pub mod output;
 pub mod pipeline;
 pub mod reply;
 pub mod request;
+#[cfg(test)]
+pub mod testing;
 
 use bytes::Bytes;
 

@@ -201,3 +201,86 @@ impl<F> Pipeline<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::error::Failure;
+
+    fn set(length: usize) -> Work {
+        let payload = Bytes::from(vec![0; length]);
+        let key = Key::Id(1);
+        Work::Write(Write::Set { key, payload })
+    }
+
+    fn busy(count: usize) -> Vec<Reply> {
+        vec![Reply::Failed(Failure::Busy); count]
+    }
+
+    fn len(batch: &Batch) -> usize {
+        match batch {
+            Batch::Writes(writes) => writes.len(),
+            Batch::Reads(keys) => keys.len(),
+            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
+        }
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_limits() {
+        let max = BATCH_BYTES_MAX;
+        for (sizes, expected) in [
+            (vec![1; BATCH_REQUESTS_MAX], vec![BATCH_REQUESTS_MAX]),
+            (vec![max / 2, max / 2, 1], vec![2, 1]),
+            (vec![max / 2, max / 2 + 1, 1], vec![1, 2]),
+            (vec![max + 1, 1], vec![1, 1]),
+            (vec![1, max + 1, max, 1], vec![1, 1, 1, 1]),
+        ] {
+            let mut pipeline = Pipeline::default();
+            let mut sizes = sizes.into_iter();
+            let mut batches = Vec::new();
+            loop {
+                while pipeline.is_open() {
+                    let Some(size) = sizes.next() else { break };
+                    pipeline.request(set(size), ());
+                }
+                let Some(batch) = pipeline.take() else { break };
+                batches.push(len(&batch));
+                pipeline.complete(busy(len(&batch)), |(), reply| assert!(reply.is_some()));
+            }
+            assert_eq!(batches, expected);
+            assert!(pipeline.is_empty() && pipeline.bytes_held() == 0);
+        }
+    }
+
+    #[test]
+    fn local_steps_count_towards_the_limit() {
+        let mut pipeline = Pipeline::default();
+        pipeline.request(set(1), 0);
+        for step in 1..BATCH_REQUESTS_MAX {
+            assert!(pipeline.is_open());
+            pipeline.local(step);
+        }
+        assert!(!pipeline.is_open());
+        assert!(pipeline.take().is_some() && pipeline.take().is_none());
+        let mut order = Vec::new();
+        pipeline.complete(busy(1), |step, reply| order.push((step, reply.is_some())));
+        assert_eq!(order.len(), BATCH_REQUESTS_MAX);
+        assert!(
+            order
+                .iter()
+                .enumerate()
+                .all(|(at, step)| *step == (at, at == 0))
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "0 replies to 1 requests")]
+    fn each_request_gets_a_reply() {
+        let mut pipeline = Pipeline::default();
+        pipeline.request(set(1), ());
+        pipeline.take();
+        pipeline.complete(Vec::new(), |(), _| {});
+    }
+}

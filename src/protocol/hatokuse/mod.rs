@@ -8,6 +8,8 @@
 
 pub mod parser;
 pub mod session;
+#[cfg(test)]
+mod tests;
 pub mod writer;
 
 use bytes::Bytes;
