@@ -369,7 +369,7 @@ fn open<S: StateMachine>(
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
-        options.log.clone(),
+        options.log,
         identity.peer,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {
