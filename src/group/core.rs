@@ -478,12 +478,16 @@ struct MemoryLog {
 
 impl Storage for MemoryLog {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let mut hard_state = raft::eraftpb::HardState::default();
-        hard_state.term = self.hard_state.term;
-        hard_state.vote = self.hard_state.vote.map_or(raft::INVALID_ID, |id| id.0);
-        hard_state.commit = self.hard_state.commit;
-        let mut conf_state = ConfState::default();
-        conf_state.voters = self.voters.iter().map(|id| id.0).collect();
+        let hard_state = raft::eraftpb::HardState {
+            term: self.hard_state.term,
+            vote: self.hard_state.vote.map_or(raft::INVALID_ID, |id| id.0),
+            commit: self.hard_state.commit,
+            ..Default::default()
+        };
+        let conf_state = ConfState {
+            voters: self.voters.iter().map(|id| id.0).collect(),
+            ..ConfState::default()
+        };
         Ok(RaftState::new(hard_state, conf_state))
     }
 
@@ -917,13 +921,16 @@ mod tests {
     fn what_a_peer_must_not_send_is_dropped() {
         let mut group = Group::new();
         group.ticks(10);
-        let mut message = Message::default();
-        message.to = 1;
-        message.from = 2;
+        let mut message = Message {
+            to: 1,
+            from: 2,
+            ..Message::default()
+        };
         message.set_msg_type(MessageType::MsgPropose);
-        let mut entry = Entry::default();
-        entry.data = vec![1].into();
-        message.entries.push(entry);
+        message.entries.push(Entry {
+            data: vec![1].into(),
+            ..Entry::default()
+        });
         let node = group.node(1);
         assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
         message.set_msg_type(MessageType::MsgReadIndex);

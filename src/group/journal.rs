@@ -304,3 +304,287 @@ impl<'a> Replay<'a> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+
+    const OWNER: PeerId = PeerId(7);
+
+    /// An opened journal, and what opening handed out.
+    struct Opened {
+        journal: Journal,
+        recovered: Option<Recovered>,
+        applied: Vec<LogEntry>,
+    }
+
+    fn dir() -> &'static Path {
+        Path::new("journal")
+    }
+
+    fn open_as(fs: &MemFileSystem, owner: PeerId) -> Result<Opened, JournalError> {
+        let options = LogOptions {
+            segment_bytes: 16 << 10,
+            reserve_bytes: 0,
+            salt: 5,
+        };
+        let mut applied = Vec::new();
+        let (journal, recovered) = Journal::open(
+            Arc::new(fs.clone()),
+            dir(),
+            options,
+            owner,
+            4 << 10,
+            &mut |entry| applied.push(entry.clone()),
+        )?;
+        Ok(Opened {
+            journal,
+            recovered,
+            applied,
+        })
+    }
+
+    fn new_disk() -> MemFileSystem {
+        let fs = MemFileSystem::new();
+        fs.create_dir_all(dir()).unwrap();
+        fs
+    }
+
+    fn entry(index: u64, term: u64, text: &str) -> LogEntry {
+        let data = Bytes::copy_from_slice(text.as_bytes());
+        LogEntry { index, term, data }
+    }
+
+    fn write(entries: Vec<LogEntry>, term: u64, commit: u64) -> Persist {
+        Persist {
+            number: 0,
+            entries,
+            hard_state: HardState {
+                term,
+                vote: Some(OWNER),
+                commit,
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_committed_is_applied_and_the_rest_is_kept() {
+        let fs = new_disk();
+        let mut opened = open_as(&fs, OWNER).unwrap();
+        assert!(opened.recovered.is_none() && opened.applied.is_empty());
+        let writes = [
+            write(vec![entry(2, 2, ""), entry(3, 2, "a")], 2, 1),
+            write(vec![entry(4, 2, "b")], 2, 3),
+        ];
+        assert_eq!(opened.journal.write(&writes).unwrap(), Written::Durable);
+        drop(opened);
+        let opened = open_as(&fs, OWNER).unwrap();
+        assert_eq!(opened.applied, [entry(2, 2, ""), entry(3, 2, "a")]);
+        let recovered = opened.recovered.unwrap();
+        assert_eq!(recovered.hard_state, writes[1].hard_state);
+        assert_eq!(recovered.window.entry(4), Some(&entry(4, 2, "b")));
+    }
+
+    #[test]
+    fn a_lower_index_overrides_what_was_not_committed() {
+        let fs = new_disk();
+        let mut opened = open_as(&fs, OWNER).unwrap();
+        let entries = (2..6).map(|index| entry(index, 2, "old")).collect();
+        let writes = [
+            write(entries, 2, 3),
+            write(vec![entry(4, 3, "new")], 3, 3),
+            write(vec![], 3, 4),
+        ];
+        opened.journal.write(&writes).unwrap();
+        let opened = open_as(&fs, OWNER).unwrap();
+        assert_eq!(opened.applied.last(), Some(&entry(4, 3, "new")));
+        assert_eq!(opened.applied.len(), 3);
+        assert_eq!(opened.recovered.unwrap().window.last_index(), 4);
+    }
+
+    #[test]
+    fn records_that_make_no_sense_are_refused() {
+        let cases = [
+            (vec![write(vec![entry(3, 2, "")], 2, 1)], "does not follow"),
+            (vec![write(vec![entry(2, 2, "")], 2, 3)], "commit index 3"),
+            (
+                vec![
+                    write(vec![entry(2, 2, "")], 2, 2),
+                    write(vec![entry(2, 3, "")], 3, 2),
+                ],
+                "committed 2",
+            ),
+            (
+                vec![write(vec![entry(2, 3, ""), entry(3, 2, "")], 3, 1)],
+                "term 2 after term 3",
+            ),
+            (vec![write(vec![], 3, 1), write(vec![], 2, 1)], "falls"),
+        ];
+        for (writes, what) in cases {
+            let fs = new_disk();
+            open_as(&fs, OWNER).unwrap().journal.write(&writes).unwrap();
+            match open_as(&fs, OWNER) {
+                Ok(_) => panic!("it opened, not {what}"),
+                Err(error) => assert!(error.to_string().contains(what), "{error}"),
+            }
+        }
+        let fs = new_disk();
+        let writes = [write(vec![], 2, 1)];
+        open_as(&fs, OWNER).unwrap().journal.write(&writes).unwrap();
+        let error = open_as(&fs, PeerId(8)).err().unwrap().to_string();
+        assert!(
+            error.contains("belongs to peer 0000000000000007"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_journal_as_it_was() {
+        let fs = new_disk();
+        let mut opened = open_as(&fs, OWNER).unwrap();
+        let first = [write(vec![entry(2, 2, "a")], 2, 1)];
+        let second = [write(vec![entry(3, 2, "b")], 2, 2)];
+        opened.journal.write(&first).unwrap();
+        fs.fail(Operation::Write, 0, Fault::NoSpace);
+        assert_eq!(opened.journal.write(&second).unwrap(), Written::Full);
+        assert_eq!(opened.journal.write(&second).unwrap(), Written::Durable);
+        fs.crash(Loss::Everything);
+        let opened = open_as(&fs, OWNER).unwrap();
+        assert_eq!(opened.recovered.unwrap().window.last_index(), 3);
+    }
+
+    #[test]
+    fn a_failed_sync_is_final() {
+        let fs = new_disk();
+        let mut opened = open_as(&fs, OWNER).unwrap();
+        let writes = [write(vec![entry(2, 2, "a")], 2, 1)];
+        fs.fail(Operation::Sync, 0, Fault::Io);
+        assert!(opened.journal.write(&writes).is_err());
+        assert!(opened.journal.write(&writes).is_err());
+        assert!(opened.journal.idle().is_err());
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// One write as Raft could make it: overrides `back` uncommitted entries, then adds some.
+        #[derive(Clone, Debug)]
+        struct Step {
+            back: u64,
+            lengths: Vec<u16>,
+            commit: u64,
+            idle: bool,
+        }
+
+        fn step() -> impl Strategy<Value = Step> {
+            let lengths = proptest::collection::vec(0..3000u16, 0..4);
+            (0..3u64, lengths, 0..4u64, any::<bool>()).prop_map(|(back, lengths, commit, idle)| {
+                Step {
+                    back,
+                    lengths,
+                    commit,
+                    idle,
+                }
+            })
+        }
+
+        /// The log as it should be after some writes.
+        #[derive(Clone, Debug, PartialEq)]
+        struct Model {
+            entries: Vec<LogEntry>,
+            hard_state: HardState,
+        }
+
+        impl Model {
+            fn apply(&mut self, step: &Step) -> Persist {
+                let commit = self.hard_state.commit;
+                let last = ORIGIN.index + self.entries.len() as u64;
+                let first = (last + 1).saturating_sub(step.back).max(commit + 1);
+                let is_override = first <= last && !step.lengths.is_empty();
+                let term = self.hard_state.term + u64::from(is_override);
+                if is_override {
+                    self.entries.truncate((first - ORIGIN.index - 1) as usize);
+                }
+                let next = ORIGIN.index + self.entries.len() as u64 + 1;
+                let entries: Vec<LogEntry> = (next..)
+                    .zip(&step.lengths)
+                    .map(|(index, length)| LogEntry {
+                        index,
+                        term,
+                        data: vec![index as u8; usize::from(*length)].into(),
+                    })
+                    .collect();
+                self.entries.extend(entries.iter().cloned());
+                let last = ORIGIN.index + self.entries.len() as u64;
+                self.hard_state = HardState {
+                    term,
+                    vote: Some(OWNER),
+                    commit: (commit + step.commit).min(last),
+                };
+                Persist {
+                    number: 0,
+                    entries,
+                    hard_state: self.hard_state,
+                }
+            }
+        }
+
+        fn read(fs: &MemFileSystem) -> Option<Model> {
+            let opened = open_as(fs, OWNER).unwrap();
+            let recovered = opened.recovered?;
+            let commit = recovered.hard_state.commit;
+            let mut entries = opened.applied;
+            for index in commit + 1..=recovered.window.last_index() {
+                entries.push(recovered.window.entry(index).unwrap().clone());
+            }
+            Some(Model {
+                entries,
+                hard_state: recovered.hard_state,
+            })
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(64))]
+
+            /// A6: whatever a power failure in the middle of a write loses, all earlier writes are
+            /// there, and the one in the middle is there as a whole or not at all.
+            #[test]
+            fn a_crash_keeps_all_that_was_durable(
+                steps in proptest::collection::vec(step(), 1..12),
+                crash_at in 0..12usize,
+                seed in any::<u64>(),
+            ) {
+                let fs = new_disk();
+                let mut journal = open_as(&fs, OWNER).unwrap().journal;
+                let mut model = Model { entries: Vec::new(), hard_state: HardState::INITIAL };
+                let mut before = None;
+                let crash_at = crash_at.min(steps.len() - 1);
+                for (number, step) in steps.iter().enumerate() {
+                    let write = model.apply(step);
+                    if number == crash_at {
+                        fs.fail(Operation::Sync, seed % 2, Fault::Io);
+                        let is_durable = journal.write(&[write]).is_ok();
+                        drop(journal);
+                        fs.heal();
+                        fs.crash(Loss::Random(seed));
+                        let found = read(&fs);
+                        let is_whole = found.as_ref() == Some(&model);
+                        prop_assert!(is_whole || !is_durable && found == before);
+                        // What was recovered is still there after another crash.
+                        fs.crash(Loss::Everything);
+                        prop_assert_eq!(read(&fs), found);
+                        return Ok(());
+                    }
+                    prop_assert_eq!(journal.write(&[write]).unwrap(), Written::Durable);
+                    if step.idle {
+                        journal.idle().unwrap();
+                    }
+                    before = Some(model.clone());
+                }
+            }
+        }
+    }
+}

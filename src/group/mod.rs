@@ -68,6 +68,8 @@ mod logger;
 pub mod proposals;
 mod raft_thread;
 pub mod reads;
+#[cfg(test)]
+mod tests;
 pub mod window;
 
 pub use self::core::Role;
@@ -92,6 +94,8 @@ const WINDOW_BYTES_MAX: usize = 16 << 20;
 /// Raft time-outs in ticks of [`TICK_INTERVAL`]: heartbeat 50 ms, election 300 to 600 ms.
 const HEARTBEAT_TICKS: usize = 1;
 const ELECTION_TICKS: std::ops::Range<usize> = 6..12;
+/// How long a stopping group waits for what it has appended.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const TICK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the log's entries change. Owned by the Raft thread.
@@ -307,8 +311,12 @@ impl<O: Send + 'static> Group<O> {
 
     /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the threads.
     pub fn stop(self) {
+        self.stop_within(STOP_TIMEOUT);
+    }
+
+    fn stop_within(self, timeout: Duration) {
         // An error means that the Raft thread has ended already.
-        _ = self.inbox.send(Event::Stop);
+        _ = self.inbox.send(Event::Stop(timeout));
         self.raft.join();
         self.journal.join();
         self.stop_fill.stop();
@@ -361,7 +369,7 @@ fn open<S: StateMachine>(
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
-        options.log.clone(),
+        options.log,
         identity.peer,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {

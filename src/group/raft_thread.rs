@@ -39,9 +39,6 @@ pub(super) const INBOX_MAX: usize = 4096;
 /// enough; with one, the journal would idle while this thread makes the next.
 pub(super) const WRITES_IN_FLIGHT_MAX: usize = 8;
 
-/// How long a stopping group waits for what it has appended.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What reaches the Raft thread.
 pub(super) enum Event<O> {
     /// Propose an entry.
@@ -52,8 +49,8 @@ pub(super) enum Event<O> {
     Persisted(u64),
     /// The journal failed; it writes nothing more.
     JournalFailed(JournalError),
-    /// Finish what is appended and end.
-    Stop,
+    /// Finish what is appended, within this time, and end.
+    Stop(Duration),
 }
 
 impl<O> Event<O> {
@@ -64,7 +61,7 @@ impl<O> Event<O> {
                 let outcome = ProposalOutcome::NotProposed(reason);
                 proposal.completion.finish(outcome);
             }
-            Event::Read(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop => {}
+            Event::Read(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop(_) => {}
         }
     }
 
@@ -72,7 +69,7 @@ impl<O> Event<O> {
     pub(super) fn forget(self) {
         match self {
             Event::Read(read) => read.forget(),
-            Event::Propose(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop => {}
+            Event::Propose(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop(_) => {}
         }
     }
 }
@@ -145,12 +142,12 @@ impl<S: StateMachine> RaftThread<S> {
         let until = [next_tick, self.stop_at].into_iter().flatten().min();
         let Some(until) = until else {
             // Without a sender nothing can arrive any more, which is as good as being told to stop.
-            return Some(self.inbox.recv().unwrap_or(Event::Stop));
+            return Some(self.inbox.recv().unwrap_or(Event::Stop(Duration::ZERO)));
         };
         match self.inbox.recv_timeout(until.since(self.clock.now())) {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Event::Stop),
+            Err(RecvTimeoutError::Disconnected) => Some(Event::Stop(Duration::ZERO)),
         }
     }
 
@@ -164,8 +161,8 @@ impl<S: StateMachine> RaftThread<S> {
             }
             Event::Persisted(number) => self.core.persisted(number),
             Event::JournalFailed(error) => return Err(GroupError::Journal(error)),
-            Event::Stop => {
-                let stop_at = self.clock.now() + STOP_TIMEOUT;
+            Event::Stop(timeout) => {
+                let stop_at = self.clock.now() + timeout;
                 self.stop_at.get_or_insert(stop_at);
             }
         }

@@ -1,0 +1,471 @@
+//! The group as its users see it: threads, callbacks, restart, failure; on a real directory and on
+//! the disk in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use parking_lot::Mutex;
+
+use super::*;
+use crate::clock::SystemClock;
+use crate::disk::fs::{File, OsFileSystem};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// What was applied, kept as a digest so that order and content count, and the list itself.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<SeenState>>);
+
+#[derive(Default)]
+struct SeenState {
+    digest: u64,
+    last_index: u64,
+    entries: Vec<Vec<u8>>,
+    changes: Vec<Leadership>,
+}
+
+impl Seen {
+    fn digest(&self) -> u64 {
+        self.0.lock().digest
+    }
+
+    fn entries(&self) -> Vec<Vec<u8>> {
+        self.0.lock().entries.clone()
+    }
+}
+
+impl StateMachine for Seen {
+    type Output = u64;
+
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> u64 {
+        let mut state = self.0.lock();
+        assert!(index > state.last_index, "applied twice or out of order");
+        state.last_index = index;
+        let mut bytes = state.digest.to_le_bytes().to_vec();
+        bytes.extend(index.to_le_bytes());
+        bytes.extend(term.to_le_bytes());
+        bytes.extend(data);
+        let high = u64::from(crc32c::crc32c(&bytes)) << 32;
+        bytes.reverse();
+        state.digest = high | u64::from(crc32c::crc32c(&bytes));
+        state.entries.push(data.to_vec());
+        index
+    }
+
+    fn leadership(&mut self, change: Leadership) {
+        self.0.lock().changes.push(change);
+    }
+}
+
+/// A disk that counts syncs and fails on demand.
+#[derive(Clone)]
+struct Watched {
+    fs: Arc<dyn FileSystem>,
+    syncs: Arc<AtomicUsize>,
+    sync_fails: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
+}
+
+struct WatchedFile {
+    file: Arc<dyn File>,
+    disk: Watched,
+}
+
+impl Watched {
+    fn new(fs: Arc<dyn FileSystem>) -> Watched {
+        Watched {
+            fs,
+            syncs: Arc::default(),
+            sync_fails: Arc::default(),
+            is_full: Arc::default(),
+        }
+    }
+
+    fn watch(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        let disk = self.clone();
+        Arc::new(WatchedFile { file, disk })
+    }
+}
+
+impl FileSystem for Watched {
+    fn create(&self, path: &Path) -> std::io::Result<Arc<dyn File>> {
+        Ok(self.watch(self.fs.create(path)?))
+    }
+    fn open(&self, path: &Path) -> std::io::Result<Arc<dyn File>> {
+        Ok(self.watch(self.fs.open(path)?))
+    }
+    fn list(&self, dir: &Path) -> std::io::Result<Vec<String>> {
+        self.fs.list(dir)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.fs.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        self.fs.remove(path)
+    }
+    fn exists(&self, path: &Path) -> std::io::Result<bool> {
+        self.fs.exists(path)
+    }
+    fn create_dir_all(&self, dir: &Path) -> std::io::Result<()> {
+        self.fs.create_dir_all(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        self.fs.sync_dir(dir)
+    }
+    fn free_space(&self, dir: &Path) -> std::io::Result<u64> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Ok(0);
+        }
+        self.fs.free_space(dir)
+    }
+}
+
+impl File for WatchedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+    fn write_all_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
+        if self.disk.is_full.load(Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_all_at(data, offset)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.disk.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.disk.sync_fails.load(Ordering::SeqCst) {
+            return Err(std::io::Error::other("the disk is gone"));
+        }
+        self.file.sync_data()
+    }
+    fn sync_all(&self) -> std::io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+/// A group under test, with what it reported.
+struct Run {
+    group: Group<u64>,
+    handle: GroupHandle<u64>,
+    seen: Seen,
+    failures: Receiver<GroupError>,
+}
+
+fn try_start(fs: Arc<dyn FileSystem>, dir: &Path, bootstrap: Bootstrap) -> Result<Run, GroupError> {
+    let (failed, failures) = bounded(1);
+    let options = GroupOptions {
+        fs,
+        dir: dir.to_owned(),
+        clock: SystemClock::shared(),
+        bootstrap,
+        log: LogOptions {
+            segment_bytes: 64 << 10,
+            reserve_bytes: 1 << 20,
+            ..LogOptions::default()
+        },
+        on_failure: Box::new(move |error| failed.send(error).unwrap()),
+    };
+    let seen = Seen::default();
+    let group = Group::start(options, seen.clone())?;
+    let handle = group.handle();
+    Ok(Run {
+        group,
+        handle,
+        seen,
+        failures,
+    })
+}
+
+fn start(fs: Arc<dyn FileSystem>, dir: &Path, bootstrap: Bootstrap) -> Run {
+    let run = try_start(fs, dir, bootstrap).unwrap();
+    assert!(run.handle.wait_serving(LONG), "it does not serve");
+    run
+}
+
+/// Starts a group, or says why it does not.
+fn refusal(fs: Arc<dyn FileSystem>, dir: &Path, bootstrap: Bootstrap) -> String {
+    match try_start(fs, dir, bootstrap) {
+        Ok(_) => panic!("it started"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn propose(handle: &GroupHandle<u64>, term: u64, data: &[u8]) -> Receiver<ProposalOutcome<u64>> {
+    let (sender, receiver) = bounded(1);
+    handle.propose(term, data.to_vec(), move |outcome| {
+        sender.send(outcome).unwrap();
+    });
+    receiver
+}
+
+fn outcome(receiver: &Receiver<ProposalOutcome<u64>>) -> ProposalOutcome<u64> {
+    receiver.recv_timeout(LONG).expect("an outcome")
+}
+
+fn os() -> Arc<dyn FileSystem> {
+    Arc::new(OsFileSystem)
+}
+
+#[test]
+fn many_proposers_get_their_own_index_with_few_syncs() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Watched::new(os());
+    let run = start(Arc::new(disk.clone()), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let threads: Vec<_> = (0..10)
+        .map(|number| {
+            let handle = run.handle.clone();
+            let (sender, receiver) = bounded(1);
+            let body = move || {
+                let waiting: Vec<_> = (0..100)
+                    .map(|i| propose(&handle, term, format!("{number} {i}").as_bytes()))
+                    .collect();
+                let indices: Vec<u64> = waiting
+                    .iter()
+                    .map(|receiver| match outcome(receiver) {
+                        ProposalOutcome::Applied(index) => index,
+                        other => panic!("{other:?}"),
+                    })
+                    .collect();
+                sender.send(indices).unwrap();
+            };
+            (crate::threads::spawn("proposer", body).unwrap(), receiver)
+        })
+        .collect();
+    let entries = {
+        let mut all = Vec::new();
+        for (number, (thread, receiver)) in threads.into_iter().enumerate() {
+            let indices = receiver.recv_timeout(LONG).unwrap();
+            assert!(indices.is_sorted(), "in the order of proposing");
+            let texts = (0..100).map(|i| format!("{number} {i}").into_bytes());
+            all.extend(indices.into_iter().zip(texts));
+            thread.join();
+        }
+        all.sort_unstable();
+        all
+    };
+    let texts: Vec<Vec<u8>> = entries.into_iter().map(|(_, text)| text).collect();
+    assert_eq!(
+        run.seen.entries(),
+        texts,
+        "each got the index of its own entry"
+    );
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs < 500, "{syncs} syncs for 1,000 proposals");
+    run.group.stop();
+}
+
+#[test]
+fn a_restart_keeps_the_exact_state_in_a_new_term() {
+    let root = tempfile::tempdir().unwrap();
+    let mut digest = 0;
+    let mut term = 0;
+    for start_number in 0..5 {
+        let bootstrap = if start_number == 0 {
+            Bootstrap::New
+        } else {
+            Bootstrap::Existing
+        };
+        let run = start(os(), root.path(), bootstrap);
+        let status = run.handle.status();
+        assert!(status.term > term && status.role == Role::Leader);
+        term = status.term;
+        assert_eq!(run.seen.digest(), digest);
+        let data = vec![start_number; 1000];
+        let waiting: Vec<_> = (0..200)
+            .map(|_| propose(&run.handle, term, &data))
+            .collect();
+        for receiver in &waiting {
+            assert!(matches!(outcome(receiver), ProposalOutcome::Applied(_)));
+        }
+        digest = run.seen.digest();
+        run.group.stop();
+        assert!(run.failures.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_proposal_of_another_term_or_after_the_end_is_not_proposed() {
+    let root = tempfile::tempdir().unwrap();
+    let run = start(os(), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    for wrong in [term - 1, term + 1] {
+        let refused = ProposalOutcome::NotProposed(Reason::NotLeader);
+        assert_eq!(outcome(&propose(&run.handle, wrong, b"x")), refused);
+    }
+    run.group.stop();
+    let refused = ProposalOutcome::NotProposed(Reason::Stopped);
+    assert_eq!(outcome(&propose(&run.handle, term, b"x")), refused);
+    assert!(!run.handle.status().serving);
+    assert!(!run.handle.wait_serving(LONG));
+    assert_eq!(
+        run.handle.confirm_read(|_| ()),
+        ReadConfirmation::NotServing
+    );
+    assert_eq!(run.seen.entries(), Vec::<Vec<u8>>::new());
+    let changes = run.seen.0.lock().changes.clone();
+    assert_eq!(
+        changes,
+        [Leadership::Serving { term }, Leadership::Ended { term }]
+    );
+}
+
+#[test]
+fn a_read_is_confirmed_at_once_and_sees_what_was_acknowledged() {
+    let root = tempfile::tempdir().unwrap();
+    let run = start(os(), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    let ProposalOutcome::Applied(index) = outcome(&propose(&run.handle, term, b"x")) else {
+        panic!("not applied");
+    };
+    match run.handle.confirm_read(|_| panic!("not called")) {
+        ReadConfirmation::Immediate { index: at } => assert!(at >= index),
+        other => panic!("{other:?}"),
+    }
+    run.group.stop();
+}
+
+#[test]
+fn a_failed_sync_ends_all_acknowledgement() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Watched::new(os());
+    let run = start(Arc::new(disk.clone()), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    assert!(matches!(
+        outcome(&propose(&run.handle, term, b"kept")),
+        ProposalOutcome::Applied(_)
+    ));
+    disk.sync_fails.store(true, Ordering::SeqCst);
+    assert_eq!(
+        outcome(&propose(&run.handle, term, b"x")),
+        ProposalOutcome::Unknown
+    );
+    let error = run.failures.recv_timeout(LONG).unwrap();
+    assert!(error.to_string().contains("the disk is gone"), "{error}");
+    // The disk is well again, and still nothing is taken.
+    disk.sync_fails.store(false, Ordering::SeqCst);
+    assert_eq!(
+        outcome(&propose(&run.handle, term, b"y")),
+        ProposalOutcome::NotProposed(Reason::Stopped)
+    );
+    assert!(!run.handle.status().serving);
+    run.group.stop();
+    let run = start(Arc::new(disk), root.path(), Bootstrap::Existing);
+    assert_eq!(
+        run.seen.entries().first().map(Vec::as_slice),
+        Some(&b"kept"[..])
+    );
+    run.group.stop();
+}
+
+#[test]
+fn a_full_disk_refuses_proposals_and_goes_on_when_there_is_space() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Watched::new(os());
+    let run = start(Arc::new(disk.clone()), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    disk.is_full.store(true, Ordering::SeqCst);
+    let waits = propose(&run.handle, term, b"waits");
+    let refused = ProposalOutcome::NotProposed(Reason::DiskFull);
+    let clock = SystemClock::new();
+    let deadline = clock.now() + LONG;
+    let mut early = Vec::new();
+    loop {
+        let proposal = propose(&run.handle, term, b"early");
+        match proposal.recv_timeout(Duration::from_millis(5)) {
+            Ok(outcome) => {
+                assert_eq!(outcome, refused);
+                break;
+            }
+            Err(_) => early.push(proposal),
+        }
+        assert!(clock.now() < deadline, "it is not refused");
+    }
+    assert!(waits.try_recv().is_err(), "it is appended and not decided");
+    assert!(run.handle.status().serving, "reads go on");
+    disk.is_full.store(false, Ordering::SeqCst);
+    for receiver in [waits].iter().chain(&early) {
+        assert!(matches!(outcome(receiver), ProposalOutcome::Applied(_)));
+    }
+    assert!(matches!(
+        outcome(&propose(&run.handle, term, b"after")),
+        ProposalOutcome::Applied(_)
+    ));
+    run.group.stop();
+}
+
+#[test]
+fn a_stop_on_a_full_disk_leaves_the_outcome_unknown() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Watched::new(os());
+    let run = start(Arc::new(disk.clone()), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    disk.is_full.store(true, Ordering::SeqCst);
+    let waits = propose(&run.handle, term, b"waits");
+    run.group.stop_within(Duration::from_millis(50));
+    assert_eq!(outcome(&waits), ProposalOutcome::Unknown);
+}
+
+#[test]
+fn an_id_and_a_journal_start_only_together() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("group");
+    let named = |text: String, what: &str| {
+        assert!(text.contains(what) && text.contains("group"), "{text}");
+    };
+    named(refusal(os(), &dir, Bootstrap::Existing), "--bootstrap");
+    let run = start(os(), &dir, Bootstrap::New);
+    let peer = run.group.peer();
+    run.group.stop();
+    let run = start(os(), &dir, Bootstrap::New);
+    assert_eq!(run.group.peer(), peer, "an existing group is kept");
+    run.group.stop();
+
+    let id = dir.join(identity::FILE_NAME);
+    let saved = std::fs::read(&id).unwrap();
+    std::fs::remove_file(&id).unwrap();
+    for bootstrap in [Bootstrap::New, Bootstrap::Existing] {
+        named(refusal(os(), &dir, bootstrap), "no peer.id");
+    }
+    let other = root.path().join("other group");
+    start(os(), &other, Bootstrap::New).group.stop();
+    std::fs::copy(other.join(identity::FILE_NAME), &id).unwrap();
+    named(refusal(os(), &dir, Bootstrap::Existing), "belongs to peer");
+    std::fs::write(&id, &saved[..saved.len() - 1]).unwrap();
+    named(refusal(os(), &dir, Bootstrap::Existing), "peer.id");
+    std::fs::write(&id, &saved).unwrap();
+    std::fs::remove_dir_all(dir.join(JOURNAL_DIR)).unwrap();
+    for bootstrap in [Bootstrap::New, Bootstrap::Existing] {
+        named(refusal(os(), &dir, bootstrap), "no journal");
+    }
+}
+
+#[test]
+fn a_damaged_journal_is_refused_by_file_and_offset() {
+    let root = tempfile::tempdir().unwrap();
+    let run = start(os(), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    for _ in 0..10 {
+        outcome(&propose(&run.handle, term, &[7; 700]));
+    }
+    run.group.stop();
+    let segment = root.path().join(JOURNAL_DIR).join("00000001.log");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes
+        .windows(100)
+        .position(|window| window == [7; 100])
+        .unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let text = refusal(os(), root.path(), Bootstrap::Existing);
+    assert!(text.contains("00000001.log at offset"), "{text}");
+}
