@@ -1,0 +1,96 @@
+//! A small file that is replaced as a whole: after a crash it has the old content or the new.
+//!
+//! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when [`write`]
+//! returns, the new content is durable. After an error of [`write`] either content may be there.
+//!
+//! Little-endian:
+//!
+//! | offset | size | meaning |
+//! |---|---|---|
+//! | 0 | 8 | `TLRXFIL` and 0 |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 4 | CRC-32C of bytes 0..12 and the content |
+//! | 16 | .. | the content |
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use super::error::LogError;
+use super::fs::{FileSystem, read_all};
+use super::record::u32_at;
+
+const MAGIC: [u8; 8] = *b"TLRXFIL\0";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 16;
+
+/// The content of the file; `None` if there is no such file. Damage is an error.
+pub fn read(fs: &dyn FileSystem, path: &Path) -> Result<Option<Vec<u8>>, LogError> {
+    let shown = path.display().to_string();
+    let read = fs.open(path).and_then(|file| read_all(&*file));
+    let mut bytes = match read {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(LogError::Io {
+                action: "read",
+                file: shown,
+                source,
+            });
+        }
+    };
+    let damaged = |offset, what: String| LogError::Damaged {
+        file: shown.clone(),
+        offset,
+        what,
+    };
+    let Some(expected) = u32_at(&bytes, 12).filter(|_| bytes.starts_with(&MAGIC)) else {
+        return Err(damaged(
+            0,
+            "this is not the beginning of such a file".to_owned(),
+        ));
+    };
+    let content = bytes.split_off(HEADER_BYTES);
+    let found = checksum(&bytes, &content);
+    if found != expected {
+        let what = format!("the checksum should be {expected:08x} and is {found:08x}");
+        return Err(damaged(12, what));
+    }
+    match u32_at(&bytes, 8) {
+        Some(VERSION) => Ok(Some(content)),
+        version => Err(LogError::Version {
+            file: shown.clone(),
+            version: version.unwrap_or_default(),
+            known: VERSION,
+        }),
+    }
+}
+
+/// Replaces the content of the file, or makes it, in an existing directory.
+pub fn write(fs: &dyn FileSystem, path: &Path, content: &[u8]) -> Result<(), LogError> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    let checksum = checksum(&bytes, content);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.extend_from_slice(content);
+    let mut beside = OsString::from(path);
+    beside.push(".tmp");
+    let beside = Path::new(&beside);
+    let replace = || -> io::Result<()> {
+        if fs.exists(beside)? {
+            fs.remove(beside)?;
+        }
+        let file = fs.create(beside)?;
+        file.write_all_at(&bytes, 0)?;
+        file.sync_all()?;
+        fs.rename(beside, path)?;
+        fs.sync_dir(path.parent().unwrap_or(Path::new("")))
+    };
+    replace().map_err(|source| LogError::from_io("write", path.display().to_string(), source))
+}
+
+fn checksum(header: &[u8], content: &[u8]) -> u32 {
+    let header = header.get(..12).unwrap_or_default();
+    crc32c::crc32c_append(crc32c::crc32c(header), content)
+}

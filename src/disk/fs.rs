@@ -1,0 +1,200 @@
+//! The file system as the log sees it, and the operating system's.
+//!
+//! Durability is explicit: data is durable once [`File::sync_data`] returned, a name once
+//! [`FileSystem::sync_dir`] of its directory did. [`crate::disk::mem`] takes both at their word.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Files by path. Shared by threads.
+pub trait FileSystem: Send + Sync {
+    /// Makes a file and opens it for reading and writing; an error if it exists.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// The names of the files in a directory, sorted.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Gives a file another name, replacing a file that has it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file's name.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Whether a file has this name.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Makes a directory and those above it, durably.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The bytes that this process may still write where `dir` is.
+    fn free_space(&self, dir: &Path) -> io::Result<u64>;
+}
+
+/// An open file. Shared by threads; has no position of its own.
+pub trait File: Send + Sync {
+    /// Reads at `offset`; fewer bytes than asked for, or none, at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `data` at `offset`. After an error any part of it may be there.
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts the file, or extends it with zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// The file's length.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Makes the data durable, and the length as far as it is needed to read them.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Makes data and metadata durable.
+    fn sync_all(&self) -> io::Result<()>;
+}
+
+/// Reads until `buffer` is full or the file ends; returns the bytes read.
+pub fn read_full_at(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// The whole content of a file.
+pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    let mut content = vec![0; len];
+    let read = read_full_at(file, &mut content, 0)?;
+    content.truncate(read);
+    Ok(content)
+}
+
+/// The operating system's files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OsFileSystem;
+
+impl FileSystem for OsFileSystem {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(path)?;
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            // A name that is not text is not one of ours.
+            if let Ok(name) = entry.file_name().into_string()
+                && entry.file_type()?.is_file()
+            {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        if dir.as_os_str().is_empty() || dir.is_dir() {
+            return Ok(());
+        }
+        let parent = dir.parent().unwrap_or(Path::new(""));
+        self.create_dir_all(parent)?;
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        self.sync_dir(parent)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let here = dir.as_os_str().is_empty();
+        fs::File::open(if here { Path::new(".") } else { dir })?.sync_all()
+    }
+
+    fn free_space(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+struct OsFile(fs::File);
+
+impl File for OsFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(&self.0, buffer, offset)
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(&self.0, data, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operating_system_does_what_the_trait_says() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("a/b");
+        let fs = OsFileSystem;
+        fs.create_dir_all(&dir).expect("made");
+        fs.create_dir_all(&dir).expect("is there");
+        let file = fs.create(&dir.join("x")).expect("created");
+        assert!(fs.create(&dir.join("x")).is_err());
+        file.write_all_at(b"hello", 3).expect("written");
+        file.sync_data().expect("synced");
+        let mut buffer = [1; 10];
+        assert_eq!(read_full_at(&*file, &mut buffer, 0).expect("read"), 8);
+        assert_eq!(&buffer[..8], b"\0\0\0hello");
+        file.set_len(4).expect("cut");
+        assert_eq!(read_all(&*file).expect("read"), b"\0\0\0h");
+        fs.rename(&dir.join("x"), &dir.join("y")).expect("renamed");
+        fs.sync_dir(&dir).expect("synced");
+        assert_eq!(fs.list(&dir).expect("listed"), ["y"]);
+        assert!(fs.exists(&dir.join("y")).expect("looked"));
+        fs.remove(&dir.join("y")).expect("removed");
+        assert!(fs.list(&dir).expect("listed").is_empty());
+        assert!(fs.free_space(&dir).expect("asked") > 0);
+    }
+}

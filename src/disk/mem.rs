@@ -1,0 +1,714 @@
+//! A disk in memory that knows what is durable, for tests and the simulation.
+//!
+//! Clones share the disk; [`MemFileSystem::fork`] copies it. Reads see what was written, like the
+//! page cache. [`MemFileSystem::crash`] is a power failure: of what was not synced, any part may be
+//! lost, by choice of a [`Loss`]. A process that merely ends needs no call: drop its files.
+//!
+//! The model, which is at least as harsh as Linux:
+//!
+//! * Data is lost by the **sector**: of an unsynced write any subset of its sectors is on the disk,
+//!   whatever the order of the writes. [`Loss::BehindBytes`] even cuts within one.
+//! * A change of a file's length, a name made, given or removed is kept or lost, each on its own,
+//!   until `sync_data` or `sync_dir`. Directories themselves are always durable.
+//! * A **failed sync** loses what it should have made durable, and later syncs do not bring it back,
+//!   though reads still see it: what Linux does with pages after a failed write-back.
+//! * A file opened before a crash is dead after it.
+//! * The capacity counts the bytes of files as reads see them. A write that does not fit writes
+//!   what does.
+//!
+//! Known limits: no torn sectors but by [`Loss::BehindBytes`]; no read errors except injected ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::fs::{File, FileSystem};
+use super::segment::SECTOR_BYTES;
+
+/// The disk; see the header of this file.
+#[derive(Clone, Default)]
+pub struct MemFileSystem {
+    /// Guards everything; nothing else is locked while it is held.
+    disk: Arc<Mutex<Disk>>,
+}
+
+/// Kinds of calls that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Any of those below.
+    Any,
+    /// `create`.
+    Create,
+    /// `open`.
+    Open,
+    /// `read_at`.
+    Read,
+    /// `write_all_at`.
+    Write,
+    /// `set_len`.
+    SetLen,
+    /// `sync_data`, `sync_all`.
+    Sync,
+    /// `sync_dir`.
+    SyncDir,
+    /// `rename`.
+    Rename,
+    /// `remove`.
+    Remove,
+}
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// EIO; nothing happens, except that a failed sync loses what it should have synced.
+    Io,
+    /// ENOSPC; nothing happens.
+    NoSpace,
+    /// A write writes its first half, then EIO. As [`Fault::Io`] for other calls.
+    ShortWrite,
+}
+
+/// Something that is not durable yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsynced {
+    /// A sector of a write, or the part of a sector that it covers.
+    Sector {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// How much.
+        bytes: usize,
+    },
+    /// A file was cut or extended.
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Its new length.
+        len: u64,
+    },
+    /// A name was made.
+    Create(PathBuf),
+    /// A name was given.
+    Rename(PathBuf, PathBuf),
+    /// A name was removed.
+    Remove(PathBuf),
+}
+
+/// What a crash loses of what is unsynced, in the order in which it was done.
+pub enum Loss<'a> {
+    /// Everything.
+    Everything,
+    /// Nothing: all of it happened to be written.
+    Nothing,
+    /// All data behind the first so many bytes; lengths and names are kept.
+    BehindBytes(u64),
+    /// Any part, by a seed.
+    Random(u64),
+    /// What this returns false for.
+    Choose(&'a mut dyn FnMut(usize, &Unsynced) -> bool),
+}
+
+#[derive(Clone, Default)]
+struct Disk {
+    files: BTreeMap<u64, Inode>,
+    /// Names as they are seen.
+    names: BTreeMap<PathBuf, u64>,
+    /// Names as they are on the disk.
+    durable_names: BTreeMap<PathBuf, u64>,
+    unsynced_names: Vec<(u64, NameChange)>,
+    dirs: BTreeSet<PathBuf>,
+    /// Numbers of files and of changes: the order in which they were done.
+    last_number: u64,
+    /// Grows with each crash; a file of an earlier one is dead.
+    generation: u64,
+    capacity: Option<u64>,
+    armed: Vec<Armed>,
+    /// What was done, while it is recorded.
+    trace: Option<Vec<String>>,
+}
+
+#[derive(Clone, Default)]
+struct Inode {
+    path: PathBuf,
+    /// As it is seen.
+    content: Vec<u8>,
+    /// As it is on the disk.
+    durable: Vec<u8>,
+    unsynced: Vec<(u64, Change)>,
+}
+
+#[derive(Clone)]
+enum Change {
+    Data { offset: u64, data: Vec<u8> },
+    Length(u64),
+}
+
+#[derive(Clone)]
+enum NameChange {
+    Create(PathBuf, u64),
+    Rename(PathBuf, PathBuf, u64),
+    Remove(PathBuf),
+}
+
+#[derive(Clone)]
+struct Armed {
+    operation: Operation,
+    /// Calls that still succeed before.
+    after: u64,
+    fault: Fault,
+}
+
+impl MemFileSystem {
+    /// An empty disk without a limit.
+    pub fn new() -> MemFileSystem {
+        MemFileSystem::default()
+    }
+
+    /// A copy that shares nothing; files opened here are not open there.
+    pub fn fork(&self) -> MemFileSystem {
+        let disk = self.disk.lock().clone();
+        MemFileSystem {
+            disk: Arc::new(Mutex::new(disk)),
+        }
+    }
+
+    /// Limits the bytes of all files; `None` lifts the limit.
+    pub fn set_capacity(&self, capacity: Option<u64>) {
+        self.disk.lock().capacity = capacity;
+    }
+
+    /// Makes one call fail: the one after `after` more of its kind.
+    pub fn fail(&self, operation: Operation, after: u64, fault: Fault) {
+        self.disk.lock().armed.push(Armed {
+            operation,
+            after,
+            fault,
+        });
+    }
+
+    /// Forgets the failures that have not happened yet.
+    pub fn heal(&self) {
+        self.disk.lock().armed.clear();
+    }
+
+    /// What a crash could lose now, in the order in which it was done.
+    pub fn unsynced(&self) -> Vec<Unsynced> {
+        self.disk
+            .lock()
+            .unsynced()
+            .into_iter()
+            .map(|(_, what)| what)
+            .collect()
+    }
+
+    /// A power failure. Returns what was lost; afterwards everything there is is durable.
+    pub fn crash(&self, loss: Loss<'_>) -> Vec<Unsynced> {
+        self.disk.lock().crash(loss)
+    }
+
+    /// Turns a bit of a file, seen and on the disk. False if the file has no such byte.
+    pub fn flip_bit(&self, path: &Path, offset: u64, bit: u8) -> bool {
+        let mut disk = self.disk.lock();
+        let Some(file) = disk.named(path) else {
+            return false;
+        };
+        let mut flipped = false;
+        for bytes in [&mut file.content, &mut file.durable] {
+            if let Some(byte) = bytes.get_mut(offset as usize) {
+                *byte ^= 1 << (bit % 8);
+                flipped = true;
+            }
+        }
+        flipped
+    }
+
+    /// The content of a file, as it is seen.
+    pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
+        Some(self.disk.lock().named(path)?.content.clone())
+    }
+
+    /// Records what is done from here on, a line for each call that changes something.
+    pub fn start_trace(&self) {
+        self.disk.lock().trace = Some(Vec::new());
+    }
+
+    /// What was done since the last call.
+    pub fn take_trace(&self) -> Vec<String> {
+        self.disk
+            .lock()
+            .trace
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+}
+
+impl Disk {
+    fn named(&mut self, path: &Path) -> Option<&mut Inode> {
+        let number = self.names.get(path)?;
+        self.files.get_mut(number)
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn used(&self) -> u64 {
+        self.names
+            .values()
+            .filter_map(|number| self.files.get(number))
+            .map(|file| file.content.len() as u64)
+            .sum()
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    /// Whether this call is to fail, and how; counts it.
+    fn fault(&mut self, operation: Operation) -> Option<Fault> {
+        let applies =
+            |armed: &Armed| armed.operation == operation || armed.operation == Operation::Any;
+        let due = self
+            .armed
+            .iter()
+            .position(|armed| applies(armed) && armed.after == 0);
+        for armed in self.armed.iter_mut().filter(|armed| applies(armed)) {
+            armed.after = armed.after.saturating_sub(1);
+        }
+        due.map(|at| self.armed.remove(at).fault)
+    }
+
+    fn check(&mut self, operation: Operation) -> io::Result<()> {
+        match self.fault(operation) {
+            None => Ok(()),
+            Some(fault) => Err(fault_error(fault)),
+        }
+    }
+
+    fn change_name(&mut self, change: NameChange) {
+        let number = self.next_number();
+        change.apply(&mut self.names);
+        self.unsynced_names.push((number, change));
+    }
+
+    fn unsynced(&self) -> Vec<(u64, Unsynced)> {
+        let names = self.unsynced_names.iter().map(|(number, change)| {
+            let what = match change {
+                NameChange::Create(path, _) => Unsynced::Create(path.clone()),
+                NameChange::Rename(from, to, _) => Unsynced::Rename(from.clone(), to.clone()),
+                NameChange::Remove(path) => Unsynced::Remove(path.clone()),
+            };
+            (*number, what)
+        });
+        let data = self.files.values().flat_map(|file| {
+            file.unsynced.iter().map(|(number, change)| {
+                let path = file.path.clone();
+                let what = match change {
+                    Change::Data { offset, data } => Unsynced::Sector {
+                        path,
+                        offset: *offset,
+                        bytes: data.len(),
+                    },
+                    Change::Length(len) => Unsynced::Length { path, len: *len },
+                };
+                (*number, what)
+            })
+        });
+        let mut all: Vec<_> = names.chain(data).collect();
+        all.sort_unstable_by_key(|(number, _)| *number);
+        all
+    }
+
+    fn crash(&mut self, loss: Loss<'_>) -> Vec<Unsynced> {
+        let unsynced = self.unsynced();
+        // How many bytes of each change are kept: all, none, or the first part of a sector.
+        let kept = keep(&unsynced, loss);
+        for file in self.files.values_mut() {
+            for (number, change) in std::mem::take(&mut file.unsynced) {
+                match kept.get(&number).copied().unwrap_or(0) {
+                    0 => {}
+                    bytes => change.apply(&mut file.durable, bytes),
+                }
+            }
+            file.content.clone_from(&file.durable);
+        }
+        for (number, change) in std::mem::take(&mut self.unsynced_names) {
+            if kept.get(&number).copied().unwrap_or(0) > 0 {
+                change.apply(&mut self.durable_names);
+            }
+        }
+        self.names.clone_from(&self.durable_names);
+        let named: BTreeMap<u64, PathBuf> = self
+            .names
+            .iter()
+            .map(|(path, number)| (*number, path.clone()))
+            .collect();
+        self.files.retain(|number, _| named.contains_key(number));
+        for (number, path) in named {
+            if let Some(file) = self.files.get_mut(&number) {
+                file.path = path;
+            }
+        }
+        self.generation += 1;
+        self.armed.clear();
+        let is_lost = |number: &u64| kept.get(number).copied().unwrap_or(0) == 0;
+        let lost = unsynced.into_iter().filter(|(number, _)| is_lost(number));
+        lost.map(|(_, what)| what).collect()
+    }
+}
+
+/// The bytes kept of each unsynced change; `usize::MAX` for all.
+fn keep(unsynced: &[(u64, Unsynced)], loss: Loss<'_>) -> BTreeMap<u64, usize> {
+    let mut kept = BTreeMap::new();
+    let mut behind = |mut left: u64| {
+        for (number, what) in unsynced {
+            let bytes = match what {
+                Unsynced::Sector { bytes, .. } => {
+                    let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(*bytes);
+                    left -= bytes as u64;
+                    bytes
+                }
+                Unsynced::Length { .. }
+                | Unsynced::Create(_)
+                | Unsynced::Rename(..)
+                | Unsynced::Remove(_) => usize::MAX,
+            };
+            kept.insert(*number, bytes);
+        }
+    };
+    match loss {
+        Loss::Everything => {}
+        Loss::Nothing => behind(u64::MAX),
+        Loss::BehindBytes(bytes) => behind(bytes),
+        Loss::Random(seed) => {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let total: u64 = unsynced.len() as u64 * SECTOR_BYTES as u64;
+            match random.u32(..8) {
+                0 => {}
+                1 | 2 => behind(random.u64(..=total)),
+                likely => {
+                    for (number, _) in unsynced {
+                        let keep = random.u32(..8) < likely;
+                        kept.insert(*number, if keep { usize::MAX } else { 0 });
+                    }
+                }
+            }
+        }
+        Loss::Choose(keeps) => {
+            for (at, (number, what)) in unsynced.iter().enumerate() {
+                kept.insert(*number, if keeps(at, what) { usize::MAX } else { 0 });
+            }
+        }
+    }
+    kept
+}
+
+fn fault_error(fault: Fault) -> io::Error {
+    match fault {
+        Fault::Io | Fault::ShortWrite => io::Error::other("input/output error (injected)"),
+        Fault::NoSpace => io::ErrorKind::StorageFull.into(),
+    }
+}
+
+impl Change {
+    /// Applies the first `bytes` bytes of it.
+    fn apply(&self, content: &mut Vec<u8>, bytes: usize) {
+        match self {
+            Change::Data { offset, data } => {
+                let data = data.get(..bytes).unwrap_or(data);
+                let start = *offset as usize;
+                let end = start + data.len();
+                if content.len() < end {
+                    content.resize(end, 0);
+                }
+                content[start..end].copy_from_slice(data);
+            }
+            Change::Length(len) => content.resize(*len as usize, 0),
+        }
+    }
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
+        match self {
+            NameChange::Create(path, number) => {
+                names.insert(path.clone(), *number);
+            }
+            NameChange::Rename(from, to, number) => {
+                names.remove(from);
+                names.insert(to.clone(), *number);
+            }
+            NameChange::Remove(path) => {
+                names.remove(path);
+            }
+        }
+    }
+
+    fn is_in(&self, dir: &Path) -> bool {
+        let (NameChange::Create(path, _)
+        | NameChange::Rename(_, path, _)
+        | NameChange::Remove(path)) = self;
+        path.parent() == Some(dir)
+    }
+}
+
+fn not_found(path: &Path) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("{} is not there", path.display()),
+    )
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+impl FileSystem for MemFileSystem {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Create)?;
+        if disk.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let dir = path.parent().unwrap_or(Path::new(""));
+        if !dir.as_os_str().is_empty() && !disk.dirs.contains(dir) {
+            return Err(not_found(dir));
+        }
+        let inode = disk.next_number();
+        let file = Inode {
+            path: path.to_owned(),
+            ..Inode::default()
+        };
+        disk.files.insert(inode, file);
+        disk.change_name(NameChange::Create(path.to_owned(), inode));
+        disk.note(|| format!("create {}", name_of(path)));
+        let generation = disk.generation;
+        Ok(Arc::new(MemFile {
+            disk: Arc::clone(&self.disk),
+            inode,
+            generation,
+        }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Open)?;
+        let inode = *disk.names.get(path).ok_or_else(|| not_found(path))?;
+        let generation = disk.generation;
+        Ok(Arc::new(MemFile {
+            disk: Arc::clone(&self.disk),
+            inode,
+            generation,
+        }))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let disk = self.disk.lock();
+        if !disk.dirs.contains(dir) {
+            return Err(not_found(dir));
+        }
+        let inside = disk.names.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside.map(|path| name_of(path)).collect())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Rename)?;
+        let inode = *disk.names.get(from).ok_or_else(|| not_found(from))?;
+        disk.change_name(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
+        if let Some(file) = disk.files.get_mut(&inode) {
+            file.path = to.to_owned();
+        }
+        disk.note(|| format!("rename {} {}", name_of(from), name_of(to)));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Remove)?;
+        if !disk.names.contains_key(path) {
+            return Err(not_found(path));
+        }
+        disk.change_name(NameChange::Remove(path.to_owned()));
+        disk.note(|| format!("remove {}", name_of(path)));
+        Ok(())
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.disk.lock().names.contains_key(path))
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        disk.dirs.extend(dir.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let fault = disk.fault(Operation::SyncDir);
+        let (synced, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut disk.unsynced_names)
+            .into_iter()
+            .partition(|(_, change)| change.is_in(dir));
+        disk.unsynced_names = rest;
+        if let Some(fault) = fault {
+            return Err(fault_error(fault));
+        }
+        for (_, change) in synced {
+            change.apply(&mut disk.durable_names);
+        }
+        disk.note(|| "sync the directory".to_owned());
+        Ok(())
+    }
+
+    fn free_space(&self, _dir: &Path) -> io::Result<u64> {
+        let disk = self.disk.lock();
+        Ok(disk
+            .capacity
+            .map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used())))
+    }
+}
+
+struct MemFile {
+    disk: Arc<Mutex<Disk>>,
+    inode: u64,
+    generation: u64,
+}
+
+impl MemFile {
+    /// Runs `call` on the disk, if the file is still alive.
+    fn with<T>(&self, call: impl FnOnce(&mut Disk) -> io::Result<T>) -> io::Result<T> {
+        let mut disk = self.disk.lock();
+        if disk.generation != self.generation || !disk.files.contains_key(&self.inode) {
+            return Err(io::Error::other("this file was opened before the crash"));
+        }
+        call(&mut disk)
+    }
+}
+
+impl Disk {
+    fn file(&mut self, inode: u64) -> &mut Inode {
+        self.files.get_mut(&inode).expect("the caller looked")
+    }
+
+    /// Writes what fits; true if that is all.
+    fn write(&mut self, inode: u64, data: &[u8], offset: u64) -> bool {
+        let free = self
+            .capacity
+            .map(|capacity| capacity.saturating_sub(self.used()));
+        let len = self.file(inode).content.len() as u64;
+        let fits = match free {
+            None => data.len(),
+            Some(free) => {
+                let writable = (len + free).saturating_sub(offset);
+                data.len()
+                    .min(usize::try_from(writable).unwrap_or(usize::MAX))
+            }
+        };
+        let data_fits = &data[..fits];
+        let mut start = 0;
+        while start < fits {
+            let at = offset + start as u64;
+            let left_in_sector = SECTOR_BYTES - at as usize % SECTOR_BYTES;
+            let end = fits.min(start + left_in_sector);
+            let number = self.next_number();
+            let change = Change::Data {
+                offset: at,
+                data: data_fits[start..end].to_vec(),
+            };
+            let file = self.file(inode);
+            change.apply(&mut file.content, usize::MAX);
+            file.unsynced.push((number, change));
+            start = end;
+        }
+        fits == data.len()
+    }
+
+    fn sync(&mut self, inode: u64) -> io::Result<()> {
+        let fault = self.fault(Operation::Sync);
+        let file = self.file(inode);
+        let changes = std::mem::take(&mut file.unsynced);
+        if let Some(fault) = fault {
+            return Err(fault_error(fault));
+        }
+        for (_, change) in changes {
+            change.apply(&mut file.durable, usize::MAX);
+        }
+        let name = name_of(&file.path);
+        self.note(|| format!("sync {name}"));
+        Ok(())
+    }
+}
+
+impl File for MemFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.with(|disk| {
+            disk.check(Operation::Read)?;
+            let content = &disk.file(self.inode).content;
+            let start = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(content.len());
+            let length = buffer.len().min(content.len() - start);
+            buffer[..length].copy_from_slice(&content[start..start + length]);
+            Ok(length)
+        })
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.with(|disk| {
+            let name = name_of(&disk.file(self.inode).path);
+            let length = data.len();
+            disk.note(|| format!("write {name} {offset}+{length}"));
+            match disk.fault(Operation::Write) {
+                Some(Fault::ShortWrite) => {
+                    disk.write(self.inode, &data[..length / 2], offset);
+                    Err(fault_error(Fault::ShortWrite))
+                }
+                Some(fault) => Err(fault_error(fault)),
+                None if disk.write(self.inode, data, offset) => Ok(()),
+                None => Err(fault_error(Fault::NoSpace)),
+            }
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with(|disk| {
+            disk.check(Operation::SetLen)?;
+            let number = disk.next_number();
+            let file = disk.file(self.inode);
+            let change = Change::Length(len);
+            change.apply(&mut file.content, usize::MAX);
+            file.unsynced.push((number, change));
+            let name = name_of(&file.path);
+            disk.note(|| format!("set length {name} {len}"));
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.with(|disk| Ok(disk.file(self.inode).content.len() as u64))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|disk| disk.sync(self.inode))
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+#[cfg(test)]
+#[path = "mem_tests.rs"]
+mod tests;
