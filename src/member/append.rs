@@ -401,10 +401,16 @@ mod tests {
         assert!(rig.queue.push(job(&rig, fence(2, 9), 9, 10)).is_err());
         let shared = rig.appender.shared_fence();
         rig.appender.run().unwrap();
-        assert_eq!(rig.commits.try_iter().collect::<Vec<_>>(), [Some(fence(2, 3))]);
+        assert_eq!(
+            rig.commits.try_iter().collect::<Vec<_>>(),
+            [Some(fence(2, 3))]
+        );
         assert_eq!(*shared.read(), fence(2, 3));
         let stored = Response::Store(vec![StoreResult::Stored]);
-        assert_eq!(rig.answers.1.try_iter().collect::<Vec<_>>(), vec![stored; 3]);
+        assert_eq!(
+            rig.answers.1.try_iter().collect::<Vec<_>>(),
+            vec![stored; 3]
+        );
     }
 
     #[test]

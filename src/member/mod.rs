@@ -34,8 +34,8 @@ pub mod identity;
 pub mod registration;
 pub mod server;
 
-//#[cfg(test)]
-//mod tests;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -184,9 +184,13 @@ impl Member {
         self.handler.close();
         let stopped = self.threads.join(self.clock.as_ref(), deadline);
         let closed = self.server.stop(deadline);
-        let beats = self.beats.join(self.clock.as_ref(), deadline + BEAT_STOP_TIMEOUT);
+        let beats = self
+            .beats
+            .join(self.clock.as_ref(), deadline + BEAT_STOP_TIMEOUT);
         self.outcome.into_result()?;
-        let late = [stopped.err(), closed.err(), beats.err()].into_iter().flatten();
+        let late = [stopped.err(), closed.err(), beats.err()]
+            .into_iter()
+            .flatten();
         let late: Vec<String> = late.flatten().collect();
         if !late.is_empty() {
             bail!("threads did not stop in time: {}", late.join(", "));
