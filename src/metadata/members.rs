@@ -105,15 +105,15 @@ impl Members {
         member.bytes += bytes;
     }
 
-    /// One message of that length less lists this member.
-    pub(crate) fn remove_copy(&mut self, id: MemberId, length: u32) {
+    /// That many messages less list this member, which counted them.
+    pub(crate) fn remove_copies(&mut self, id: MemberId, records: u64, bytes: u64) {
         let member = self.listed(id);
         assert!(
-            member.records > 0 && member.bytes >= u64::from(length),
-            "member {id} loses a copy that was never counted"
+            member.records >= records && member.bytes >= bytes,
+            "member {id} loses copies that were never counted"
         );
-        member.records -= 1;
-        member.bytes -= u64::from(length);
+        member.records -= records;
+        member.bytes -= bytes;
     }
 
     fn listed(&mut self, id: MemberId) -> &mut Member {

@@ -245,19 +245,26 @@ impl<S: Shards> State<S> {
         if dropped.is_empty() {
             return;
         }
-        for record in dropped {
-            for id in record.set.as_slice() {
-                self.members.remove_copy(*id, record.slot.length);
+        // Runs are overwritten as runs, mostly: neighbours with one set are counted at once.
+        let same_set = |a: &Dropped, b: &Dropped| a.slot.set == b.slot.set;
+        for same in dropped.chunk_by(same_set) {
+            let bytes = same
+                .iter()
+                .map(|record| u64::from(record.slot.length))
+                .sum();
+            for id in same[0].set.as_slice() {
+                self.members.remove_copies(*id, same.len() as u64, bytes);
                 self.changed.insert(*id);
             }
         }
         self.shards.write_sets(|sets| {
-            for same in dropped.chunk_by(|a, b| a.slot.set == b.slot.set) {
+            for same in dropped.chunk_by(same_set) {
                 sets.release(same[0].slot.set, same.len() as u64);
             }
         });
     }
 
+    /// A million ids are a million questions, some 15 ms: as long as heartbeats can well wait.
     fn reserve_ids(&mut self, count: u64) -> Applied {
         let shards = &self.shards;
         let is_used = |id| {
