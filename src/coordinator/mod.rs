@@ -59,6 +59,8 @@ pub mod release;
 pub mod write;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod scripts;
 #[cfg(test)]
 mod testing;

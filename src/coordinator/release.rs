@@ -279,3 +279,141 @@ impl OpenRevisions {
         range.is_some_and(|(_, end)| value < *end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: MemberId = MemberId(1);
+
+    fn serving() -> ReleaseQueue {
+        let mut queue = ReleaseQueue::new();
+        queue.begin_term(5);
+        queue.member_up(M);
+        queue
+    }
+
+    fn revision(sequence: u64) -> Revision {
+        Revision::new(5, sequence)
+    }
+
+    fn revisions(first: u64, count: u64) -> Revisions {
+        Revisions {
+            first: revision(first),
+            count,
+        }
+    }
+
+    fn settlement(first: u64, count: u64, given_up: &[u64]) -> Settlement {
+        Settlement {
+            closed: revisions(first, count),
+            given_up: given_up.iter().map(|n| (revision(*n), M)).collect(),
+        }
+    }
+
+    fn on_m() -> ReplicaSet {
+        ReplicaSet::new(&[M]).expect("one member")
+    }
+
+    #[test]
+    fn an_open_revision_waits_and_holds_up_no_other() {
+        let mut queue = serving();
+        queue.open(revisions(1, 10));
+        queue.released(&[(revision(5), on_m()), (revision(11), on_m())]);
+        let release = queue.next().expect("one is closed");
+        assert_eq!(release.revisions, [revision(11)]);
+        queue.answered(release.number, M, true);
+        assert_eq!(queue.next(), None);
+        queue.settle(settlement(5, 1, &[]));
+        assert_eq!(queue.next().expect("closed now").revisions, [revision(5)]);
+    }
+
+    #[test]
+    fn parts_of_a_range_close_on_their_own() {
+        let mut queue = serving();
+        queue.open(revisions(1, 10));
+        queue.open(revisions(11, 5));
+        queue.settle(settlement(3, 2, &[]));
+        let open = |queue: &ReleaseQueue| -> Vec<u64> {
+            (0..20).filter(|n| queue.is_open(revision(*n))).collect()
+        };
+        assert_eq!(open(&queue), [1, 2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        queue.settle(settlement(5, 6, &[]));
+        queue.settle(settlement(1, 2, &[]));
+        assert_eq!(open(&queue), [11, 12, 13, 14, 15]);
+        queue.settle(settlement(11, 5, &[]));
+        assert_eq!(open(&queue), []);
+    }
+
+    #[test]
+    fn nothing_is_released_outside_of_the_own_term() {
+        let mut queue = ReleaseQueue::new();
+        queue.member_up(M);
+        queue.settle(settlement(1, 1, &[1]));
+        queue.released(&[(revision(2), on_m())]);
+        assert_eq!((queue.next(), queue.dropped()), (None, 2));
+        queue.begin_term(6);
+        queue.open(revisions(3, 1));
+        assert!(!queue.is_open(revision(3)));
+        queue.settle(settlement(3, 1, &[3]));
+        assert_eq!((queue.next(), queue.dropped()), (None, 3));
+    }
+
+    #[test]
+    fn the_end_of_a_term_drops_everything() {
+        let mut queue = serving();
+        queue.open(revisions(1, 1));
+        queue.settle(settlement(9, 0, &[2, 3]));
+        let release = queue.next().expect("two are closed");
+        queue.settle(settlement(9, 0, &[4]));
+        queue.end_term();
+        assert!(!queue.is_open(revision(1)) && !queue.is_pending(revision(2), M));
+        queue.begin_term(6);
+        queue.answered(release.number, M, true);
+        assert_eq!((queue.next(), queue.queued(M)), (None, 0));
+    }
+
+    #[test]
+    fn one_call_at_a_time_and_each_is_bounded() {
+        let mut queue = serving();
+        for sequence in 0..RELEASE_BATCH_MAX as u64 + 1 {
+            queue.released(&[(revision(sequence), on_m())]);
+        }
+        let first = queue.next().expect("there are some");
+        assert_eq!(first.revisions.len(), RELEASE_BATCH_MAX);
+        assert_eq!(queue.next(), None);
+        queue.answered(first.number, M, true);
+        let second = queue.next().expect("one is left");
+        queue.answered(first.number, M, true);
+        assert!(queue.is_pending(second.revisions[0], M));
+        queue.answered(second.number, M, true);
+        assert!(!queue.is_pending(second.revisions[0], M));
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let mut queue = serving();
+        let records: Vec<_> = (0..QUEUED_MAX as u64 + 3)
+            .map(|sequence| (revision(sequence), on_m()))
+            .collect();
+        queue.released(&records);
+        assert_eq!((queue.queued(M), queue.dropped()), (QUEUED_MAX, 3));
+    }
+
+    #[test]
+    fn a_release_that_a_broken_link_left_behind_stays_pending_until_a_later_one_did_it() {
+        let mut queue = serving();
+        queue.settle(settlement(9, 0, &[1]));
+        let lost = queue.next().expect("it is closed");
+        queue.settle(settlement(9, 0, &[2]));
+        queue.member_down(M);
+        assert_eq!((queue.next(), queue.dropped()), (None, 1));
+        assert!(queue.is_pending(revision(1), M) && !queue.is_pending(revision(2), M));
+        queue.answered(lost.number, M, true);
+        queue.member_up(M);
+        let again = queue.next().expect("the next link carries it");
+        assert_eq!(again.revisions, lost.revisions);
+        queue.answered(again.number, M, true);
+        assert!(!queue.is_pending(revision(1), M));
+    }
+}

@@ -15,10 +15,12 @@ use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::request::{Batch, Write};
 use crate::rpc::message::{FetchResult, Refusal, StoreResult};
 
-/// The commands of a script. Members are named m1, m2, …; times are in milliseconds.
+/// The commands of a script. Members are named m1, m2, …; `oldest` is the one whose fetch has been
+/// open for longest. Times are in milliseconds.
 #[derive(goldenscript::Command)]
 enum Command {
-    /// Starts anew with so many connected members. `run` sets how many messages share members.
+    /// Starts anew with so many connected members. `run` sets how many messages share members,
+    /// `part` how many a part of a bulk write has, `fetch` how many bytes a fetch.
     Cluster {
         members: u64,
         #[arg(key)]
@@ -27,6 +29,8 @@ enum Command {
         run: Option<usize>,
         #[arg(key)]
         part: Option<usize>,
+        #[arg(key)]
+        fetch: Option<u64>,
     },
     /// Puts a message into metadata and on members, as if written before.
     Message {
@@ -57,6 +61,8 @@ enum Command {
         #[arg(optional)]
         results: Vec<String>,
     },
+    /// All open stores are answered: stored.
+    AckAll,
     /// A member answers its oldest fetch with what it should hold, or with `found`, `missing`,
     /// `damaged`, `omitted`, `foreign` for each revision.
     Answer {
@@ -72,6 +78,10 @@ enum Command {
     Lose(String),
     /// The link to a member opens.
     Connect(String),
+    /// Other batches have so many MiB more in flight to a member.
+    Fill { member: String, mib: u64 },
+    /// They have so many less.
+    Drain { member: String, mib: u64 },
     /// Time passes.
     Tick(u64),
     /// Leadership is confirmed.
@@ -106,15 +116,27 @@ fn id(name: &str) -> MemberId {
 }
 
 impl Runner {
+    fn member(&self, name: &str) -> Result<MemberId, Box<dyn Error>> {
+        match name {
+            "oldest" => {
+                let oldest = self.world.fetches.first();
+                Ok(oldest.ok_or("nothing is fetched")?.member)
+            }
+            name => Ok(id(name)),
+        }
+    }
+
     fn store_of(&self, name: &str) -> Result<usize, Box<dyn Error>> {
+        let member = self.member(name)?;
         let mut calls = self.world.stores.iter();
-        let found = calls.position(|call| call.member == id(name));
+        let found = calls.position(|call| call.member == member);
         found.ok_or_else(|| format!("no store to {name}").into())
     }
 
     fn fetch_of(&self, name: &str) -> Result<usize, Box<dyn Error>> {
+        let member = self.member(name)?;
         let mut calls = self.world.fetches.iter();
-        let found = calls.position(|call| call.member == id(name));
+        let found = calls.position(|call| call.member == member);
         found.ok_or_else(|| format!("no fetch to {name}").into())
     }
 
@@ -206,7 +228,8 @@ impl Runner {
         while let Some(release) = self.world.releases.next() {
             let names: Vec<String> = release.revisions.iter().map(|r| short(*r)).collect();
             let names = names.join(" ");
-            self.world.note(format!("release -> m{}: {names}", release.member.0));
+            self.world
+                .note(format!("release -> m{}: {names}", release.member.0));
             self.releases.push((release.number, release.member));
         }
     }
@@ -255,11 +278,13 @@ impl Runner {
                 tolerance,
                 run,
                 part,
+                fetch,
             } => {
                 self.world = World::new(*members, tolerance.unwrap_or(2));
                 let limits = &mut self.world.limits;
                 limits.run_messages_max = run.unwrap_or(limits.run_messages_max);
                 limits.part_messages_max = part.unwrap_or(limits.part_messages_max);
+                limits.fetch_bytes_max = fetch.unwrap_or(limits.fetch_bytes_max);
             }
             Command::Message {
                 key,
@@ -289,11 +314,27 @@ impl Runner {
             Command::Where(name) => self.world.start(Batch::Where(key(name))),
             Command::Count => self.world.start(Batch::Count),
             Command::Ack { member, results } => self.ack(member, results)?,
+            Command::AckAll => {
+                for _ in 0..self.world.stores.len() {
+                    let name = format!("m{}", self.world.stores[0].member.0);
+                    self.ack(&name, &[])?;
+                }
+            }
             Command::Answer { member, results } => self.answer(member, results)?,
             Command::Refuse { member, why } => self.refuse(member, why)?,
             Command::Unsent(name) => self.unsent(name)?,
-            Command::Lose(name) => self.world.lose(id(name)),
+            Command::Lose(name) => {
+                let member = self.member(name)?;
+                self.releases.retain(|(_, of)| *of != member);
+                self.world.lose(member);
+            }
             Command::Connect(name) => self.world.connect(id(name)),
+            Command::Fill { member, mib } => {
+                self.world.cluster.charge(id(member), 1, mib << 20);
+            }
+            Command::Drain { member, mib } => {
+                self.world.cluster.settle(id(member), 1, mib << 20);
+            }
             Command::Tick(ms) => {
                 self.world.now = self.world.now + Duration::from_millis(*ms);
                 self.world.step(Event::Tick);

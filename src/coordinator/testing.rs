@@ -13,7 +13,9 @@ use super::{Coordinator, Limits};
 use crate::clock::Instant;
 use crate::cluster::{Cluster, Strategy};
 use crate::ids::{Key, MemberId, Revision};
-use crate::metadata::command::{Applied, Change, Command, Operation, OperationResult, Registration};
+use crate::metadata::command::{
+    Applied, Change, Command, Operation, OperationResult, Registration,
+};
 use crate::metadata::message_index::Entry;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
@@ -130,7 +132,8 @@ impl World {
 
     /// Puts a message into the metadata and on members, as if written before.
     pub fn put(&mut self, key: Key, payload: &Bytes, entry: Entry) {
-        self.payloads.insert(entry.revision, (key.clone(), payload.clone()));
+        self.payloads
+            .insert(entry.revision, (key.clone(), payload.clone()));
         self.messages.insert(key, entry);
     }
 
@@ -271,8 +274,8 @@ impl World {
                     .map(|r| format!("{}@{}", r.key, short(r.revision)))
                     .collect::<Vec<_>>();
                 self.note(format!(
-                    "store #{} -> m{}: {} ({} bytes)",
-                    tag.0,
+                    "store {} -> m{}: {} ({} bytes)",
+                    show_tag(tag),
                     member.0,
                     names.join(" "),
                     charge.bytes
@@ -294,7 +297,12 @@ impl World {
                 revisions,
             } => {
                 let names: Vec<String> = revisions.iter().map(|r| short(*r)).collect();
-                self.note(format!("fetch #{} -> m{}: {}", tag.0, member.0, names.join(" ")));
+                self.note(format!(
+                    "fetch {} -> m{}: {}",
+                    show_tag(tag),
+                    member.0,
+                    names.join(" ")
+                ));
                 self.fetches.push(FetchCall {
                     tag,
                     member,
@@ -306,7 +314,11 @@ impl World {
                 command,
                 settlement,
             } => {
-                self.note(format!("propose #{}: {}", tag.0, show_command(&command)));
+                self.note(format!(
+                    "propose {}: {}",
+                    show_tag(tag),
+                    show_command(&command)
+                ));
                 self.proposals.push(Proposal {
                     tag,
                     command,
@@ -331,7 +343,10 @@ impl World {
                     .collect();
                 for (key, found) in keys.iter().zip(&found) {
                     let found = found.as_ref().map(|f| short(f.entry.revision));
-                    self.note(format!("look up {key}: {}", found.as_deref().unwrap_or("absent")));
+                    self.note(format!(
+                        "look up {key}: {}",
+                        found.as_deref().unwrap_or("absent")
+                    ));
                 }
                 self.step(Event::LookedUp { tag, found });
             }
@@ -341,7 +356,11 @@ impl World {
                 self.step(Event::Counted(count));
             }
             Effect::Cache { revision, payload } => {
-                self.note(format!("cache {} ({} bytes)", short(revision), payload.len()));
+                self.note(format!(
+                    "cache {} ({} bytes)",
+                    short(revision),
+                    payload.len()
+                ));
             }
             Effect::CorruptCopy {
                 member,
@@ -364,6 +383,14 @@ impl World {
                 self.done.push(replies);
             }
         }
+    }
+}
+
+/// `#7`, or `#2.7` in the second part of a bulk write.
+fn show_tag(tag: Tag) -> String {
+    match (tag.part(), tag.0 & u64::from(u32::MAX)) {
+        (0, call) => format!("#{call}"),
+        (part, call) => format!("#{part}.{call}"),
     }
 }
 
@@ -408,7 +435,11 @@ fn show_reply(reply: &Reply) -> String {
             replicas,
         } => {
             let replicas: Vec<String> = replicas.iter().map(|r| r.to_string()).collect();
-            format!("at {} {bytes} bytes {}", short(*revision), replicas.join(","))
+            format!(
+                "at {} {bytes} bytes {}",
+                short(*revision),
+                replicas.join(",")
+            )
         }
         reply => format!("{reply:?}"),
     }

@@ -1,0 +1,431 @@
+//! Random orders of events against the promises that coordinators make.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::events::{Answer, Event};
+use super::testing::{World, member};
+use crate::error::Failure;
+use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::metadata::command::{Change, Operation};
+use crate::metadata::message_index::Entry;
+use crate::metadata::replica_sets::ReplicaSet;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Batch, Write};
+use crate::rpc::message::{FetchResult, Refusal, StoreResult};
+
+type Copy = (Revision, MemberId);
+
+/// What a test does next; numbers choose among what is there.
+#[derive(Clone, Debug)]
+enum Action {
+    /// Ends a store or a fetch.
+    End(usize, End),
+    Lose(u64),
+    Connect(u64),
+    /// Time passes, in milliseconds, and a tick comes.
+    Wait(u64),
+    Apply(usize),
+    Reject(usize, Reject),
+    Confirm,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Good,
+    /// Every record on its own is refused or bad: bits choose which.
+    Mixed(u32),
+    WrongCount,
+    Refused,
+    OldLink,
+    NotSent,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Reject {
+    NotProposed,
+    Superseded,
+    Unknown,
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let end = prop_oneof![
+        6 => Just(End::Good),
+        2 => any::<u32>().prop_map(End::Mixed),
+        1 => Just(End::WrongCount),
+        1 => Just(End::Refused),
+        1 => Just(End::OldLink),
+        1 => Just(End::NotSent),
+    ];
+    let reject = prop_oneof![
+        Just(Reject::NotProposed),
+        Just(Reject::Superseded),
+        Just(Reject::Unknown)
+    ];
+    prop_oneof![
+        12 => (any::<usize>(), end).prop_map(|(n, end)| Action::End(n, end)),
+        1 => (1..6u64).prop_map(Action::Lose),
+        1 => (1..6u64).prop_map(Action::Connect),
+        3 => (0..700u64).prop_map(Action::Wait),
+        4 => any::<usize>().prop_map(Action::Apply),
+        1 => (any::<usize>(), reject).prop_map(|(n, reject)| Action::Reject(n, reject)),
+        2 => Just(Action::Confirm),
+    ]
+}
+
+fn batch() -> impl Strategy<Value = Batch> {
+    let write = (0..4u64, proptest::option::weighted(0.8, 0..50usize)).prop_map(|(id, length)| {
+        let key = Key::Id(id);
+        match length {
+            Some(length) => Write::Set {
+                key,
+                payload: Bytes::from(vec![7; length]),
+            },
+            None => Write::Delete { key },
+        }
+    });
+    let bulk = (1..12u64).prop_map(|count| Batch::Bulk {
+        count,
+        payload: Bytes::from_static(b"bulk"),
+    });
+    prop_oneof![
+        3 => proptest::collection::vec(write, 0..9).prop_map(Batch::Writes),
+        1 => bulk,
+    ]
+}
+
+/// What must hold of a write, collected while it runs.
+#[derive(Default)]
+struct Model {
+    /// Sent, and not known to be absent.
+    may_exist: BTreeSet<Copy>,
+    acknowledged: BTreeSet<Copy>,
+    sent: BTreeSet<Copy>,
+    /// The sets of applied entries.
+    listed: BTreeMap<Revision, ReplicaSet>,
+    /// A proposal ended without being applied, and its term with it or nobody knows.
+    is_undecided: bool,
+}
+
+impl Model {
+    /// Stores that were sent since the last look.
+    fn look(&mut self, world: &World) {
+        for call in &world.stores {
+            for record in &call.records {
+                self.sent.insert((record.revision, call.member));
+                self.may_exist.insert((record.revision, call.member));
+            }
+        }
+    }
+
+    fn end_store(&mut self, world: &mut World, at: usize, end: End) {
+        let call = &world.stores[at];
+        let copies = call.records.iter().map(|r| (r.revision, call.member));
+        let copies: Vec<Copy> = copies.collect();
+        let count = copies.len();
+        let answer = match end {
+            End::Good => Answer::Results(vec![StoreResult::Stored; count]),
+            End::Mixed(bits) => Answer::Results(
+                (0..count)
+                    .map(|n| match bits >> (n % 32) & 1 {
+                        0 => StoreResult::Stored,
+                        _ => StoreResult::DiskFull,
+                    })
+                    .collect(),
+            ),
+            End::WrongCount => Answer::Results(vec![StoreResult::Stored; count + 1]),
+            End::Refused => Answer::Refused(Refusal::Busy),
+            End::OldLink => Answer::Refused(Refusal::StaleFence {
+                highest: Fence {
+                    term: super::testing::TERM,
+                    link: 9,
+                },
+            }),
+            End::NotSent => Answer::NotSent,
+        };
+        match &answer {
+            Answer::Results(results) if results.len() == count => {
+                for (copy, result) in copies.into_iter().zip(results) {
+                    match result {
+                        StoreResult::Stored => self.acknowledged.insert(copy),
+                        _ => self.may_exist.remove(&copy),
+                    };
+                }
+            }
+            Answer::Results(_) | Answer::LinkLost => {}
+            Answer::Refused(_) | Answer::NotSent => {
+                for copy in copies {
+                    self.may_exist.remove(&copy);
+                }
+            }
+        }
+        world.end_store(at, answer);
+    }
+
+    /// What is proposed has its copies (A1, A2, R9), acknowledged before the proposal.
+    fn check_proposals(&self, world: &World) {
+        for proposal in &world.proposals {
+            let Change::Write(operations) = &proposal.command.change else {
+                continue;
+            };
+            for operation in operations {
+                if let Operation::Set {
+                    revision, replicas, ..
+                } = operation
+                {
+                    let members = replicas.as_slice();
+                    assert_eq!(members.len(), usize::from(world.tolerance));
+                    for member in members {
+                        assert!(self.acknowledged.contains(&(*revision, *member)));
+                        assert!(!proposal.settlement.given_up.contains(&(*revision, *member)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, world: &mut World, at: usize) {
+        if let Change::Write(operations) = &world.proposals[at].command.change {
+            for operation in operations {
+                if let Operation::Set {
+                    revision, replicas, ..
+                } = operation
+                {
+                    self.listed.insert(*revision, *replicas);
+                }
+            }
+        }
+        world.apply(at);
+    }
+
+    fn reject(&mut self, world: &mut World, at: usize, reject: Reject) {
+        let tag = world.proposals.remove(at).tag;
+        let failure = Failure::NotLeader { leader: None };
+        let settled = world.settled.len();
+        world.step(match reject {
+            Reject::NotProposed => Event::NotProposed { tag, failure },
+            Reject::Superseded => Event::Superseded { tag, failure },
+            Reject::Unknown => Event::OutcomeUnknown { tag },
+        });
+        // Not even then if the batch gave up waiting before: that is left to the audit.
+        self.is_undecided |= world.settled.len() == settled;
+    }
+
+    fn check_replies(&self, batch: &Batch, replies: &[Reply]) {
+        let expected = match batch {
+            Batch::Writes(writes) => writes.len(),
+            _ => 1,
+        };
+        assert_eq!(replies.len(), expected);
+        for reply in replies {
+            if let Reply::Stored { revision } = reply {
+                assert!(
+                    self.listed.contains_key(revision),
+                    "OK before it was applied"
+                );
+            }
+        }
+    }
+
+    /// When all is over: every copy that may exist is listed or released, and none is both.
+    fn check_end(&self, world: &World) {
+        let mut released = BTreeSet::new();
+        for settlement in &world.settled {
+            for copy in &settlement.given_up {
+                assert!(self.sent.contains(copy), "released what was never sent");
+                assert!(released.insert(*copy), "released twice");
+            }
+        }
+        for copy in &self.may_exist {
+            let listed = self.listed.get(&copy.0).is_some_and(|s| s.contains(copy.1));
+            assert!(
+                !(listed && released.contains(copy)),
+                "a listed copy is released (A10)"
+            );
+            if !self.is_undecided {
+                assert!(listed || released.contains(copy), "{copy:?} is forgotten");
+            }
+        }
+        for member in world.cluster.members() {
+            assert_eq!(world.cluster.bytes_in_flight(member.id), 0);
+            assert_eq!(member.load.records_in_flight(), 0);
+        }
+    }
+}
+
+/// Lets deadlines pass until the batch is done; nobody answers any more.
+fn run_out(world: &mut World) {
+    for _ in 0..2000 {
+        let coordinator = world.coordinator.as_ref().expect("a batch was started");
+        if coordinator.is_done() {
+            return;
+        }
+        world.now = coordinator.next_deadline().max(world.now);
+        world.step(Event::Tick);
+        let coordinator = world.coordinator.as_ref().expect("a batch was started");
+        assert!(
+            coordinator.next_deadline() > world.now,
+            "a tick changed nothing"
+        );
+    }
+    panic!("the batch never ends");
+}
+
+/// An id and the members that hold its message.
+fn message() -> impl Strategy<Value = (u64, BTreeSet<u64>)> {
+    (0..4u64, proptest::collection::btree_set(1..6u64, 1..4))
+}
+
+/// Every message that was ever listed, by revision.
+type Ever = BTreeMap<Revision, (u64, Bytes)>;
+
+fn put(world: &mut World, ever: &mut Ever, id: u64, set: &BTreeSet<u64>) {
+    let revision = world.allot(1).first;
+    let payload = Bytes::from(vec![7; ever.len()]);
+    let members: Vec<MemberId> = set.iter().map(|n| member(*n)).collect();
+    let entry = Entry {
+        revision,
+        replicas: ReplicaSet::new(&members).expect("distinct members"),
+        length: payload.len() as u32,
+    };
+    ever.insert(revision, (id, payload.clone()));
+    world.put(Key::Id(id), &payload, entry);
+}
+
+fn end_fetch(world: &mut World, at: usize, end: End) {
+    let revisions = world.fetches[at].revisions.clone();
+    let answer = match end {
+        End::Good => {
+            let found = revisions.iter().map(|r| world.fetched(*r));
+            Answer::Results(found.collect())
+        }
+        End::Mixed(bits) => {
+            let results = revisions.iter().enumerate().map(|(n, revision)| {
+                match (bits >> (2 * n % 30)) & 3 {
+                    0 => FetchResult::Missing,
+                    1 => FetchResult::Damaged,
+                    2 => FetchResult::Omitted,
+                    _ => world.fetched(*revision),
+                }
+            });
+            Answer::Results(results.collect())
+        }
+        End::WrongCount => Answer::Results(Vec::new()),
+        End::Refused | End::OldLink => Answer::Refused(Refusal::Busy),
+        End::NotSent => Answer::NotSent,
+    };
+    world.end_fetch(at, answer);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn writes_keep_their_promises_in_any_order_of_events(
+        members in 0..6u64,
+        tolerance in 1..4u8,
+        batch in batch(),
+        actions in proptest::collection::vec(action(), 0..60),
+    ) {
+        let mut world = World::new(members, tolerance);
+        world.limits.run_messages_max = 2;
+        world.limits.part_messages_max = 3;
+        let mut model = Model::default();
+        world.start(batch.clone());
+        model.look(&world);
+        for action in actions {
+            match action {
+                Action::End(n, end) if !world.stores.is_empty() => {
+                    let at = n % world.stores.len();
+                    model.end_store(&mut world, at, end);
+                }
+                Action::Lose(n) => world.lose(member(n)),
+                Action::Connect(n) => world.connect(member(n)),
+                Action::Wait(ms) => {
+                    world.now = world.now + Duration::from_millis(ms);
+                    world.step(Event::Tick);
+                }
+                Action::Apply(n) if !world.proposals.is_empty() => {
+                    let at = n % world.proposals.len();
+                    model.apply(&mut world, at);
+                }
+                Action::Reject(n, reject) if !world.proposals.is_empty() => {
+                    let at = n % world.proposals.len();
+                    model.reject(&mut world, at, reject);
+                }
+                Action::End(..) | Action::Apply(_) | Action::Reject(..) | Action::Confirm => {}
+            }
+            model.look(&world);
+            model.check_proposals(&world);
+        }
+        run_out(&mut world);
+        model.look(&world);
+        while !world.stores.is_empty() {
+            model.end_store(&mut world, 0, End::Good);
+        }
+        while !world.proposals.is_empty() {
+            model.apply(&mut world, 0);
+        }
+        prop_assert_eq!(world.done.len(), 1, "done exactly once");
+        model.check_replies(&batch, &world.done[0]);
+        model.check_end(&world);
+    }
+
+    #[test]
+    fn reads_answer_every_key_once_and_only_with_what_was_listed(
+        members in 1..6u64,
+        mut stored in proptest::collection::vec(message(), 0..6),
+        keys in proptest::collection::vec(0..4u64, 0..6),
+        actions in proptest::collection::vec(action(), 0..60),
+    ) {
+        let mut world = World::new(members, 2);
+        let mut ever = BTreeMap::new();
+        let mut later = stored.split_off(stored.len() / 2).into_iter();
+        for (id, set) in stored {
+            put(&mut world, &mut ever, id, &set);
+        }
+        let at_start: BTreeSet<u64> = ever.values().map(|(id, _)| *id).collect();
+        world.start(Batch::Reads(keys.iter().map(|id| Key::Id(*id)).collect()));
+        for action in actions {
+            match action {
+                Action::End(n, end) if !world.fetches.is_empty() => {
+                    let at = n % world.fetches.len();
+                    end_fetch(&mut world, at, end);
+                }
+                Action::Lose(n) => world.lose(member(n)),
+                Action::Connect(n) => world.connect(member(n)),
+                Action::Wait(ms) => {
+                    world.now = world.now + Duration::from_millis(ms);
+                    world.step(Event::Tick);
+                }
+                Action::Confirm => world.step(Event::ReadConfirmed),
+                Action::Apply(_) => {
+                    if let Some((id, set)) = later.next() {
+                        put(&mut world, &mut ever, id, &set);
+                    }
+                }
+                Action::End(..) | Action::Reject(..) => {}
+            }
+        }
+        run_out(&mut world);
+        prop_assert_eq!(world.done.len(), 1, "done exactly once");
+        prop_assert_eq!(world.done[0].len(), keys.len());
+        for (id, reply) in keys.iter().zip(&world.done[0]) {
+            match reply {
+                Reply::Value { revision, payload } => {
+                    let of = ever.get(revision).map(|(id, payload)| (id, payload));
+                    prop_assert_eq!(of, Some((id, payload)));
+                }
+                Reply::NotFound => {
+                    // Nothing is ever deleted here.
+                    prop_assert!(!at_start.contains(id));
+                }
+                Reply::Failed(Failure::Unavailable { .. } | Failure::ReadTimedOut) => {}
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+}
