@@ -11,6 +11,7 @@
 //! | `link`        | the calling side of a connection: call table, deadlines          |
 //! | `pool`        | member id -> link: open, reconnect, close on removal             |
 //! | `server`      | the answering side: accept, role checks, dispatch                |
+//! | `responder`   | answers one call                                                 |
 //! | `testing`     | certificates for tests                                           |
 //!
 //! A connection has a calling side (who dialled) and an answering side. The first frame each way is
@@ -39,6 +40,7 @@ pub mod greeting;
 pub mod link;
 pub mod message;
 pub mod pool;
+pub mod responder;
 pub mod server;
 pub mod testing;
 pub mod tls;

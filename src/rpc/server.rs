@@ -25,10 +25,11 @@ use socket2::SockRef;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
-use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
-use crate::rpc::envelope::{self, Body, Envelope};
+use crate::rpc::connection::{Connection, Receiver, Sender};
+use crate::rpc::envelope::{self, Body};
 use crate::rpc::greeting::{Accepting, GREETING_TIMEOUT, GreetingError};
 use crate::rpc::message::{Refusal, Request, Response, Role};
+pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
@@ -75,59 +76,6 @@ impl Default for Limits {
             connections: 256,
             greetings: 64,
         }
-    }
-}
-
-/// Answers one call, from any thread. Dropped without an answer, it refuses the call.
-pub struct Responder {
-    /// `None` after the answer.
-    sender: Option<Arc<Sender>>,
-    call: CallId,
-}
-
-impl Responder {
-    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped; with
-    /// its out queue full, the connection is closed: the peer does not read.
-    pub fn send(mut self, response: Response) {
-        self.answer(response);
-    }
-
-    fn answer(&mut self, response: Response) {
-        let Some(sender) = self.sender.take() else {
-            return;
-        };
-        let call = self.call;
-        let answer = |response| {
-            let body = Body::Response(response);
-            envelope::encode(Envelope {
-                call,
-                term: 0,
-                body,
-            })
-        };
-        let frame = answer(response).or_else(|error| {
-            log::error!("call {call} of {}: answer: {error}", sender.peer);
-            answer(Response::Refused(Refusal::Other(format!(
-                "answer: {error}"
-            ))))
-        });
-        let Ok(frame) = frame else {
-            unreachable!("a refusal is small");
-        };
-        log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
-        match sender.send(frame) {
-            Ok(()) | Err(SendError::Closed(_)) => (),
-            Err(SendError::Busy) => {
-                log::warn!("closing the link with {}: it does not read", sender.peer);
-                sender.close("the peer does not read its answers");
-            }
-        }
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.answer(Response::Refused(Refusal::Other("not handled".to_owned())));
     }
 }
 
@@ -488,10 +436,7 @@ impl Receiver for Caller {
             Body::Response(_) => return Err("answered without being called".to_owned()),
             Body::Hello(_) => return Err("said hello again".to_owned()),
         };
-        let responder = Responder {
-            sender: Some(sender.clone()),
-            call: id,
-        };
+        let responder = Responder::new(sender.clone(), id);
         let kind = request.kind();
         log::debug!("call {id} of {}: {kind}, {bytes} bytes", self.peer);
         if self.peer.role != kind.caller() {
