@@ -11,6 +11,7 @@
 //! | `link`        | the calling side of a connection: call table, deadlines          |
 //! | `pool`        | member id -> link: open, reconnect, close on removal             |
 //! | `server`      | the answering side: accept, role checks, dispatch                |
+//! | `responder`   | answers one call                                                 |
 //! | `testing`     | certificates for tests                                           |
 //!
 //! A connection has a calling side (who dialled) and an answering side. The first frame each way is
@@ -29,7 +30,7 @@
 //!
 //! # Locks
 //!
-//! No two of these are held at once, and none over a system call or a callback: the pool's targets,
+//! No two of these are held at once, and none over a callback or a system call that blocks: the pool's targets,
 //! the server's connections, a link's call table, a connection's out queue, its TLS session.
 
 pub mod connection;
@@ -39,15 +40,20 @@ pub mod greeting;
 pub mod link;
 pub mod message;
 pub mod pool;
+pub mod responder;
 pub mod server;
 pub mod testing;
 pub mod tls;
+
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use crate::ids::ClusterId;
 use crate::rpc::message::{Hello, Role};
+use crate::rpc::tls::PeerCertificate;
 
 /// The version that both Hellos must name.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -70,6 +76,17 @@ pub struct LocalIdentity {
 }
 
 impl LocalIdentity {
+    /// Compares it with our own certificate: every peer would refuse what does not match.
+    pub fn check(&self, own: &PeerCertificate) -> Result<(), String> {
+        if own.role == self.role && own.names.contains(&self.name) {
+            return Ok(());
+        }
+        Err(format!(
+            "own certificate is {} {:?}'s, this is {} {:?}",
+            own.role, own.names, self.role, self.name
+        ))
+    }
+
     /// The Hello of a connection with link number `link` (0 unless a leader dials a member).
     pub fn hello(&self, link: u64) -> Hello {
         Hello {

@@ -161,11 +161,15 @@ impl Pool {
             let mut targets = self.shared.targets.lock();
             targets.stopped = true;
             let members: Vec<MemberId> = targets.current.keys().copied().collect();
-            members.into_iter().for_each(|member| targets.retire(member));
+            members
+                .into_iter()
+                .for_each(|member| targets.retire(member));
             std::mem::take(&mut targets.retired)
         };
         let mut threads = Threads::default();
-        retired.into_iter().for_each(|(_, thread)| threads.push(thread));
+        retired
+            .into_iter()
+            .for_each(|(_, thread)| threads.push(thread));
         threads.join(&*self.shared.clock, deadline)
     }
 }
@@ -238,7 +242,9 @@ impl Shared {
                 }
             }
             // Between half and all of it, so that leaders do not dial a member in step.
-            target.stop.wait_timeout(backoff.mul_f64(0.5 + chance.f64() / 2.0));
+            target
+                .stop
+                .wait_timeout(backoff.mul_f64(0.5 + chance.f64() / 2.0));
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }

@@ -25,10 +25,11 @@ use socket2::SockRef;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
-use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
-use crate::rpc::envelope::{self, Body, Envelope};
+use crate::rpc::connection::{Connection, Receiver, Sender};
+use crate::rpc::envelope::{self, Body};
 use crate::rpc::greeting::{Accepting, GREETING_TIMEOUT, GreetingError};
 use crate::rpc::message::{Refusal, Request, Response, Role};
+pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
@@ -52,7 +53,8 @@ pub trait Service: Send + Sync {
     /// A peer's Hello was checked; an error refuses it. On a thread of its own; may block shortly.
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal>;
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
-    /// thread: while it blocks, nothing more is read from this peer.
+    /// thread: while it blocks, nothing more is read from this peer, and after some 6 s of that the
+    /// peer's kernel takes us for dead.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
     /// The connection has ended: once for each `connected` that returned `Ok`, after its last `handle`.
     fn disconnected(&self, peer: &PeerInfo);
@@ -77,57 +79,6 @@ impl Default for Limits {
     }
 }
 
-/// Answers one call, from any thread. Dropped without an answer, it refuses the call.
-pub struct Responder {
-    /// `None` after the answer.
-    sender: Option<Arc<Sender>>,
-    call: CallId,
-}
-
-impl Responder {
-    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped; with
-    /// its out queue full, the connection is closed: the peer does not read.
-    pub fn send(mut self, response: Response) {
-        self.answer(response);
-    }
-
-    fn answer(&mut self, response: Response) {
-        let Some(sender) = self.sender.take() else {
-            return;
-        };
-        let call = self.call;
-        let answer = |response| {
-            let body = Body::Response(response);
-            envelope::encode(Envelope {
-                call,
-                term: 0,
-                body,
-            })
-        };
-        let frame = answer(response).or_else(|error| {
-            log::error!("call {call} of {}: answer: {error}", sender.peer);
-            answer(Response::Refused(Refusal::Other(format!("answer: {error}"))))
-        });
-        let Ok(frame) = frame else {
-            unreachable!("a refusal is small");
-        };
-        log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
-        match sender.send(frame) {
-            Ok(()) | Err(SendError::Closed(_)) => (),
-            Err(SendError::Busy) => {
-                log::warn!("closing the link with {}: it does not read", sender.peer);
-                sender.close("the peer does not read its answers");
-            }
-        }
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.answer(Response::Refused(Refusal::Other("not handled".to_owned())));
-    }
-}
-
 /// The answering side of a process. Stopping it is its owner's duty.
 pub struct Server {
     shared: Arc<Shared>,
@@ -138,7 +89,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts accepting on `listener`.
+    /// Starts accepting on `listener`. `InvalidInput` if `identity` is not that of our certificate.
     pub fn start(
         listener: TcpListener,
         tls: Arc<TlsContext>,
@@ -147,6 +98,9 @@ impl Server {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
+        identity
+            .check(&tls.own())
+            .map_err(|problem| io::Error::new(io::ErrorKind::InvalidInput, problem))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             tls,
@@ -174,16 +128,6 @@ impl Server {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The peers whose connections are open.
-    pub fn peers(&self) -> Vec<PeerInfo> {
-        let table = self.shared.table.lock();
-        let peers = table.entries.values().filter_map(|entry| match &entry.state {
-            State::Greeting => None,
-            State::Welcomed { peer, .. } => Some(peer.clone()),
-        });
-        peers.collect()
     }
 
     /// Stops accepting, lets queued answers leave, ends all connections, and joins all threads until
@@ -385,9 +329,9 @@ impl Shared {
             shared: self.clone(),
             peer: peer.clone(),
         });
-        let connection = accepting.welcome(&self.identity).and_then(|greeted| {
-            Ok(Connection::start(greeted, self.clock.clone(), caller)?)
-        });
+        let connection = accepting
+            .welcome(&self.identity)
+            .and_then(|greeted| Ok(Connection::start(greeted, self.clock.clone(), caller)?));
         let connection = match connection {
             Ok(connection) => Arc::new(connection),
             Err(error) => {
@@ -443,7 +387,9 @@ impl Shared {
         let mut table = self.table.lock();
         match table.entries.get_mut(&number) {
             Some(Entry {
-                state: State::Welcomed { connection: place, .. },
+                state: State::Welcomed {
+                    connection: place, ..
+                },
                 ..
             }) => *place = Some(connection),
             Some(_) | None => table.ended.push(connection),
@@ -490,10 +436,7 @@ impl Receiver for Caller {
             Body::Response(_) => return Err("answered without being called".to_owned()),
             Body::Hello(_) => return Err("said hello again".to_owned()),
         };
-        let responder = Responder {
-            sender: Some(sender.clone()),
-            call: id,
-        };
+        let responder = Responder::new(sender.clone(), id);
         let kind = request.kind();
         log::debug!("call {id} of {}: {kind}, {bytes} bytes", self.peer);
         if self.peer.role != kind.caller() {
