@@ -12,6 +12,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use mio::net::TcpStream;
@@ -166,12 +167,12 @@ impl Connection {
         self.charge.set(self.session.bytes_held());
     }
 
-    /// Whether the client has taken nothing for so long that the connection may be dropped.
-    pub fn is_stalled(&self, now: Instant, limits: &Limits) -> bool {
-        let is_due = self
-            .stalled_since
-            .is_some_and(|since| now.since(since) >= limits.stall_timeout);
-        is_due && (self.session.wants_close() || self.charge.is_crossed())
+    /// Whether the client has taken nothing for `timeout`, and the connection may be dropped for
+    /// that: its place or its bytes are wanted.
+    pub fn is_stalled(&self, now: Instant, timeout: Duration, is_stopping: bool) -> bool {
+        let is_wanted = is_stopping || self.session.wants_close() || self.charge.is_crossed();
+        let is_due = |since| now.since(since) >= timeout;
+        is_wanted && self.stalled_since.is_some_and(is_due)
     }
 
     /// Nothing more is read for the session; its output is still to be written.

@@ -31,6 +31,8 @@ mod listener;
 mod poller;
 pub mod server;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use std::sync::Arc;

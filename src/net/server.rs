@@ -30,8 +30,8 @@ pub struct Limits {
     pub parked_max: usize,
     /// How long a connection that the server closes is drained of what still arrives.
     pub linger: Duration,
-    /// How long a client may take nothing of its replies while the budget is used up, or its
-    /// connection is to be closed; then it is dropped.
+    /// How long a client may take nothing of its replies while the budget is crossed or its
+    /// connection is to be closed; then it is dropped. While stopping no longer than `linger`.
     pub stall_timeout: Duration,
 }
 

@@ -19,6 +19,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 use mio::{Registry, Token};
@@ -382,6 +383,16 @@ impl Shared {
     /// Whether the server is stopping.
     pub fn is_stopping(&self) -> bool {
         self.stop_deadline().is_some()
+    }
+
+    /// How long a client may take nothing before its connection may be dropped: while stopping, no
+    /// longer than a closing connection is drained.
+    pub fn stall_timeout(&self) -> Duration {
+        let limits = &self.limits;
+        if self.is_stopping() {
+            return limits.stall_timeout.min(limits.linger);
+        }
+        limits.stall_timeout
     }
 
     /// Ends every worker, behind the jobs that are queued.

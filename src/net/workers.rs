@@ -103,12 +103,10 @@ impl Worker {
                 Next::Close => return self.shared.close(slot, connection),
                 Next::Idle => {
                     connection.session.release_buffers();
-                    let limits = &self.shared.limits;
                     let now = self.shared.clock.now();
                     // Looked at again when it may be too long; not before, or it would spin.
-                    let stalled = connection
-                        .stalled_since()
-                        .map(|_| now + limits.stall_timeout);
+                    let timeout = self.shared.stall_timeout();
+                    let stalled = connection.stalled_since().map(|_| now + timeout);
                     let at = connection.lingers_until().or(stalled);
                     match self.shared.give_back(slot, connection, at) {
                         Ok(()) => return,
@@ -147,14 +145,15 @@ impl Worker {
             }
             connection.shed_if_crossed();
             let now = self.shared.clock.now();
-            if connection.flush(now).is_err() || connection.is_stalled(now, &self.shared.limits) {
+            let is_stopping = self.shared.is_stopping();
+            let timeout = self.shared.stall_timeout();
+            if connection.flush(now).is_err() || connection.is_stalled(now, timeout, is_stopping) {
                 return Next::Close;
             }
-            let limits = &self.shared.limits;
-            if connection.session.wants_close() || self.shared.is_stopping() {
+            if connection.session.wants_close() || is_stopping {
                 return self.finish(connection, now);
             }
-            if connection.is_choked(limits) {
+            if connection.is_choked(&self.shared.limits) {
                 return Next::Idle;
             }
             if is_choked {

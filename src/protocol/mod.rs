@@ -61,7 +61,7 @@ pub trait Session: Send {
     /// the client is told `busy`.
     fn shed(&mut self);
 
-    /// The connection is idle: buffers that are empty and not small are given back.
+    /// The connection is idle: buffers that are empty are given back.
     fn release_buffers(&mut self);
 }
 
