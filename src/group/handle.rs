@@ -19,6 +19,10 @@ use crate::group::proposals::{ProposalOutcome, Reason};
 use crate::group::raft_thread::Event;
 use crate::ids::PeerId;
 
+/// Bytes of an entry at most. A batch of 4,096 requests with the longest keys needs 2.3 MiB; the
+/// journal's record and a frame between peers hold twice this.
+pub const ENTRY_BYTES_MAX: usize = 16 << 20;
+
 /// A group's state as last published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
@@ -62,6 +66,8 @@ pub enum ReadOutcome {
     },
     /// This process does not serve any more: ask the leader.
     NotServing,
+    /// Too many reads wait.
+    Busy,
 }
 
 /// Shared by all threads; a clone is the same group. `O` is what the state machine returns.
@@ -84,7 +90,8 @@ impl<O> GroupHandle<O> {
         GroupHandle { inbox, shared }
     }
 
-    /// Proposes an entry in `term`, at most once and in no other term (R2). `data` is not empty.
+    /// Proposes an entry in `term`, at most once and in no other term (R2). `data` has 1 to
+    /// [`ENTRY_BYTES_MAX`] bytes.
     ///
     /// `done` is called exactly once: on this thread when the proposal is refused at once, otherwise
     /// on the Raft thread, after the entry is applied and before the next one is. It must neither
@@ -96,6 +103,11 @@ impl<O> GroupHandle<O> {
         done: impl FnOnce(ProposalOutcome<O>) + Send + 'static,
     ) {
         assert!(!data.is_empty(), "an empty entry begins a term");
+        assert!(
+            data.len() <= ENTRY_BYTES_MAX,
+            "an entry of {} bytes",
+            data.len()
+        );
         let completion = Completion::new(done);
         if self.shared.disk_full.load(Ordering::Relaxed) {
             return completion.finish(ProposalOutcome::NotProposed(Reason::DiskFull));

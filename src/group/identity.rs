@@ -74,29 +74,26 @@ impl Identity {
     /// Reads the file in `dir`; none when there is none.
     pub fn read(fs: &dyn FileSystem, dir: &Path) -> Result<Option<Identity>, GroupError> {
         let path = path(dir);
-        let refused = |what: String| GroupError::Identity {
-            file: path.display().to_string(),
-            what,
-        };
-        let Some(bytes) = atomic_file::read(fs, &path).map_err(|e| refused(e.to_string()))? else {
+        let Some(bytes) = atomic_file::read(fs, &path)? else {
             return Ok(None);
         };
-        let text = String::from_utf8_lossy(&bytes);
-        match Identity::parse(&text) {
+        let content = String::from_utf8_lossy(&bytes);
+        match Identity::parse(&content) {
             Some(identity) => Ok(Some(identity)),
-            None => Err(refused(format!("not understood: {text:?}"))),
+            None => Err(GroupError::IdContent {
+                file: path.display().to_string(),
+                content: content.into_owned(),
+            }),
         }
     }
 
     /// Replaces the file in `dir`, durably.
     pub fn write(&self, fs: &dyn FileSystem, dir: &Path) -> Result<(), GroupError> {
-        let path = path(dir);
-        atomic_file::write(fs, &path, self.format().as_bytes()).map_err(|error| {
-            GroupError::Identity {
-                file: path.display().to_string(),
-                what: error.to_string(),
-            }
-        })
+        Ok(atomic_file::write(
+            fs,
+            &path(dir),
+            self.format().as_bytes(),
+        )?)
     }
 
     fn format(&self) -> String {

@@ -55,7 +55,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
-use crate::disk::log::LogOptions;
+use crate::disk::log::{LogError, LogOptions};
 use crate::ids::PeerId;
 use crate::threads::{StopSignal, Thread, spawn};
 
@@ -73,7 +73,7 @@ mod tests;
 pub mod window;
 
 pub use self::core::Role;
-pub use self::handle::{GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
+pub use self::handle::{ENTRY_BYTES_MAX, GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
 pub use self::identity::Bootstrap;
 pub use self::proposals::{ProposalOutcome, Reason};
 
@@ -156,12 +156,15 @@ pub enum GroupError {
         dir: String,
     },
     /// `peer.id` cannot be read or written.
-    #[error("{file}: {what}")]
-    Identity {
+    #[error(transparent)]
+    IdFile(#[from] LogError),
+    /// `peer.id` is intact and not understood.
+    #[error("{file} is not understood: {content:?}")]
+    IdContent {
         /// The file.
         file: String,
-        /// Why.
-        what: String,
+        /// What it holds.
+        content: String,
     },
     /// The directory has a group of several leaders.
     #[error("{dir} belongs to a group of {voters} leaders, which this version cannot run")]
@@ -275,19 +278,27 @@ impl<O: Send + 'static> Group<O> {
             shared: shared.clone(),
         };
         let on_failure = options.on_failure;
-        let start = |name: &'static str, body: Box<dyn FnOnce() + Send>| {
-            spawn(name, body).map_err(|source| GroupError::Io {
-                action: "start thread",
-                what: name.to_owned(),
-                source,
-            })
+        let journal = start_thread("journal", move || journal.run())?;
+        let raft = start_thread("raft", move || raft.run(on_failure));
+        let raft = match raft {
+            Ok(raft) => raft,
+            Err(error) => {
+                // The journal's queue went with what was to write to it.
+                journal.join();
+                return Err(error);
+            }
         };
-        // A thread that cannot be started leaves the others with nothing to wait for: their queues
-        // close, and they end.
         let stop = stop_fill.clone();
-        let fill = start("fill", Box::new(move || filler.run(&stop)))?;
-        let journal = start("journal", Box::new(move || journal.run()))?;
-        let raft = start("raft", Box::new(move || raft.run(on_failure)))?;
+        let fill = start_thread("fill", move || filler.run(&stop));
+        let fill = match fill {
+            Ok(fill) => fill,
+            Err(error) => {
+                _ = inbox.send(Event::Stop(Duration::ZERO));
+                raft.join();
+                journal.join();
+                return Err(error);
+            }
+        };
         Ok(Group {
             peer: identity.peer,
             handle: GroupHandle::new(inbox.clone(), shared),
@@ -322,6 +333,17 @@ impl<O: Send + 'static> Group<O> {
         self.stop_fill.stop();
         self.fill.join();
     }
+}
+
+fn start_thread(
+    name: &'static str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<Thread, GroupError> {
+    spawn(name, body).map_err(|source| GroupError::Io {
+        action: "start thread",
+        what: name.to_owned(),
+        source,
+    })
 }
 
 /// Finds or makes the identity and the journal, by the table in [`identity`].

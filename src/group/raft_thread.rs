@@ -22,7 +22,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::clock::{Clock, Instant};
-use crate::group::core::{Batch, Core, Persist};
+use crate::group::core::{Batch, Core, CoreStatus, Persist};
 use crate::group::handle::{Completion, PendingRead, Proposal, ReadOutcome, Shared};
 use crate::group::journal::JournalError;
 use crate::group::proposals::{Decided, ProposalOutcome, Proposals, Reason};
@@ -154,11 +154,7 @@ impl<S: StateMachine> RaftThread<S> {
     fn take(&mut self, event: Event<S::Output>) -> Result<(), GroupError> {
         match event {
             Event::Propose(proposal) => self.propose(proposal),
-            Event::Read(read) => {
-                if let Err(read) = self.reads.insert(read) {
-                    read.finish(ReadOutcome::NotServing);
-                }
-            }
+            Event::Read(read) => self.read(read),
             Event::Persisted(number) => self.core.persisted(number),
             Event::JournalFailed(error) => return Err(GroupError::Journal(error)),
             Event::Stop(timeout) => {
@@ -185,6 +181,16 @@ impl<S: StateMachine> RaftThread<S> {
         match appended {
             Ok(index) => self.proposals.insert(index, term, completion.proposed()),
             Err(reason) => completion.finish(ProposalOutcome::NotProposed(reason)),
+        }
+    }
+
+    fn read(&mut self, read: PendingRead) {
+        // Asked elsewhere than on a leader, the crate would forward the request.
+        if self.serving.is_none() {
+            return read.finish(ReadOutcome::NotServing);
+        }
+        if let Err(read) = self.reads.insert(read) {
+            read.finish(ReadOutcome::Busy);
         }
     }
 
@@ -254,7 +260,7 @@ impl<S: StateMachine> RaftThread<S> {
         let serving = status.serving.then_some(status.term);
         if self.serving != serving {
             if let Some(term) = self.serving.take() {
-                let ended = crate::group::core::CoreStatus {
+                let ended = CoreStatus {
                     serving: false,
                     ..status
                 };

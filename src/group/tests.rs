@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::clock::SystemClock;
 use crate::disk::fs::{File, OsFileSystem};
+use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -468,4 +469,73 @@ fn a_damaged_journal_is_refused_by_file_and_offset() {
     std::fs::write(&segment, bytes).unwrap();
     let text = refusal(os(), root.path(), Bootstrap::Existing);
     assert!(text.contains("00000001.log at offset"), "{text}");
+}
+
+#[test]
+fn a_power_failure_at_any_moment_keeps_what_was_acknowledged() {
+    let disk = MemFileSystem::new();
+    let dir = Path::new("group");
+    let run = start(Arc::new(disk.clone()), dir, Bootstrap::New);
+    let term = run.handle.status().term;
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let stop = StopSignal::default();
+    let proposer = {
+        let (handle, stop) = (run.handle.clone(), stop.clone());
+        let acknowledged = acknowledged.clone();
+        let body = move || {
+            let mut number = 0_u64;
+            while !stop.is_stopped() {
+                // A few in flight, so that writes overlap.
+                let mut waiting = Vec::new();
+                for _ in 0..5 {
+                    waiting.push(propose(&handle, term, &number.to_le_bytes()));
+                    number += 1;
+                }
+                for receiver in &waiting {
+                    assert!(matches!(outcome(receiver), ProposalOutcome::Applied(_)));
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        };
+        crate::threads::spawn("proposer", body).unwrap()
+    };
+    for seed in 0..20 {
+        stop.wait_timeout(Duration::from_millis(5));
+        let promised = acknowledged.load(Ordering::SeqCst);
+        let after = disk.fork();
+        after.crash(Loss::Random(seed));
+        let again = start(Arc::new(after), dir, Bootstrap::Existing);
+        assert!(again.handle.status().term > term);
+        let entries = again.seen.entries();
+        assert!(entries.len() >= promised, "seed {seed}");
+        for (number, entry) in (0_u64..).zip(&entries) {
+            assert_eq!(*entry, number.to_le_bytes(), "seed {seed}");
+        }
+        again.group.stop();
+    }
+    stop.stop();
+    proposer.join();
+    run.group.stop();
+}
+
+#[test]
+fn a_crash_while_a_group_is_made_is_made_good_by_the_next_bootstrap() {
+    let dir = Path::new("group");
+    for step in 0..60 {
+        let disk = MemFileSystem::new();
+        disk.fail(Operation::Any, step, Fault::Io);
+        if let Ok(run) = try_start(Arc::new(disk.clone()), dir, Bootstrap::New) {
+            run.handle.wait_serving(Duration::from_millis(20));
+            run.group.stop();
+        }
+        disk.heal();
+        disk.crash(Loss::Random(step));
+        let run = start(Arc::new(disk.clone()), dir, Bootstrap::New);
+        let peer = run.group.peer();
+        run.group.stop();
+        disk.crash(Loss::Everything);
+        let run = start(Arc::new(disk), dir, Bootstrap::Existing);
+        assert_eq!(run.group.peer(), peer);
+        run.group.stop();
+    }
 }

@@ -1,0 +1,402 @@
+//! One participant step by step, and three that pass messages by hand.
+
+use super::*;
+
+fn quiet() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}
+
+/// A participant with a disk that keeps what it was told to, and applies to a list.
+struct Node {
+    core: Core,
+    config: CoreConfig,
+    /// Writes handed out and not durable.
+    unsynced: VecDeque<Persist>,
+    /// What is durable.
+    entries: Vec<LogEntry>,
+    hard_state: HardState,
+    applied: Vec<LogEntry>,
+    outbox: Vec<(PeerId, Vec<u8>)>,
+    reads: Vec<(u64, u64)>,
+}
+
+impl Node {
+    fn new(id: u64, voters: &[u64]) -> Node {
+        let config = CoreConfig {
+            id: PeerId(id),
+            voters: voters.iter().copied().map(PeerId).collect(),
+            heartbeat_ticks: 1,
+            election_ticks: 5 + id as usize..6 + id as usize,
+        };
+        Node::start(config, Vec::new(), HardState::INITIAL)
+    }
+
+    fn start(config: CoreConfig, entries: Vec<LogEntry>, hard_state: HardState) -> Node {
+        let mut window = Window::new(ORIGIN, 1 << 10);
+        let mut applied = Vec::new();
+        for entry in &entries {
+            window.push(entry.clone());
+            if entry.index <= hard_state.commit {
+                applied.push(entry.clone());
+            }
+        }
+        let recovered = Recovered { hard_state, window };
+        Node {
+            core: Core::new(&config, recovered, &quiet()).unwrap(),
+            config,
+            unsynced: VecDeque::new(),
+            entries,
+            hard_state,
+            applied,
+            outbox: Vec::new(),
+            reads: Vec::new(),
+        }
+    }
+
+    /// Loses what is not durable.
+    fn restart(self) -> Node {
+        Node::start(self.config, self.entries, self.hard_state)
+    }
+
+    fn advance(&mut self) {
+        while let Some(batch) = self.core.ready() {
+            self.unsynced.extend(batch.persist);
+            self.outbox.extend(batch.messages);
+            self.reads.extend(batch.reads);
+            for entry in batch.committed {
+                self.core.applied(entry.index);
+                self.applied.push(entry);
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        self.advance();
+        while let Some(write) = self.unsynced.pop_front() {
+            for entry in write.entries {
+                self.entries
+                    .truncate((entry.index - ORIGIN.index - 1) as usize);
+                self.entries.push(entry);
+            }
+            self.hard_state = write.hard_state;
+            assert!(self.hard_state.commit <= ORIGIN.index + self.entries.len() as u64);
+            self.core.persisted(write.number);
+            self.advance();
+        }
+    }
+
+    fn propose(&mut self, term: u64, text: &str) -> Result<u64, Reason> {
+        self.core.propose(term, text.as_bytes().to_vec())
+    }
+
+    fn texts(&self) -> Vec<String> {
+        let texts = self.applied.iter().filter(|entry| !entry.data.is_empty());
+        texts
+            .map(|entry| String::from_utf8(entry.data.to_vec()).unwrap())
+            .collect()
+    }
+}
+
+#[test]
+fn one_alone_leads_at_once_and_serves_when_its_first_entry_is_applied() {
+    let mut node = Node::new(1, &[1]);
+    let status = node.core.status();
+    assert_eq!((status.role, status.term), (Role::Leader, 2));
+    assert!(!status.serving);
+    node.advance();
+    assert!(!node.core.status().serving);
+    assert_eq!(node.propose(2, "early"), Err(Reason::NotLeader));
+    node.sync();
+    assert!(node.core.status().serving);
+    assert_eq!(node.propose(2, "in time"), Ok(3));
+}
+
+#[test]
+fn nothing_is_applied_before_it_is_persisted_and_then_in_order() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    node.propose(2, "a").unwrap();
+    node.advance();
+    node.propose(2, "b").unwrap();
+    node.propose(2, "c").unwrap();
+    node.advance();
+    assert_eq!(node.texts(), Vec::<String>::new());
+    assert_eq!(node.unsynced.len(), 2);
+    assert_eq!(node.unsynced[1].entries.len(), 2);
+    let first = node.unsynced.pop_front().unwrap();
+    node.core.persisted(first.number);
+    node.advance();
+    assert_eq!(node.texts(), ["a"]);
+    node.sync();
+    assert_eq!(node.texts(), ["a", "b", "c"]);
+    let status = node.core.status();
+    assert_eq!((status.commit, status.applied), (5, 5));
+}
+
+#[test]
+fn one_acknowledgement_covers_all_earlier_writes() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    for text in ["a", "b", "c"] {
+        node.propose(2, text).unwrap();
+        node.advance();
+    }
+    let last = node.unsynced.pop_back().unwrap();
+    node.core.persisted(last.number);
+    assert_eq!(node.core.writes_in_flight(), 0);
+    node.advance();
+    assert_eq!(node.texts(), ["a", "b", "c"]);
+}
+
+#[test]
+fn a_proposal_of_another_term_is_refused() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    for term in [0, 1, 3] {
+        assert_eq!(node.propose(term, "x"), Err(Reason::NotLeader));
+    }
+    node.sync();
+    assert_eq!(node.texts(), Vec::<String>::new());
+}
+
+#[test]
+fn each_start_has_a_new_term_and_commits_what_the_last_one_stored() {
+    let mut node = Node::new(1, &[1]);
+    for start in 0..5 {
+        node.sync();
+        let term = node.core.status().term;
+        assert_eq!(term, 2 + start);
+        node.propose(term, &format!("{start}")).unwrap();
+        node.advance();
+        // Stored, and not known to be committed when the crash comes.
+        let write = node.unsynced.pop_front().unwrap();
+        node.entries.extend(write.entries);
+        node.hard_state = write.hard_state;
+        node = node.restart();
+    }
+    node.sync();
+    assert_eq!(node.texts(), ["0", "1", "2", "3", "4"]);
+    let terms: Vec<u64> = node.applied.iter().map(|entry| entry.term).collect();
+    assert!(terms.is_sorted());
+}
+
+#[test]
+fn a_term_that_was_not_stored_was_not_served() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    node = node.restart();
+    node.advance();
+    assert_eq!(node.core.status().term, 3);
+    node = node.restart();
+    assert_eq!(node.core.status().term, 3);
+    assert!(!node.core.status().serving);
+}
+
+#[test]
+fn memory_does_not_grow_with_the_log() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    for _ in 0..100 {
+        node.propose(2, &"x".repeat(300)).unwrap();
+        node.sync();
+    }
+    assert!(node.core.window_bytes() <= 1 << 10);
+    assert_eq!(node.applied.len(), 101);
+}
+
+#[test]
+fn too_much_uncommitted_is_refused() {
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    let megabyte = vec![0; 1 << 20];
+    let refused = (0..100)
+        .filter(|_| node.core.propose(2, megabyte.clone()) == Err(Reason::Busy))
+        .count();
+    assert_eq!(refused, 36);
+    node.sync();
+    assert!(node.core.propose(2, megabyte).is_ok());
+}
+
+#[test]
+fn a_log_that_makes_no_sense_is_refused() {
+    let config = CoreConfig {
+        id: PeerId(1),
+        voters: vec![PeerId(1)],
+        heartbeat_ticks: 1,
+        election_ticks: 6..12,
+    };
+    for (term, commit, voter) in [(1, 2, 1), (1, 0, 1), (0, 1, 1), (1, 1, 2), (1 << 24, 1, 1)] {
+        let recovered = Recovered {
+            hard_state: HardState {
+                term,
+                vote: None,
+                commit,
+            },
+            window: Window::new(ORIGIN, 0),
+        };
+        let voters = vec![PeerId(voter)];
+        let config = CoreConfig {
+            voters,
+            ..config.clone()
+        };
+        assert!(
+            Core::new(&config, recovered, &quiet()).is_err(),
+            "{term} {commit}"
+        );
+    }
+}
+
+/// Three participants; messages go where they are sent unless an end is cut off.
+struct Group {
+    nodes: Vec<Node>,
+    cut: Vec<u64>,
+}
+
+impl Group {
+    fn new() -> Group {
+        let nodes = (1..=3).map(|id| Node::new(id, &[1, 2, 3])).collect();
+        Group {
+            nodes,
+            cut: Vec::new(),
+        }
+    }
+
+    fn node(&mut self, id: u64) -> &mut Node {
+        &mut self.nodes[id as usize - 1]
+    }
+
+    /// Syncs and delivers until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            let mut mail = Vec::new();
+            for id in 1..=3 {
+                self.node(id).sync();
+                for (to, message) in std::mem::take(&mut self.node(id).outbox) {
+                    if !self.cut.contains(&id) && !self.cut.contains(&to.0) {
+                        mail.push((to, message));
+                    }
+                }
+            }
+            if mail.is_empty() {
+                return;
+            }
+            for (to, message) in mail {
+                _ = self.node(to.0).core.step(&message);
+            }
+        }
+    }
+
+    fn ticks(&mut self, count: usize) {
+        for _ in 0..count {
+            for id in 1..=3 {
+                self.node(id).core.tick();
+            }
+            self.settle();
+        }
+    }
+}
+
+#[test]
+fn three_elect_replicate_and_survive_their_leader() {
+    let mut group = Group::new();
+    assert_eq!(group.node(1).core.status().role, Role::Follower);
+    group.ticks(10);
+    let status = group.node(1).core.status();
+    assert!(status.serving && status.role == Role::Leader);
+    group.node(1).propose(status.term, "a").unwrap();
+    group.settle();
+    assert_eq!(
+        group.node(2).propose(status.term, "b"),
+        Err(Reason::NotLeader)
+    );
+
+    group.cut.push(1);
+    group.node(1).propose(status.term, "lost").unwrap();
+    group.ticks(30);
+    assert_ne!(group.node(1).core.status().role, Role::Leader);
+    let heir = [2, 3]
+        .into_iter()
+        .find(|id| group.node(*id).core.status().serving)
+        .unwrap();
+    let term = group.node(heir).core.status().term;
+    assert!(term > status.term);
+    group.node(heir).propose(term, "c").unwrap();
+    group.settle();
+
+    group.cut.clear();
+    group.ticks(10);
+    for id in 1..=3 {
+        assert_eq!(group.node(id).texts(), ["a", "c"], "node {id}");
+    }
+}
+
+#[test]
+fn a_vote_leaves_only_when_it_is_stored() {
+    let mut group = Group::new();
+    for _ in 0..10 {
+        group.node(1).core.tick();
+    }
+    // PreVote stores nothing, so its answers come at once.
+    group.node(1).sync();
+    let (to, request) = group.node(1).outbox.remove(0);
+    group.node(to.0).core.step(&request).unwrap();
+    group.node(to.0).advance();
+    let (_, answer) = group.node(to.0).outbox.remove(0);
+    group.node(1).outbox.clear();
+    group.node(1).core.step(&answer).unwrap();
+    group.node(1).advance();
+    assert_eq!(group.node(1).outbox, [], "its own vote is not stored yet");
+    group.node(1).sync();
+    let (to, request) = group.node(1).outbox.remove(0);
+    group.node(to.0).core.step(&request).unwrap();
+    group.node(to.0).advance();
+    assert_eq!(group.node(to.0).outbox, []);
+    group.node(to.0).sync();
+    assert_eq!(group.node(to.0).outbox.len(), 1);
+    assert_eq!(group.node(to.0).hard_state.vote, Some(PeerId(1)));
+}
+
+#[test]
+fn a_read_is_confirmed_by_the_others() {
+    let mut group = Group::new();
+    group.ticks(10);
+    group.node(1).core.read_index(7);
+    group.node(1).sync();
+    assert_eq!(group.node(1).reads, []);
+    group.settle();
+    let commit = group.node(1).core.status().commit;
+    assert_eq!(group.node(1).reads, [(7, commit)]);
+    group.cut = vec![2, 3];
+    group.node(1).core.read_index(8);
+    group.settle();
+    assert_eq!(group.node(1).reads.len(), 1);
+}
+
+#[test]
+fn what_a_peer_must_not_send_is_dropped() {
+    let mut group = Group::new();
+    group.ticks(10);
+    let mut message = Message {
+        to: 1,
+        from: 2,
+        ..Message::default()
+    };
+    message.set_msg_type(MessageType::MsgPropose);
+    message.entries.push(Entry {
+        data: vec![1].into(),
+        ..Entry::default()
+    });
+    let node = group.node(1);
+    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    message.set_msg_type(MessageType::MsgReadIndex);
+    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    message.set_msg_type(MessageType::MsgAppend);
+    message.term = Revision::TERM_MAX + 1;
+    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    assert!(node.core.step(b"\xff\xff").is_err());
+    message.to = 2;
+    message.term = 2;
+    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    group.settle();
+    assert_eq!(group.node(1).texts(), Vec::<String>::new());
+}
