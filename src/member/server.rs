@@ -66,6 +66,10 @@ impl Member {
     /// Starts all parts; when this returns, leaders can call. Setting `stop` stops it, and so does the
     /// failure of a part, which sets `stop`.
     pub fn start(settings: &Settings, stop: StopSignal) -> anyhow::Result<Member> {
+        if settings.rpc_advertise.is_none() && settings.rpc_bind.ip().is_unspecified() {
+            let bind = settings.rpc_bind;
+            bail!("rpc_bind = {bind} needs rpc_advertise = HOST:PORT, where leaders reach it");
+        }
         let clock = SystemClock::shared();
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = settings.data_dir.as_path();
