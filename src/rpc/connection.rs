@@ -291,11 +291,7 @@ impl Sender {
         receiver.closed(&reason);
     }
 
-    fn read_until_end(
-        self: &Arc<Self>,
-        decoder: &mut Decoder,
-        receiver: &dyn Receiver,
-    ) -> ReadEnd {
+    fn read_until_end(self: &Arc<Self>, decoder: &mut Decoder, receiver: &dyn Receiver) -> ReadEnd {
         let mut buffer = vec![0; READ_BYTES];
         let mut peer_closed = false;
         loop {

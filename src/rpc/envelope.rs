@@ -113,19 +113,13 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
     let body = match wire.body {
         None => return invalid("body", "is missing or unknown"),
         Some(WireBody::Hello(hello)) => Body::Hello(to_hello(hello)?),
-        Some(WireBody::Refused(refused)) => {
-            Body::Response(Response::Refused(to_refusal(refused)?))
-        }
+        Some(WireBody::Refused(refused)) => Body::Response(Response::Refused(to_refusal(refused)?)),
         Some(WireBody::StoreRequest(request)) => {
             Body::Request(Request::Store(to_store_request(request)?))
         }
         Some(WireBody::FetchRequest(request)) => Body::Request(Request::Fetch(FetchRequest {
             fence: to_fence(request.fence, "fetch_request.fence")?,
-            revisions: to_revisions(
-                request.revisions,
-                RECORDS_MAX,
-                "fetch_request.revisions",
-            )?,
+            revisions: to_revisions(request.revisions, RECORDS_MAX, "fetch_request.revisions")?,
         })),
         Some(WireBody::ReleaseRequest(request)) => {
             Body::Request(Request::Release(ReleaseRequest {
@@ -406,19 +400,16 @@ fn to_fetch_results(response: wire::FetchResponse) -> Checked<Vec<FetchResult>> 
     if response.results.len() > RECORDS_MAX {
         return invalid("fetch_response.results", "has too many entries");
     }
-    let to_result =
-        |result: wire::fetch_response::Result| match Status::try_from(result.status) {
-            Ok(Status::Found) => Ok(FetchResult::Found {
-                key: to_key(result.key, "fetch_response.results.key")?,
-                payload: to_payload(result.payload, "fetch_response.results.payload")?,
-            }),
-            Ok(Status::Missing) => Ok(FetchResult::Missing),
-            Ok(Status::Damaged) => Ok(FetchResult::Damaged),
-            Ok(Status::Omitted) => Ok(FetchResult::Omitted),
-            Ok(Status::Unspecified) | Err(_) => {
-                invalid("fetch_response.results.status", "is unknown")
-            }
-        };
+    let to_result = |result: wire::fetch_response::Result| match Status::try_from(result.status) {
+        Ok(Status::Found) => Ok(FetchResult::Found {
+            key: to_key(result.key, "fetch_response.results.key")?,
+            payload: to_payload(result.payload, "fetch_response.results.payload")?,
+        }),
+        Ok(Status::Missing) => Ok(FetchResult::Missing),
+        Ok(Status::Damaged) => Ok(FetchResult::Damaged),
+        Ok(Status::Omitted) => Ok(FetchResult::Omitted),
+        Ok(Status::Unspecified) | Err(_) => invalid("fetch_response.results.status", "is unknown"),
+    };
     response.results.into_iter().map(to_result).collect()
 }
 

@@ -122,7 +122,10 @@ mod tests {
         let mut decoder = Decoder::new(4);
         decoder.push(&framed(b"12345"));
         let error = Err(FrameTooLarge { bytes: 5, max: 4 });
-        assert_eq!((decoder.next_frame(), decoder.next_frame()), (error.clone(), error));
+        assert_eq!(
+            (decoder.next_frame(), decoder.next_frame()),
+            (error.clone(), error)
+        );
         assert!(begin(FRAME_BYTES_MAX).is_ok() && begin(FRAME_BYTES_MAX + 1).is_err());
     }
 

@@ -205,10 +205,7 @@ fn no_hello() -> GreetingError {
     GreetingError::Protocol("the first frame is not a hello".to_owned())
 }
 
-fn check_expected(
-    expected: &Expected,
-    certificate: &PeerCertificate,
-) -> Result<(), GreetingError> {
+fn check_expected(expected: &Expected, certificate: &PeerCertificate) -> Result<(), GreetingError> {
     if certificate.role != expected.role {
         let (wanted, got) = (expected.role, certificate.role);
         let text = format!("certificate is a {got}'s and should be a {wanted}'s");
@@ -238,7 +235,7 @@ fn check_expected_hello(expected: &Expected, hello: &Hello) -> Result<(), Greeti
 }
 
 /// What each side demands of the other's Hello.
-fn check_hello(
+pub(crate) fn check_hello(
     hello: &Hello,
     certificate: &PeerCertificate,
     identity: &LocalIdentity,
@@ -334,7 +331,11 @@ impl<'a> Greeter<'a> {
         loop {
             let cipher = buffer.get(..bytes).unwrap_or_default();
             let received = self.session.receive(cipher, &mut self.decoder)?;
-            if let Some(body) = self.decoder.next_frame().map_err(|error| protocol(&error))? {
+            if let Some(body) = self
+                .decoder
+                .next_frame()
+                .map_err(|error| protocol(&error))?
+            {
                 let envelope = envelope::decode(body).map_err(|error| protocol(&error))?;
                 return Ok(envelope.body);
             }
@@ -356,7 +357,10 @@ impl<'a> Greeter<'a> {
 
     /// Best effort: the peer waits for our Hello, so the reason arrives unless it is gone.
     fn refuse(&mut self, refusal: Refusal) {
-        if self.send(Body::Response(Response::Refused(refusal))).is_ok() {
+        if self
+            .send(Body::Response(Response::Refused(refusal)))
+            .is_ok()
+        {
             let mut cipher = Vec::new();
             self.session.close_notify();
             self.session.flush(&mut cipher);

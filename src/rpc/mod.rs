@@ -43,6 +43,9 @@ pub mod server;
 pub mod testing;
 pub mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::net::SocketAddr;
 

@@ -106,7 +106,9 @@ impl Responder {
         };
         let frame = answer(response).or_else(|error| {
             log::error!("call {call} of {}: answer: {error}", sender.peer);
-            answer(Response::Refused(Refusal::Other(format!("answer: {error}"))))
+            answer(Response::Refused(Refusal::Other(format!(
+                "answer: {error}"
+            ))))
         });
         let Ok(frame) = frame else {
             unreachable!("a refusal is small");
@@ -179,10 +181,13 @@ impl Server {
     /// The peers whose connections are open.
     pub fn peers(&self) -> Vec<PeerInfo> {
         let table = self.shared.table.lock();
-        let peers = table.entries.values().filter_map(|entry| match &entry.state {
-            State::Greeting => None,
-            State::Welcomed { peer, .. } => Some(peer.clone()),
-        });
+        let peers = table
+            .entries
+            .values()
+            .filter_map(|entry| match &entry.state {
+                State::Greeting => None,
+                State::Welcomed { peer, .. } => Some(peer.clone()),
+            });
         peers.collect()
     }
 
@@ -385,9 +390,9 @@ impl Shared {
             shared: self.clone(),
             peer: peer.clone(),
         });
-        let connection = accepting.welcome(&self.identity).and_then(|greeted| {
-            Ok(Connection::start(greeted, self.clock.clone(), caller)?)
-        });
+        let connection = accepting
+            .welcome(&self.identity)
+            .and_then(|greeted| Ok(Connection::start(greeted, self.clock.clone(), caller)?));
         let connection = match connection {
             Ok(connection) => Arc::new(connection),
             Err(error) => {
@@ -443,7 +448,9 @@ impl Shared {
         let mut table = self.table.lock();
         match table.entries.get_mut(&number) {
             Some(Entry {
-                state: State::Welcomed { connection: place, .. },
+                state: State::Welcomed {
+                    connection: place, ..
+                },
                 ..
             }) => *place = Some(connection),
             Some(_) | None => table.ended.push(connection),

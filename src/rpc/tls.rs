@@ -92,10 +92,7 @@ struct Loaded {
 
 impl TlsContext {
     /// Reads and checks the files.
-    pub fn load(
-        settings: TlsSettings,
-        clock: Arc<dyn Clock>,
-    ) -> Result<Arc<TlsContext>, TlsError> {
+    pub fn load(settings: TlsSettings, clock: Arc<dyn Clock>) -> Result<Arc<TlsContext>, TlsError> {
         let loaded = Loaded::read(&settings, clock.wall_ms())?;
         Ok(Arc::new(TlsContext {
             settings,
@@ -287,13 +284,7 @@ impl ServerCertVerifier for ChainVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        verify_chain(
-            end_entity,
-            intermediates,
-            &self.roots,
-            &self.provider,
-            now,
-        )?;
+        verify_chain(end_entity, intermediates, &self.roots, &self.provider, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
