@@ -278,6 +278,7 @@ impl Sender {
             ReadEnd::Violation(reason) => {
                 log::warn!("closing the link with {}: {reason}", self.peer);
                 self.finish(reason);
+                self.discard_input();
             }
         }
         let mut out = self.out.lock();
@@ -289,6 +290,13 @@ impl Sender {
         self.wake_writer(out);
         log::info!("link down: {}: {reason}", self.peer);
         receiver.closed(&reason);
+    }
+
+    /// Reads until the peer ends too, or the writer gives that up. A socket that is closed with input
+    /// unread would take back what it sent, the reason of a refusal perhaps.
+    fn discard_input(&self) {
+        let mut buffer = [0; 4096];
+        while (&self.socket).read(&mut buffer).is_ok_and(|n| n > 0) {}
     }
 
     fn read_until_end(self: &Arc<Self>, decoder: &mut Decoder, receiver: &dyn Receiver) -> ReadEnd {
@@ -355,6 +363,7 @@ impl Sender {
                 for part in frame.chunks(UNIT_BYTES) {
                     if plain.len() + part.len() > UNIT_BYTES {
                         self.write_unit(&mut plain, &mut cipher, receiver)?;
+                        receiver.wake(self.clock.now());
                     }
                     plain.extend_from_slice(part);
                 }
@@ -414,23 +423,17 @@ impl Sender {
             match (&self.socket).write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(bytes) => rest = rest.get(bytes..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) =>
-                {
-                    // The peer does not read. The kernel gives up after a while, calls earlier.
-                    let now = self.clock.now();
-                    receiver.wake(now);
-                    if let Some((_, give_up)) = self.out.lock().finishing
-                        && now >= give_up
-                    {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
+                // The peer does not read. The kernel gives up after a while, calls earlier.
+                Err(error) if is_pause(error.kind()) => (),
                 Err(error) => return Err(error),
+            }
+            if !rest.is_empty() {
+                let now = self.clock.now();
+                receiver.wake(now);
+                let finishing = self.out.lock().finishing.clone();
+                if finishing.is_some_and(|(_, give_up)| now >= give_up) {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
             }
         }
         self.out.lock().bytes -= plain.len();
@@ -454,6 +457,12 @@ impl Sender {
         drop(out);
         self.close("finished");
     }
+}
+
+/// Whether a write may be tried again.
+fn is_pause(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(kind, Interrupted | TimedOut | WouldBlock)
 }
 
 /// What the writer does next.

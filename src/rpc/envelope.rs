@@ -460,3 +460,317 @@ fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
         Some(Reason::Other(words)) => Refusal::Other(words.replace(char::is_control, " ")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body_of(body: WireBody) -> Bytes {
+        let envelope = wire::Envelope {
+            call_id: 1,
+            term: 0,
+            body: Some(body),
+        };
+        Bytes::from(envelope.encode_to_vec())
+    }
+
+    fn word(text: &str) -> Option<wire::Key> {
+        let name = wire::key::Name::Word(Bytes::copy_from_slice(text.as_bytes()));
+        Some(wire::Key { name: Some(name) })
+    }
+
+    fn store_of(key: Option<wire::Key>, payload: usize, records: usize) -> WireBody {
+        let record = wire::store_request::Record {
+            revision: 1,
+            key,
+            payload: Bytes::from(vec![0; payload]),
+        };
+        WireBody::StoreRequest(wire::StoreRequest {
+            fence: Some(wire::Fence { term: 1, link: 1 }),
+            records: vec![record; records],
+        })
+    }
+
+    fn hello() -> wire::Hello {
+        wire::Hello {
+            protocol: 1,
+            cluster_id: 2,
+            name: "member-1".to_owned(),
+            node_id: 3,
+            incarnation: 4,
+            nonce: 5,
+            link: 6,
+            role: wire::Role::Member as i32,
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_not_allowed_is_named() {
+        let words = "w".repeat(REASON_BYTES_MAX + 1);
+        let refused = |reason| WireBody::Refused(wire::Refused { reason });
+        let cases = [
+            (store_of(None, 0, 1), "store_request.records.key is missing"),
+            (
+                store_of(word("12"), 0, 1),
+                "store_request.records.key is a message id",
+            ),
+            (
+                store_of(word("a b"), 0, 1),
+                "store_request.records.key is not 1 to 512",
+            ),
+            (
+                store_of(word(""), 0, 1),
+                "store_request.records.key is not 1 to 512",
+            ),
+            (
+                store_of(word("k"), PAYLOAD_BYTES_MAX + 1, 1),
+                "store_request.records.payload is too long",
+            ),
+            (
+                store_of(word("k"), 0, RECORDS_MAX + 1),
+                "store_request.records has too many entries",
+            ),
+            (
+                WireBody::FetchRequest(wire::FetchRequest {
+                    fence: None,
+                    revisions: vec![1],
+                }),
+                "fetch_request.fence is missing",
+            ),
+            (
+                WireBody::ReleaseRequest(wire::ReleaseRequest {
+                    fence: Some(wire::Fence { term: 1, link: 1 }),
+                    revisions: vec![1; RELEASES_MAX + 1],
+                }),
+                "release_request.revisions has too many entries",
+            ),
+            (
+                WireBody::StoreResponse(wire::StoreResponse { results: vec![9] }),
+                "store_response.results is unknown",
+            ),
+            (
+                WireBody::RegisterRequest(wire::RegisterRequest {
+                    address: "host: 1".to_owned(),
+                    zone: String::new(),
+                }),
+                "register_request.address has white space",
+            ),
+            (
+                WireBody::Hello(wire::Hello { role: 0, ..hello() }),
+                "hello.role is unknown",
+            ),
+            (
+                WireBody::Hello(wire::Hello {
+                    node_id: 0,
+                    ..hello()
+                }),
+                "hello.node_id is 0",
+            ),
+            (
+                WireBody::Hello(wire::Hello {
+                    name: "\x1b[2J".to_owned(),
+                    ..hello()
+                }),
+                "hello.name has white space or control",
+            ),
+            (refused(None), "refused.reason is missing"),
+            (
+                refused(Some(wire::refused::Reason::Other(words))),
+                "refused.other is too long",
+            ),
+        ];
+        for (body, expected) in cases {
+            let text = decode(body_of(body)).expect_err(expected).to_string();
+            assert!(text.contains(expected), "{text} instead of {expected}");
+        }
+        let text = decode(Bytes::new()).expect_err("no body").to_string();
+        assert_eq!(text, "field body is missing or unknown");
+    }
+
+    #[test]
+    fn a_payload_is_a_slice_of_its_frame() {
+        let body = body_of(store_of(word("k"), 1000, 1));
+        let range = body.as_ptr_range();
+        match decode(body.clone()).expect("valid").body {
+            Body::Request(Request::Store(store)) => {
+                let payload = &store.records[0].payload;
+                assert!(payload.len() == 1000 && range.contains(&payload.as_ptr()));
+            }
+            body => panic!("{body:?}"),
+        }
+    }
+
+    #[test]
+    fn our_own_long_reasons_are_cut_at_a_character() {
+        let refusal = Refusal::Other("é".repeat(REASON_BYTES_MAX));
+        let frame = encode(Envelope {
+            call: CallId(1),
+            term: 0,
+            body: Body::Response(Response::Refused(refusal)),
+        });
+        let body = Bytes::from(frame.expect("small")).split_off(frame::PREFIX_BYTES);
+        let cut = Refusal::Other("é".repeat(REASON_BYTES_MAX / 2));
+        assert_eq!(
+            decode(body).expect("valid").body,
+            Body::Response(Response::Refused(cut))
+        );
+    }
+
+    mod properties {
+        use proptest::collection::vec;
+        use proptest::prelude::*;
+
+        use super::*;
+
+        fn key() -> impl Strategy<Value = Key> {
+            let word = "[a-zé/]{1,20}".prop_map(|word| Key::Word(word.into()));
+            prop_oneof![any::<u64>().prop_map(Key::Id), word]
+        }
+
+        fn payload() -> impl Strategy<Value = Bytes> {
+            vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+        }
+
+        fn fence() -> impl Strategy<Value = Fence> {
+            (any::<u64>(), any::<u64>()).prop_map(|(term, link)| Fence { term, link })
+        }
+
+        fn revision() -> impl Strategy<Value = Revision> {
+            any::<u64>().prop_map(Revision::from_u64)
+        }
+
+        fn request() -> impl Strategy<Value = Request> {
+            let record =
+                (revision(), key(), payload()).prop_map(|(revision, key, payload)| StoreRecord {
+                    revision,
+                    key,
+                    payload,
+                });
+            let store = (fence(), vec(record, 0..5))
+                .prop_map(|(fence, records)| Request::Store(StoreRequest { fence, records }));
+            let fetch = (fence(), vec(revision(), 0..5))
+                .prop_map(|(fence, revisions)| Request::Fetch(FetchRequest { fence, revisions }));
+            let release = (fence(), vec(revision(), 0..5)).prop_map(|(fence, revisions)| {
+                Request::Release(ReleaseRequest { fence, revisions })
+            });
+            let register = ("[a-z]{1,9}:[0-9]{1,4}", "[a-z]{0,9}")
+                .prop_map(|(address, zone)| Request::Register(RegisterRequest { address, zone }));
+            let heartbeat = any::<(u64, u64, u64)>().prop_map(|(records, bytes, free)| {
+                Request::Heartbeat(HeartbeatRequest {
+                    records,
+                    bytes,
+                    free,
+                })
+            });
+            prop_oneof![store, fetch, release, register, heartbeat]
+        }
+
+        fn refusal() -> impl Strategy<Value = Refusal> {
+            prop_oneof![
+                fence().prop_map(|highest| Refusal::StaleFence { highest }),
+                Just(Refusal::NotLeader),
+                Just(Refusal::Busy),
+                any::<(u64, u64)>().prop_map(|(incarnation, registered)| {
+                    Refusal::StaleIncarnation {
+                        incarnation,
+                        registered,
+                    }
+                }),
+                any::<u64>().prop_map(|id| Refusal::Retired(MemberId(id))),
+                "[ -~]{0,30}".prop_map(Refusal::Other),
+            ]
+        }
+
+        fn response() -> impl Strategy<Value = Response> {
+            let stored = prop_oneof![
+                Just(StoreResult::Stored),
+                Just(StoreResult::DiskFull),
+                Just(StoreResult::Conflict),
+            ];
+            let fetched = prop_oneof![
+                (key(), payload()).prop_map(|(key, payload)| FetchResult::Found { key, payload }),
+                Just(FetchResult::Missing),
+                Just(FetchResult::Damaged),
+                Just(FetchResult::Omitted),
+            ];
+            prop_oneof![
+                vec(stored, 0..5).prop_map(Response::Store),
+                vec(fetched, 0..5).prop_map(Response::Fetch),
+                Just(Response::Release),
+                Just(Response::Register),
+                Just(Response::Heartbeat),
+                refusal().prop_map(Response::Refused),
+            ]
+        }
+
+        fn hello() -> impl Strategy<Value = Hello> {
+            let roles = prop_oneof![Just(Role::Leader), Just(Role::Member), Just(Role::Client)];
+            (
+                any::<[u64; 4]>(),
+                1..=u64::MAX,
+                any::<u32>(),
+                "[a-z0-9-]{1,20}",
+                roles,
+            )
+                .prop_map(
+                    |([cluster, incarnation, nonce, link], node_id, protocol, name, role)| Hello {
+                        protocol,
+                        cluster_id: ClusterId(cluster),
+                        name,
+                        node_id,
+                        incarnation,
+                        nonce,
+                        link,
+                        role,
+                    },
+                )
+        }
+
+        fn envelope() -> impl Strategy<Value = Envelope> {
+            let body = prop_oneof![
+                hello().prop_map(Body::Hello),
+                request().prop_map(Body::Request),
+                response().prop_map(Body::Response),
+            ];
+            (any::<u64>(), any::<u64>(), body).prop_map(|(call, term, body)| Envelope {
+                call: CallId(call),
+                term,
+                body,
+            })
+        }
+
+        fn encoded(envelope: Envelope) -> Vec<u8> {
+            let mut frame = encode(envelope).expect("a small frame");
+            frame.split_off(frame::PREFIX_BYTES)
+        }
+
+        proptest! {
+            #[test]
+            fn what_is_written_reads_back(envelope in envelope()) {
+                let body = Bytes::from(encoded(envelope.clone()));
+                prop_assert_eq!(decode(body), Ok(envelope));
+            }
+
+            #[test]
+            fn flipped_bits_and_truncation_are_errors_or_valid(
+                envelope in envelope(),
+                flips in vec((any::<prop::sample::Index>(), 0u8..8), 0..4),
+                keep in any::<prop::sample::Index>(),
+            ) {
+                let mut body = encoded(envelope);
+                for (at, bit) in flips {
+                    if !body.is_empty() {
+                        let at = at.index(body.len());
+                        body[at] ^= 1 << bit;
+                    }
+                }
+                body.truncate(keep.index(body.len() + 1));
+                // What decodes can be said again, and then means the same.
+                if let Ok(envelope) = decode(Bytes::from(body)) {
+                    let again = Bytes::from(encoded(envelope.clone()));
+                    prop_assert_eq!(decode(again), Ok(envelope));
+                }
+            }
+        }
+    }
+}

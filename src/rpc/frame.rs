@@ -18,6 +18,10 @@ pub const PREFIX_BYTES: usize = 4;
 /// not carry the largest payload (16 MiB by default) with room to spare.
 pub const FRAME_BYTES_MAX: usize = 32 << 20;
 
+/// Frames above this size get a buffer of their own where possible. Below it, keeping one saves
+/// allocations; above it, it would be memory that is rarely used again.
+const LARGE_BYTES: usize = 1 << 20;
+
 /// A frame's prefix named more bytes than the limit. The stream has no next frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("frame of {bytes} bytes is larger than {max}")]
@@ -81,6 +85,10 @@ impl Decoder {
             return Ok(None);
         }
         let mut frame = self.buffer.split_to(whole).freeze();
+        if whole > LARGE_BYTES && self.buffer.is_empty() {
+            // Otherwise the buffer's size would stay for the life of the connection.
+            self.buffer = BytesMut::new();
+        }
         Ok(Some(frame.split_off(PREFIX_BYTES)))
     }
 }

@@ -29,7 +29,7 @@
 //!
 //! # Locks
 //!
-//! No two of these are held at once, and none over a system call or a callback: the pool's targets,
+//! No two of these are held at once, and none over a callback or a system call that blocks: the pool's targets,
 //! the server's connections, a link's call table, a connection's out queue, its TLS session.
 
 pub mod connection;
@@ -51,6 +51,7 @@ use std::net::SocketAddr;
 
 use crate::ids::ClusterId;
 use crate::rpc::message::{Hello, Role};
+use crate::rpc::tls::PeerCertificate;
 
 /// The version that both Hellos must name.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -73,6 +74,17 @@ pub struct LocalIdentity {
 }
 
 impl LocalIdentity {
+    /// Compares it with our own certificate: every peer would refuse what does not match.
+    pub fn check(&self, own: &PeerCertificate) -> Result<(), String> {
+        if own.role == self.role && own.names.contains(&self.name) {
+            return Ok(());
+        }
+        Err(format!(
+            "own certificate is {} {:?}'s, this is {} {:?}",
+            own.role, own.names, self.role, self.name
+        ))
+    }
+
     /// The Hello of a connection with link number `link` (0 unless a leader dials a member).
     pub fn hello(&self, link: u64) -> Hello {
         Hello {

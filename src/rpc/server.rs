@@ -52,7 +52,8 @@ pub trait Service: Send + Sync {
     /// A peer's Hello was checked; an error refuses it. On a thread of its own; may block shortly.
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal>;
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
-    /// thread: while it blocks, nothing more is read from this peer.
+    /// thread: while it blocks, nothing more is read from this peer, and after some 6 s of that the
+    /// peer's kernel takes us for dead.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
     /// The connection has ended: once for each `connected` that returned `Ok`, after its last `handle`.
     fn disconnected(&self, peer: &PeerInfo);
@@ -140,7 +141,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts accepting on `listener`.
+    /// Starts accepting on `listener`. `InvalidInput` if `identity` is not that of our certificate.
     pub fn start(
         listener: TcpListener,
         tls: Arc<TlsContext>,
@@ -149,6 +150,9 @@ impl Server {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
+        identity
+            .check(&tls.own())
+            .map_err(|problem| io::Error::new(io::ErrorKind::InvalidInput, problem))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             tls,
@@ -176,19 +180,6 @@ impl Server {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The peers whose connections are open.
-    pub fn peers(&self) -> Vec<PeerInfo> {
-        let table = self.shared.table.lock();
-        let peers = table
-            .entries
-            .values()
-            .filter_map(|entry| match &entry.state {
-                State::Greeting => None,
-                State::Welcomed { peer, .. } => Some(peer.clone()),
-            });
-        peers.collect()
     }
 
     /// Stops accepting, lets queued answers leave, ends all connections, and joins all threads until
