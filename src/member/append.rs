@@ -261,20 +261,27 @@ impl Appender {
 impl Ticket {
     /// One line for the request, then its answer.
     fn answer(self, response: Response) {
-        let (call, from, fence, count) = (self.call, &self.from, self.fence, self.count);
+        let (call, from, count) = (self.call, &self.from, self.count);
+        let Fence { term, link } = self.fence;
         match &response {
             Response::Store(results) => {
-                let stored = |result: &&StoreResult| **result == StoreResult::Stored;
-                let stored = results.iter().filter(stored).count();
+                let stored = count_of(results, StoreResult::Stored);
                 log::debug!(
-                    "call={call} from={from} store records={count} stored={stored} fence={fence}"
+                    "call={call} from={from} store records={count} stored={stored} \
+                     term={term} link={link}"
                 );
+                let conflicts = count_of(results, StoreResult::Conflict);
+                if conflicts > 0 {
+                    log::error!("call={call} from={from}: {conflicts} revisions exist otherwise");
+                }
             }
             Response::Release => {
-                log::debug!("call={call} from={from} release records={count} fence={fence}");
+                log::debug!(
+                    "call={call} from={from} release records={count} term={term} link={link}"
+                );
             }
             Response::Refused(refusal) => {
-                log::warn!("call={call} from={from} records={count} fence={fence}: {refusal}");
+                log::warn!("call={call} from={from} term={term} link={link}: refused: {refusal}");
             }
             Response::Fetch(_) | Response::Register | Response::Heartbeat => {
                 unreachable!("the replica core answers stores and releases")
@@ -282,6 +289,10 @@ impl Ticket {
         }
         (self.answer)(response);
     }
+}
+
+fn count_of(results: &[StoreResult], result: StoreResult) -> usize {
+    results.iter().filter(|other| **other == result).count()
 }
 
 #[cfg(test)]

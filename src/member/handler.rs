@@ -155,17 +155,18 @@ impl FetchWorker {
         };
         let reader = self.reader.as_ref();
         let response = fetch(reader, highest, &request, FETCH_ANSWER_BYTES_MAX, damaged);
-        let (records, fence) = (request.revisions.len(), request.fence);
+        let (records, Fence { term, link }) = (request.revisions.len(), request.fence);
         match &response {
             Response::Fetch(results) => {
                 let found = |result: &&FetchResult| matches!(result, FetchResult::Found { .. });
                 let found = results.iter().filter(found).count();
                 log::debug!(
-                    "call={call} from={from} fetch records={records} found={found} fence={fence}"
+                    "call={call} from={from} fetch records={records} found={found} \
+                     term={term} link={link}"
                 );
             }
             Response::Refused(refusal) => {
-                log::warn!("call={call} from={from} fetch records={records}: {refusal}");
+                log::warn!("call={call} from={from} term={term} link={link}: refused: {refusal}");
             }
             Response::Store(_) | Response::Release | Response::Register | Response::Heartbeat => {
                 unreachable!("a fetch is answered as one")

@@ -16,6 +16,7 @@
 //!
 //! Not seen: a log directory that lost some of its newest segments as whole files.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -182,17 +183,18 @@ fn give_up(fs: &dyn FileSystem, data_dir: &Path, id_path: &Path) -> anyhow::Resu
 /// Whether there is a log: it always has a segment.
 fn read_log_dir(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<()>, LogError> {
     let dir = log_dir(data_dir);
-    let files = match fs.exists(&dir) {
-        Ok(true) => fs.list(&dir),
-        Ok(false) => Ok(Vec::new()),
-        Err(error) => Err(error),
-    };
-    let files = files.map_err(|source| LogError::Io {
-        action: "list",
-        file: dir.display().to_string(),
-        source,
-    })?;
-    Ok((!files.is_empty()).then_some(()))
+    match fs.list(&dir) {
+        Ok(files) => Ok(files
+            .iter()
+            .any(|name| name.ends_with(".log"))
+            .then_some(())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LogError::Io {
+            action: "list",
+            file: dir.display().to_string(),
+            source,
+        }),
+    }
 }
 
 fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, LogError> {
@@ -228,4 +230,104 @@ fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), Log
     let mut bytes = vec![VERSION];
     bytes.extend_from_slice(&value.to_le_bytes());
     atomic_file::write(fs, path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+
+    const DIR: &str = "data";
+
+    /// Does what a start does, with one file in the place of a log.
+    fn start(fs: &MemFileSystem) -> anyhow::Result<Identity> {
+        let dir = Path::new(DIR);
+        fs.create_dir_all(dir)?;
+        check_cluster(fs, dir, ClusterId(1))?;
+        let past = examine(fs, dir)?;
+        let log = log_dir(dir);
+        fs.create_dir_all(&log)?;
+        let segment = log.join("00000001.log");
+        if !fs.exists(&segment)? {
+            fs.create(&segment)?.sync_all()?;
+            fs.sync_dir(&log)?;
+        }
+        begin(fs, dir, past)
+    }
+
+    fn remove(fs: &MemFileSystem, name: &str) {
+        let path = Path::new(DIR).join(name);
+        fs.remove(&path).unwrap();
+        fs.sync_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn an_incarnation_grows_with_each_start_and_a_nonce_is_new() {
+        let fs = MemFileSystem::new();
+        let first = start(&fs).unwrap();
+        let second = start(&fs).unwrap();
+        fs.crash(Loss::Everything);
+        let third = start(&fs).unwrap();
+        assert_eq!((first.id, second.id), (second.id, third.id));
+        let incarnations = [first, second, third].map(|identity| identity.incarnation);
+        assert_eq!(incarnations, [1, 2, 3]);
+        assert!(first.nonce != second.nonce && second.nonce != third.nonce);
+    }
+
+    #[test]
+    fn another_cluster_is_refused() {
+        let fs = MemFileSystem::new();
+        start(&fs).unwrap();
+        let error = check_cluster(&fs, Path::new(DIR), ClusterId(2)).unwrap_err();
+        let expected = "data belongs to cluster 0000000000000001, \
+            the configuration says cluster_id = 0000000000000002";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_now_does_not_cost_the_identity() {
+        let fs = MemFileSystem::new();
+        let id = start(&fs).unwrap().id;
+        for reads in 0..4 {
+            fs.fail(Operation::Read, reads, Fault::Io);
+            assert!(start(&fs).is_err(), "{reads}");
+            fs.heal();
+        }
+        assert_eq!(start(&fs).unwrap().id, id);
+    }
+
+    #[test]
+    fn an_id_without_its_data_never_comes_back_whatever_fails_meanwhile() {
+        for name in ["fence", "incarnation", "log/00000001.log"] {
+            for calls in 0..40 {
+                let fs = MemFileSystem::new();
+                let old = start(&fs).unwrap();
+                remove(&fs, name);
+                fs.fail(Operation::Any, calls, Fault::ShortWrite);
+                _ = start(&fs);
+                fs.heal();
+                fs.crash(Loss::Random(calls));
+                let new = start(&fs).unwrap();
+                assert_ne!(new.id, old.id, "{name}, {calls} calls");
+                let again = start(&fs).unwrap();
+                assert_eq!(again.id, new.id);
+            }
+        }
+    }
+
+    #[test]
+    fn a_start_that_fails_midway_keeps_a_complete_identity() {
+        for calls in 0..20 {
+            let fs = MemFileSystem::new();
+            let old = start(&fs).unwrap();
+            fs.fail(Operation::Any, calls, Fault::ShortWrite);
+            let failed = start(&fs);
+            fs.heal();
+            fs.crash(Loss::Random(calls));
+            let new = start(&fs).unwrap();
+            assert_eq!(new.id, old.id, "{calls} calls");
+            let last = failed.map_or(old.incarnation, |failed| failed.incarnation);
+            assert!(new.incarnation > last);
+        }
+    }
 }

@@ -35,10 +35,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// the time that an orderly stop allows.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The body of a `beat-N` thread.
+/// The body of a `beat-N` thread; a clone for each.
+#[derive(Clone)]
 pub struct Registration {
-    /// `host:port` of the leader's RPC.
-    pub leader: String,
     /// What this member says in its Hello.
     pub identity: LocalIdentity,
     /// What it registers.
@@ -64,17 +63,17 @@ enum End {
 }
 
 impl Registration {
-    /// Keeps registered until the stop signal; an error is a refusal after which the member must exit.
-    pub fn run(self) -> Result<(), Refusal> {
+    /// Keeps registered with `leader`, `host:port`, until the stop signal; an error is a refusal after which the member must exit.
+    pub fn run(&self, leader: &str) -> Result<(), Refusal> {
         // What was logged last, so that a leader that stays away does not fill the log.
         let mut reported = String::new();
         while !self.stop.is_stopped() {
-            match self.serve_link(&mut reported) {
+            match self.serve_link(leader, &mut reported) {
                 Ok(()) => break,
                 Err(End::Rejected(refusal)) => return Err(refusal),
                 Err(End::Lost(reason)) => {
                     if reason != reported {
-                        log::warn!("leader {}: {reason}", self.leader);
+                        log::warn!("leader {leader}: {reason}");
                     }
                     reported = reason;
                 }
@@ -85,24 +84,20 @@ impl Registration {
     }
 
     /// Dials and stays on the link as long as it lasts; `Ok` on the stop signal.
-    fn serve_link(&self, reported: &mut String) -> Result<(), End> {
+    fn serve_link(&self, leader: &str, reported: &mut String) -> Result<(), End> {
         let expected = Expected {
             role: Role::Leader,
             name: None,
             node_id: None,
         };
         let clock = Arc::clone(&self.clock);
-        let link = Link::dial(&self.leader, &expected, &self.tls, &self.identity, 0, clock)?;
+        let link = Link::dial(leader, &expected, &self.tls, &self.identity, 0, clock)?;
         let mut registered = false;
         while !self.stop.is_stopped() {
             if !registered {
                 registered = self.call(&link, Request::Register(self.request.clone()))?;
                 if registered {
-                    log::info!(
-                        "registered with leader {} ({})",
-                        link.peer().name,
-                        self.leader
-                    );
+                    log::info!("registered with leader {} ({})", link.peer().name, leader);
                     reported.clear();
                 }
             }

@@ -4,6 +4,7 @@
 //! last the registration, so that a leader hears of the member when it can serve.
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
+use crate::ids::Fence;
 use crate::member::Settings;
 use crate::member::append::Appender;
 use crate::member::handler::Handler;
@@ -33,6 +35,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much longer `beat-N` may take: it may be greeting a leader that is silent.
 const BEAT_STOP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The sizes that a segment of the log may have.
+const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 10..=1 << 30;
 
 /// Runs a member until `stop` is set or a part fails. `ready` is called once with the address that is
 /// really bound.
@@ -66,6 +71,13 @@ impl Member {
     /// Starts all parts; when this returns, leaders can call. Setting `stop` stops it, and so does the
     /// failure of a part, which sets `stop`.
     pub fn start(settings: &Settings, stop: StopSignal) -> anyhow::Result<Member> {
+        let outcome = Outcome::new(stop);
+        // What was started before the part that cannot start ends by the signal.
+        Member::start_parts(settings, &outcome).inspect_err(|_| outcome.stop.stop())
+    }
+
+    fn start_parts(settings: &Settings, outcome: &Outcome) -> anyhow::Result<Member> {
+        check(settings)?;
         let clock = SystemClock::shared();
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = settings.data_dir.as_path();
@@ -77,77 +89,31 @@ impl Member {
             .with_context(|| format!("cannot listen on {} (rpc)", settings.rpc_bind))?;
         let (engine, identity) = open_store(&fs, settings)?;
         let reader = engine.reader();
+        let (handler, threads) = start_workers(settings, &fs, engine, identity.fence, outcome)?;
         let local = local_identity(settings, &identity);
-
-        let outcome = Outcome::new(stop);
-        let mut threads = Threads::default();
-        let fill = outcome.stop.clone();
-        let filler = engine.filler();
-        let limits = &settings.limits;
-        let (appender, queue) = Appender::new(
-            Box::new(engine),
-            identity.fence,
-            (Arc::clone(&fs), identity::fence_path(dir)),
-            limits.append_queue_requests,
-            limits.append_queue_bytes,
-        );
-        let fence = appender.shared_fence();
-        let (handler, worker) = Handler::new(
-            queue,
-            Arc::clone(&reader),
-            fence,
-            limits.read_queue_requests,
-        );
-        let handler = Arc::new(handler);
-        threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
-        for number in 1..=limits.read_threads {
-            let worker = worker.clone();
-            let body = move || {
-                worker.run();
-                Ok(())
-            };
-            threads.push(outcome.spawn(format!("read-{number}"), body)?);
-        }
-        let body = move || {
-            filler.run(&fill);
-            Ok(())
-        };
-        threads.push(outcome.spawn("fill", body)?);
-        let service = Arc::clone(&handler) as _;
         let server = Server::start(
             listener,
             Arc::clone(&tls),
             local.clone(),
-            service,
+            Arc::clone(&handler) as _,
             Arc::clone(&clock),
             Limits::default(),
         )
         .context("cannot start the rpc server")?;
-
         let address = settings.rpc_advertise.clone();
-        let request = RegisterRequest {
-            address: address.unwrap_or_else(|| server.local_addr().to_string()),
-            zone: settings.zone.clone(),
+        let registration = Registration {
+            identity: local,
+            request: RegisterRequest {
+                address: address.unwrap_or_else(|| server.local_addr().to_string()),
+                zone: settings.zone.clone(),
+            },
+            tls: Arc::clone(&tls),
+            clock: Arc::clone(&clock),
+            reader: Arc::clone(&reader),
+            disk: (fs, dir.to_owned()),
+            stop: outcome.stop.clone(),
         };
-        let mut beats = Threads::default();
-        for (number, leader) in (1..).zip(&settings.leaders) {
-            let registration = Registration {
-                leader: leader.clone(),
-                identity: local.clone(),
-                request: request.clone(),
-                tls: Arc::clone(&tls),
-                clock: Arc::clone(&clock),
-                reader: Arc::clone(&reader),
-                disk: (Arc::clone(&fs), dir.to_owned()),
-                stop: outcome.stop.clone(),
-            };
-            let body = move || {
-                let leader = registration.leader.clone();
-                let ended = registration.run();
-                ended.with_context(|| format!("leader {leader} refuses this member"))
-            };
-            beats.push(outcome.spawn(format!("beat-{number}"), body)?);
-        }
+        let beats = start_beats(settings, &registration, outcome)?;
         Ok(Member {
             clock,
             tls,
@@ -156,7 +122,7 @@ impl Member {
             reader,
             threads,
             beats,
-            outcome,
+            outcome: outcome.clone(),
             _lock: lock,
         })
     }
@@ -198,6 +164,85 @@ impl Member {
         log::info!("stopped");
         Ok(())
     }
+}
+
+/// Refuses settings with which a member cannot work, naming them.
+fn check(settings: &Settings) -> anyhow::Result<()> {
+    let Settings {
+        rpc_bind,
+        rpc_advertise,
+        segment_bytes,
+        limits,
+        ..
+    } = settings;
+    if rpc_advertise.is_none() && rpc_bind.ip().is_unspecified() {
+        bail!("rpc_bind = {rpc_bind} needs rpc_advertise = HOST:PORT, where leaders reach it");
+    }
+    if !SEGMENT_BYTES.contains(segment_bytes) {
+        let (min, max) = (SEGMENT_BYTES.start(), SEGMENT_BYTES.end());
+        bail!("segment_bytes = {segment_bytes} is not {min} to {max}");
+    }
+    if limits.read_threads == 0 || limits.append_queue_requests == 0 {
+        bail!("a member needs at least one reader and a queue of one request");
+    }
+    Ok(())
+}
+
+/// Starts the threads behind the queues.
+fn start_workers(
+    settings: &Settings,
+    fs: &Arc<dyn FileSystem>,
+    engine: LogEngine,
+    fence: Fence,
+    outcome: &Outcome,
+) -> anyhow::Result<(Arc<Handler>, Threads)> {
+    let limits = &settings.limits;
+    let (reader, filler) = (engine.reader(), engine.filler());
+    let fence_file = (Arc::clone(fs), identity::fence_path(&settings.data_dir));
+    let (appender, queue) = Appender::new(
+        Box::new(engine),
+        fence,
+        fence_file,
+        limits.append_queue_requests,
+        limits.append_queue_bytes,
+    );
+    let fence = appender.shared_fence();
+    let (handler, worker) = Handler::new(queue, reader, fence, limits.read_queue_requests);
+    let mut threads = Threads::default();
+    threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
+    for number in 1..=limits.read_threads {
+        let worker = worker.clone();
+        let body = move || {
+            worker.run();
+            Ok(())
+        };
+        threads.push(outcome.spawn(format!("read-{number}"), body)?);
+    }
+    let stop = outcome.stop.clone();
+    let body = move || {
+        filler.run(&stop);
+        Ok(())
+    };
+    threads.push(outcome.spawn("fill", body)?);
+    Ok((Arc::new(handler), threads))
+}
+
+/// Starts a registration with each leader address.
+fn start_beats(
+    settings: &Settings,
+    registration: &Registration,
+    outcome: &Outcome,
+) -> anyhow::Result<Threads> {
+    let mut beats = Threads::default();
+    for (number, leader) in (1..).zip(&settings.leaders) {
+        let (leader, registration) = (leader.clone(), registration.clone());
+        let body = move || {
+            let ended = registration.run(&leader);
+            ended.with_context(|| format!("leader {leader} refuses this member"))
+        };
+        beats.push(outcome.spawn(format!("beat-{number}"), body)?);
+    }
+    Ok(beats)
 }
 
 /// Opens the log and begins this start's incarnation.

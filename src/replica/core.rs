@@ -15,6 +15,10 @@ use crate::rpc::message::{
 };
 use crate::storage::{Committed, Engine, Fatal, ReadError, Reader, Staged};
 
+/// Revisions that one fetch may name, so that its answer fits a frame even if none of them is here.
+/// A leader's batch names 4,096 at most.
+pub const FETCH_REVISIONS_MAX: usize = 1 << 16;
+
 /// Bytes that an answer's record takes beside key and payload, at most: revision, lengths and tags
 /// of the wire format, with room to spare.
 const RECORD_OVERHEAD_BYTES: usize = 64;
@@ -166,7 +170,12 @@ pub fn fetch(
     if let Err(refusal) = fence::check(highest, request.fence) {
         return Response::Refused(refusal);
     }
-    let mut results = Vec::with_capacity(request.revisions.len());
+    let named = request.revisions.len();
+    if named > FETCH_REVISIONS_MAX {
+        let reason = format!("a fetch of {named} revisions, {FETCH_REVISIONS_MAX} are allowed");
+        return Response::Refused(Refusal::Other(reason));
+    }
+    let mut results = Vec::with_capacity(named);
     let mut room = Room {
         used: 0,
         max: bytes_max,
@@ -185,7 +194,7 @@ pub fn fetch(
         };
         results.push(result);
     }
-    results.resize(request.revisions.len(), FetchResult::Omitted);
+    results.resize(named, FetchResult::Omitted);
     Response::Fetch(results)
 }
 

@@ -321,3 +321,302 @@ fn read_error(error: LogError) -> ReadError {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+    use crate::storage::model::ModelEngine;
+
+    /// The engine on a disk in memory beside the model; each operation is done to both and compared.
+    pub(super) struct Pair {
+        pub(super) fs: MemFileSystem,
+        pub(super) engine: LogEngine,
+        pub(super) model: ModelEngine,
+    }
+
+    /// Small segments, so that a few records fill one.
+    fn options() -> LogOptions {
+        LogOptions {
+            segment_bytes: 4 << 10,
+            reserve_bytes: 8 << 10,
+            salt: 1,
+        }
+    }
+
+    pub(super) fn open(fs: &MemFileSystem) -> LogEngine {
+        let disk = Arc::new(fs.clone());
+        let (engine, recovery) = LogEngine::open(disk, Path::new("log"), options()).unwrap();
+        assert_eq!(recovery.damaged, []);
+        engine
+    }
+
+    pub(super) fn record(number: u64, variant: u8, length: usize) -> (Revision, Key, Bytes) {
+        let payload = Bytes::from(vec![variant; length]);
+        (Revision::from_u64(number), Key::Id(number), payload)
+    }
+
+    impl Pair {
+        pub(super) fn new() -> Pair {
+            let fs = MemFileSystem::new();
+            Pair {
+                engine: open(&fs),
+                fs,
+                model: ModelEngine::default(),
+            }
+        }
+
+        pub(super) fn store(&mut self, number: u64, variant: u8, length: usize) -> Staged {
+            let (revision, key, payload) = record(number, variant, length);
+            let staged = self.engine.store(revision, &key, &payload).unwrap();
+            assert_eq!(staged, self.model.store(revision, &key, &payload).unwrap());
+            staged
+        }
+
+        pub(super) fn release(&mut self, number: u64) {
+            let revision = Revision::from_u64(number);
+            self.engine.release(revision).unwrap();
+            self.model.release(revision).unwrap();
+        }
+
+        pub(super) fn commit(&mut self) -> Committed {
+            let committed = self.engine.commit().unwrap();
+            assert_eq!(committed, self.model.commit().unwrap());
+            self.compare();
+            committed
+        }
+
+        /// Opens the log again, after a power failure if there is a loss.
+        pub(super) fn reopen(&mut self, loss: Option<Loss<'_>>) {
+            if let Some(loss) = loss {
+                self.fs.crash(loss);
+            }
+            self.engine = open(&self.fs);
+            self.model.discard();
+            self.compare();
+        }
+
+        pub(super) fn compare(&self) {
+            assert_eq!(self.contents(), self.model.contents());
+            let counters = self.engine.reader().counters();
+            assert_eq!(counters, self.model.reader().counters());
+        }
+
+        pub(super) fn contents(&self) -> std::collections::BTreeMap<Revision, (Key, Bytes)> {
+            let reader = self.engine.reader();
+            let index = self.engine.shared.index.read();
+            let fetch = |(revision, _)| (revision, reader.fetch(revision).unwrap().unwrap());
+            index.iter().map(fetch).collect()
+        }
+    }
+
+    /// Leaves so many bytes of the disk free.
+    fn limit(fs: &MemFileSystem, free: u64) {
+        let large = 1 << 30;
+        fs.set_capacity(Some(large));
+        let used = large - fs.free_space(Path::new("log")).unwrap();
+        fs.set_capacity(Some(used + free));
+    }
+
+    #[test]
+    fn a_full_disk_refuses_stores_and_takes_releases_from_the_reserve() {
+        let mut pair = Pair::new();
+        for number in 0..8 {
+            pair.store(number, 1, 1000);
+        }
+        assert_eq!(pair.commit(), Committed::Done);
+        // Less than the reserve is left, and room for a segment with a group of releases.
+        limit(&pair.fs, 6 << 10);
+        pair.model.set_space(Committed::StoresFull);
+        pair.store(9, 1, 100);
+        pair.release(1);
+        pair.release(9);
+        assert_eq!(pair.store(1, 2, 10), Staged::New);
+        assert_eq!(pair.commit(), Committed::StoresFull);
+        pair.fs.set_capacity(None);
+        pair.model.set_space(Committed::Done);
+        pair.store(9, 1, 100);
+        assert_eq!(pair.commit(), Committed::Done);
+        pair.reopen(Some(Loss::Everything));
+    }
+
+    #[test]
+    fn a_disk_without_any_space_refuses_the_group_and_stays_valid() {
+        let mut pair = Pair::new();
+        for number in 0..3 {
+            pair.store(number, 1, 1000);
+        }
+        pair.commit();
+        pair.fs.set_capacity(Some(1));
+        pair.model.set_space(Committed::Full);
+        pair.release(1);
+        pair.store(7, 1, 3000);
+        assert_eq!(pair.commit(), Committed::Full);
+        pair.fs.set_capacity(None);
+        pair.model.set_space(Committed::Done);
+        pair.release(1);
+        assert_eq!(pair.commit(), Committed::Done);
+        pair.reopen(Some(Loss::Everything));
+    }
+
+    #[test]
+    fn a_failed_sync_is_fatal_for_good() {
+        let mut pair = Pair::new();
+        let (revision, key, payload) = record(1, 1, 10);
+        pair.engine.store(revision, &key, &payload).unwrap();
+        pair.fs.fail(Operation::Sync, 0, Fault::Io);
+        assert!(pair.engine.commit().is_err());
+        assert!(pair.engine.reader().fetch(revision).unwrap().is_none());
+        assert!(pair.engine.store(revision, &key, &payload).is_err());
+        assert!(pair.engine.idle().is_err());
+    }
+
+    #[test]
+    fn a_damaged_record_stays_listed_until_it_is_stored_anew() {
+        let mut pair = Pair::new();
+        for number in 0..3 {
+            pair.store(number, 7, 1000);
+        }
+        pair.commit();
+        let place = pair.engine.shared.index.read();
+        let location = place.find(Revision::from_u64(1)).unwrap().location;
+        drop(place);
+        let path = Path::new("log/00000001.log");
+        let offset = u64::from(location.offset) + 500;
+        assert!(pair.fs.flip_bit(path, offset, 3));
+        let reader = pair.engine.reader();
+        match reader.fetch(Revision::from_u64(1)) {
+            Err(ReadError::Damaged { file, offset, .. }) => {
+                assert_eq!(file, "log/00000001.log");
+                assert_eq!(offset, u64::from(location.offset));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(reader.counters().records, 3);
+        let (revision, key, payload) = record(1, 7, 1000);
+        let staged = pair.engine.store(revision, &key, &payload).unwrap();
+        assert_eq!(staged, Staged::New);
+        pair.engine.commit().unwrap();
+        pair.compare();
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use proptest::prelude::*;
+
+    use super::tests::{Pair, record};
+    use super::*;
+    use crate::disk::mem::{Fault, Loss, Operation};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Store(u64, u8, usize),
+        Release(u64),
+        Commit,
+        /// A commit that finds no space at first.
+        CommitFull,
+        Idle,
+        Reopen,
+        /// A power failure that loses a part of what is unsynced.
+        Crash(u64),
+    }
+
+    fn any_change() -> impl Strategy<Value = Step> {
+        let length = prop_oneof![0usize..40, 0usize..3000];
+        prop_oneof![
+            3 => (0u64..12, 0u8..2, length).prop_map(|(n, v, length)| Step::Store(n, v, length)),
+            1 => (0u64..12).prop_map(Step::Release),
+        ]
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => any_change(),
+            3 => Just(Step::Commit),
+            1 => Just(Step::CommitFull),
+            1 => Just(Step::Idle),
+            1 => Just(Step::Reopen),
+            1 => any::<u64>().prop_map(Step::Crash),
+        ]
+    }
+
+    fn execute(pair: &mut Pair, step: Step) {
+        match step {
+            Step::Store(number, variant, length) => _ = pair.store(number, variant, length),
+            Step::Release(number) => pair.release(number),
+            Step::Commit => _ = pair.commit(),
+            Step::CommitFull => {
+                // A group without an effect writes nothing, and does not notice.
+                let nothing = pair.engine.changes.is_empty();
+                let space = if nothing {
+                    Committed::Done
+                } else {
+                    Committed::StoresFull
+                };
+                if nothing {
+                    pair.model.discard();
+                } else {
+                    pair.fs.fail(Operation::Write, 0, Fault::NoSpace);
+                }
+                pair.model.set_space(space);
+                pair.commit();
+                pair.model.set_space(Committed::Done);
+            }
+            Step::Idle => {
+                pair.commit();
+                pair.engine.idle().unwrap();
+            }
+            Step::Reopen => pair.reopen(None),
+            Step::Crash(seed) => pair.reopen(Some(Loss::Random(seed))),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Any operations give the same answers, contents and counters as the model; opened again,
+        /// after a crash or not, all that was committed is there and what was released is not.
+        #[test]
+        fn it_behaves_as_the_model(steps in prop::collection::vec(any_step(), 0..60)) {
+            let mut pair = Pair::new();
+            for step in steps {
+                execute(&mut pair, step);
+            }
+            pair.commit();
+            pair.reopen(Some(Loss::Everything));
+        }
+
+        /// A commit during which the disk fails and the power goes is there as a whole or not at all,
+        /// and takes nothing of what was committed before with it.
+        #[test]
+        fn a_failed_commit_is_all_or_nothing(
+            before in prop::collection::vec(any_step(), 0..20),
+            group in prop::collection::vec(any_change(), 1..8),
+            calls in 0u64..6,
+            seed in any::<u64>(),
+        ) {
+            let mut pair = Pair::new();
+            for step in before {
+                execute(&mut pair, step);
+            }
+            pair.commit();
+            for step in group {
+                execute(&mut pair, step);
+            }
+            pair.fs.fail(Operation::Any, calls, Fault::ShortWrite);
+            let failed = pair.engine.commit().is_err();
+            pair.fs.heal();
+            let old = pair.model.contents();
+            pair.model.commit().unwrap();
+            let new = pair.model.contents();
+            pair.fs.crash(Loss::Random(seed));
+            pair.engine = super::tests::open(&pair.fs);
+            let contents = pair.contents();
+            prop_assert!(contents == new || failed && contents == old);
+            let (revision, key, payload) = record(99, 1, 10);
+            pair.engine.store(revision, &key, &payload).unwrap();
+            prop_assert_eq!(pair.engine.commit().unwrap(), Committed::Done);
+        }
+    }
+}
