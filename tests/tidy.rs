@@ -66,7 +66,7 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("rustls", &["rpc/tls"]),
     ("mio", &["net/"]),
     ("prost", &["rpc/envelope.rs"]),
-    ("rcgen", &["cli/certs.rs"]),
+    ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),
     ("signal_hook", &["cli/"]),
 ];
