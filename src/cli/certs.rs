@@ -5,10 +5,10 @@
 //! | `ca.crt`, `NAME.crt` | certificate, PEM | 0644 |
 //! | `ca.key`, `NAME.key` | ECDSA P-256 key, PKCS#8 PEM | 0600 from the moment it exists |
 //!
-//! The CN of a certificate is the process's role, which decides what it may do; its first SAN is the
-//! node's name, followed by `localhost`, both loopback addresses and those given. A file that exists
-//! is never overwritten. Certificates last ten years: they are for development, where nothing renews
-//! them.
+//! The CN of a certificate is the process's role, which decides what it may do; its first SAN is
+//! the node's name, followed by `localhost`, both loopback addresses and those given. A file that
+//! exists is never overwritten. Certificates last ten years: they are for development, where
+//! nothing renews them.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -1,8 +1,8 @@
 //! `tolerex set`, `get` and `del`: one request over HaToKuSe.
 //!
 //! The forms with a byte count (`SETB`, `GETB`) carry any payload. Leaders are asked in the order
-//! given, and one that names the active leader is believed. A write whose connection breaks after it
-//! was sent is not sent again: its outcome is unknown.
+//! given, and one that names the active leader is believed. A write whose connection breaks after
+//! it was sent is not sent again: its outcome is unknown.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -16,8 +16,8 @@ use super::session::Session;
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
 use crate::ids::Key;
 
-/// How many times a hint to another leader is followed. A group has at most five leaders, and a hint
-/// that is wrong twice comes from a group that is electing.
+/// How many times a hint to another leader is followed. A group has at most five leaders, and a
+/// hint that is wrong twice comes from a group that is electing.
 const HINTS_MAX: usize = 3;
 
 /// `tolerex set KEY MESSAGE`.

@@ -12,7 +12,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// end well before it.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest line that is taken as a reply. `STATUS JSON` of a hundred members stays below a tenth.
+/// The longest line that is taken as a reply. `STATUS JSON` of a hundred members stays below a
+/// tenth.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Lines of a banner before the first prompt; more is no Tolerex.

@@ -10,10 +10,10 @@ const COMMENT_WIDTH: usize = 96;
 /// A settings file with every setting at its default, explained.
 pub fn example_file(role: &str, table: &[Setting]) -> String {
     let mut text = format!(
-        "# Every setting of a {role}, at its default. Flags go before the environment, the\n\
-         # environment before this file. A setting `name` is also the flag --name and the variable\n\
-         # TOLEREX_NAME (in a table: --table-name, TOLEREX_TABLE_NAME). {{name}} in a path stands for\n\
-         # the node's name.\n"
+        "# Every setting of a {role}, at its default. Flags go before the environment, which goes\n\
+         # before this file. A setting `name` is also the flag --name and the variable\n\
+         # TOLEREX_NAME (in a table: --table-name, TOLEREX_TABLE_NAME). {{name}} in a path\n\
+         # stands for the node's name.\n"
     );
     let mut section = "";
     for setting in table {

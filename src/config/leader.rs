@@ -11,7 +11,8 @@ use crate::ids::ClusterId;
 
 const MIB: u64 = 1 << 20;
 
-/// The most a payload may be allowed to have: the frame limit of 32 MiB less 1 MiB for its envelope.
+/// The most a payload may be allowed to have: the frame limit of 32 MiB less 1 MiB for its
+/// envelope.
 pub const PAYLOAD_BYTES_CEILING: u64 = 31 * MIB;
 
 /// The names of the placement strategies.

@@ -1,14 +1,15 @@
 //! Settings: flags over environment over file over default, every problem reported at once.
 //!
 //! Each process has one table of [`Setting`]s ([`leader::SETTINGS`], [`member::SETTINGS`]). The
-//! flags, the environment names, the check of the example files and README's table all come from it,
-//! so a setting is added in one place. A setting `name` (in a TOML table `table.name`) is the flag
-//! `--name` (`--table-name`) and the environment variable `TOLEREX_NAME` (`TOLEREX_TABLE_NAME`).
-//! Names of the original are read too, where they are not given by a newer name.
+//! flags, the environment names, the check of the example files and README's table all come from
+//! it, so a setting is added in one place. A setting `name` (in a TOML table `table.name`) is the
+//! flag `--name` (`--table-name`) and the environment variable `TOLEREX_NAME`
+//! (`TOLEREX_TABLE_NAME`). Names of the original are read too, where they are not given by a newer
+//! name.
 //!
-//! Values are text until their [`Kind`] has checked them, wherever they came from. An unknown key in
-//! a file is an error; an unknown `TOLEREX_…` variable is a warning, since `tolerex up` hands its
-//! environment to processes of both roles.
+//! Values are text until their [`Kind`] has checked them, wherever they came from. An unknown key
+//! in a file is an error; an unknown `TOLEREX_…` variable is a warning, since `tolerex up` hands
+//! its environment to processes of both roles.
 //!
 //! Sources are read when [`leader::LeaderConfig::load`] is called, and again on SIGHUP.
 
@@ -329,8 +330,8 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// The keys of a file in dotted form with their values as text. Unknown keys, and values that have no
-/// text form, are problems.
+/// The keys of a file in dotted form with their values as text. Unknown keys, and values that have
+/// no text form, are problems.
 fn read_file(
     path: &Path,
     table: &[Setting],

@@ -2,8 +2,8 @@
 //!
 //! A size is a whole number and one of `B`, `KiB`, `MiB`, `GiB`; a bare number counts bytes. A time
 //! is a whole number and one of `us`, `ms`, `s`, `min`, `h`; a bare number is refused, because a
-//! reader cannot see its unit. A blank may stand before the unit. Fractions are refused: every value
-//! has one spelling in the smaller unit.
+//! reader cannot see its unit. A blank may stand before the unit. Fractions are refused: every
+//! value has one spelling in the smaller unit.
 
 use std::time::Duration;
 

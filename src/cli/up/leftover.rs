@@ -1,10 +1,10 @@
 //! Ends what an earlier `tolerex up` left running in the same data directory.
 //!
 //! Children stop when their `up` dies, but that takes them a moment, and one that is stopped
-//! (SIGSTOP) cannot. A pid in `cluster.json` may belong to somebody else by now, so a process counts
-//! as ours only if its command line runs a Tolerex server in the very directory of that row. It is
-//! signalled through a pidfd opened *before* that check: a pid that changes hands in between is never
-//! signalled.
+//! (SIGSTOP) cannot. A pid in `cluster.json` may belong to somebody else by now, so a process
+//! counts as ours only if its command line runs a Tolerex server in the very directory of that row.
+//! It is signalled through a pidfd opened *before* that check: a pid that changes hands in between
+//! is never signalled.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -93,7 +93,7 @@ fn wait(pidfd: &OwnedFd, timeout: Duration) -> Result<bool> {
 mod tests {
     use super::super::manifest::{Role, State};
     use super::*;
-    use std::os::unix::process::CommandExt;
+    use std::path::Path;
     use std::process::{Child, Command};
 
     fn row(pid: u32, data_dir: &str) -> Process {
@@ -123,33 +123,46 @@ mod tests {
         }
     }
 
-    /// A process that looks like a server of `/d/m`, and takes no notice of SIGTERM.
-    fn stubborn() -> Child {
+    /// A process with the command line of a server of `/d/m` (a shell script of that name).
+    fn server(dir: &Path, role: &str) -> Child {
+        fs::write(dir.join(role), "while :; do sleep 0.05; done").expect("written");
         let mut command = Command::new("sh");
         command
-            .arg0("tolerex")
-            .args(["-c", "trap '' TERM; while :; do sleep 1; done"]);
-        command
-            .args(["--data-dir", "/d/m"])
+            .current_dir(dir)
+            .args([role, "--data-dir", "/d/m"])
             .spawn()
             .expect("a process")
     }
 
+    fn manifest(pids: &[u32]) -> Manifest {
+        Manifest {
+            processes: pids.iter().map(|pid| row(*pid, "/d/m")).collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_left_over_is_ended_and_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut child = server(dir.path(), "member");
+        let pid = child.id();
+        while !fs::read(format!("/proc/{pid}/cmdline"))
+            .expect("runs")
+            .starts_with(b"sh\0member")
+        {
+            crate::clock::sleep(Duration::from_millis(1));
+        }
+        let lines = end_all(&manifest(&[pid])).expect("ended");
+        let expected = format!("ended member-1 (pid {pid}), left over from an earlier run");
+        assert_eq!(lines, [expected]);
+        assert!(!child.wait().expect("waited").success());
+    }
+
     #[test]
     fn a_foreign_process_is_left_alone() {
-        let mut child = stubborn();
-        let manifest = Manifest {
-            processes: vec![
-                row(child.id(), "/d/m"),
-                row(0, "/d/m"),
-                row(u32::MAX, "/d/m"),
-            ],
-        };
-        // Its second argument is `-c` and not a role.
-        assert_eq!(
-            end_all(&manifest).expect("nothing to do"),
-            Vec::<String>::new()
-        );
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut child = server(dir.path(), "leader");
+        let lines = end_all(&manifest(&[child.id(), 0, u32::MAX])).expect("nothing to do");
+        assert_eq!(lines, Vec::<String>::new());
         assert!(child.try_wait().expect("waited").is_none());
         child.kill().and_then(|()| child.wait()).expect("killed");
     }

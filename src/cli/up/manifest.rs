@@ -1,8 +1,8 @@
 //! `cluster.json`: which processes a data directory's cluster has, where they listen, and how they
 //! are.
 //!
-//! Replaced by write, sync, rename, so that a reader sees a whole file at any moment. It stays after
-//! a stop. Only the `tolerex up` that holds the directory's lock writes it.
+//! Replaced by write, sync, rename, so that a reader sees a whole file at any moment. It stays
+//! after a stop. Only the `tolerex up` that holds the directory's lock writes it.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};

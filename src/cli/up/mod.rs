@@ -2,8 +2,8 @@
 //!
 //! It sets up the data directory ([`setup`]), ends what an earlier run left ([`leftover`]), checks
 //! the ports ([`ports`]), starts each process as a child ([`children`]), keeps `cluster.json`
-//! ([`manifest`]), says when the cluster serves ([`readiness`]), reports children that die, and stops
-//! all in order: leaders first, so that no client sees members go, then members.
+//! ([`manifest`]), says when the cluster serves ([`readiness`]), reports children that die, and
+//! stops all in order: leaders first, so that no client sees members go, then members.
 //!
 //! Threads: `main` starts and watches the children; `signal` and `ready` send it events through one
 //! bounded queue.
@@ -47,8 +47,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the cluster may take before what is missing is named.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Events that may wait for `main`, which takes them within [`CHILD_POLL_INTERVAL`]. When it is full
-/// a signal is dropped (enough of them wait already) and `ready` waits.
+/// Events that may wait for `main`, which takes them within [`CHILD_POLL_INTERVAL`]. When it is
+/// full a signal is dropped (enough of them wait already) and `ready` waits.
 const EVENTS_MAX: usize = 16;
 
 /// What `main` waits for.
@@ -61,6 +61,12 @@ enum Event {
 
 /// Runs `tolerex up` until it is told to stop.
 pub fn run(args: &UpArgs) -> Result<(), ToolError> {
+    // What cannot be is refused before a directory is made for it.
+    setup::plan(
+        args,
+        &args.data_dir,
+        Manifest::read(&args.data_dir)?.as_ref(),
+    )?;
     let dir = make_dir(&args.data_dir)?;
     let _lock = lock(&dir)?;
     let existing = Manifest::read(&dir)?;
@@ -164,16 +170,13 @@ impl Up {
             if is_ready {
                 continue;
             }
-            let late_now = clock.now() >= deadline;
-            if newest.serves() && (newest.missing.is_empty() || late_now) {
+            if !is_late && clock.now() >= deadline {
+                is_late = true;
+                warn(&newest.complaint());
+            }
+            if newest.serves() && (is_late || newest.missing.is_empty()) {
                 is_ready = true;
                 self.announce(&newest)?;
-            }
-            if late_now && !is_late {
-                is_late = true;
-                if !newest.missing.is_empty() || !is_ready {
-                    warn(&newest.complaint());
-                }
             }
         }
     }

@@ -38,7 +38,7 @@ impl Readiness {
         if self.tolerance == 0 {
             return "not ready: no leader has answered yet".to_owned();
         }
-        format!("not registered: {}", self.missing.join(", "))
+        format!("not registered yet: {}", self.missing.join(", "))
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
             {"name":"b","state":"down"}]}"#;
         let readiness = read(line, &expected).expect("readable");
         assert!(!readiness.serves());
-        assert_eq!(readiness.complaint(), "not registered: b, c");
+        assert_eq!(readiness.complaint(), "not registered yet: b, c");
         let line =
             br#"{"tolerance":2,"members":[{"name":"a","state":"up"},{"name":"c","state":"up"}]}"#;
         let readiness = read(line, &expected).expect("readable");

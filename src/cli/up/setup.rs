@@ -224,7 +224,8 @@ fn prepare_tolerance(args: &UpArgs, config: &Path, is_existing: bool) -> Result<
         let present = tolerance::read(&path).map_err(|error| anyhow!(error))?;
         if present != wanted {
             return Err(anyhow!(
-                "{} is there already and says TOLERANCE={present}, not {wanted}; change or remove it",
+                "{} is there already and says TOLERANCE={present}, not {wanted}; change or \
+                 remove it",
                 path.display()
             ));
         }
@@ -232,8 +233,8 @@ fn prepare_tolerance(args: &UpArgs, config: &Path, is_existing: bool) -> Result<
     let present = tolerance::read(&path).ok();
     Ok(match args.tolerance {
         Some(asked) if is_existing && present != Some(asked) => vec![format!(
-            "--tolerance {asked} is ignored: the cluster exists. To change its tolerance, change {} \
-             and send SIGHUP to leader-1",
+            "--tolerance {asked} is ignored: the cluster exists. To change its tolerance, change \
+             {} and send SIGHUP to leader-1",
             path.display()
         )],
         _ => Vec::new(),

@@ -1,0 +1,378 @@
+//! Real processes for tests: a whole cluster by `tolerex up`, or single servers.
+//!
+//! Everything is killed when its owner is dropped; if that is because a test failed, the logs are
+//! shown first. A cluster gets ports that no other test of this machine uses: the UDP port of the
+//! same number as its HaToKuSe port is held while it lives, as a sign to other test processes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tolerex::threads::{self, Thread};
+
+use super::client::Client;
+use super::wait_until;
+
+/// The tool.
+pub const TOLEREX: &str = env!("CARGO_BIN_EXE_tolerex");
+
+/// How long a cluster may take to be ready on a loaded machine.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an orderly stop may take.
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// Offsets are multiples of this, so that the ports of two clusters of up to 10 members differ.
+const OFFSET_STEP: u16 = 20;
+
+/// Runs the tool to its end.
+pub fn tolerex(args: &[&str]) -> Output {
+    Command::new(TOLEREX)
+        .args(args)
+        .output()
+        .expect("the tool runs")
+}
+
+/// Ports that are ours while the value lives.
+pub struct Ports {
+    /// For `--port-offset`.
+    pub offset: u16,
+    _sign: UdpSocket,
+}
+
+impl Ports {
+    /// Looks for free ports, below those that the system gives to outgoing connections.
+    pub fn find() -> Ports {
+        for _ in 0..1000 {
+            let offset = fastrand::u16(50..1250) * OFFSET_STEP;
+            if let Ok(sign) = UdpSocket::bind(("127.0.0.1", 6666 + offset)) {
+                return Ports {
+                    offset,
+                    _sign: sign,
+                };
+            }
+        }
+        panic!("no free ports");
+    }
+}
+
+/// A cluster that `tolerex up` runs.
+pub struct Cluster {
+    dir: TempDir,
+    flags: Vec<String>,
+    ports: Ports,
+    up: Option<Child>,
+    /// Takes what `up` still prints, so that it never waits for us.
+    drain: Option<Thread>,
+}
+
+impl Cluster {
+    /// Sets a cluster up and waits until it is ready. `flags` are those of `tolerex up`.
+    pub fn start(flags: &[&str]) -> Cluster {
+        let mut cluster = Cluster {
+            dir: tempfile::tempdir().expect("a directory"),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            ports: Ports::find(),
+            up: None,
+            drain: None,
+        };
+        cluster.up();
+        cluster
+    }
+
+    /// Starts it again after [`Cluster::stop`] or [`Cluster::kill_all`].
+    pub fn up(&mut self) {
+        assert!(self.up.is_none(), "it runs");
+        // Somebody else may have taken a port: not a test's, those show a sign.
+        for _ in 0..10 {
+            match self.try_up() {
+                Ok(()) => return,
+                Err(text) if text.contains("is taken") => self.ports = Ports::find(),
+                Err(text) => panic!("tolerex up: {text}"),
+            }
+        }
+        panic!("no free ports");
+    }
+
+    fn try_up(&mut self) -> Result<(), String> {
+        let mut command = Command::new(TOLEREX);
+        command.args([
+            "up",
+            "--quiet",
+            "--port-offset",
+            &self.ports.offset.to_string(),
+        ]);
+        command
+            .arg("--data-dir")
+            .arg(self.dir.path())
+            .args(&self.flags);
+        let errors = fs::File::create(self.errors_path()).expect("a file");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = command.spawn().expect("the tool runs");
+        let stdout = child.stdout.take().expect("piped");
+        match first_line(stdout, READY_TIMEOUT) {
+            Some((line, drain)) if line.starts_with("ready: ") => {
+                (self.up, self.drain) = (Some(child), Some(drain));
+                Ok(())
+            }
+            line => {
+                kill_child(&mut child);
+                let errors = fs::read_to_string(self.errors_path()).unwrap_or_default();
+                let line = line.map_or(String::new(), |(line, _)| line);
+                Err(format!("{line}\n{errors}\n{}", self.logs()))
+            }
+        }
+    }
+
+    /// What `up` wrote to standard error in this run.
+    pub fn errors(&self) -> String {
+        fs::read_to_string(self.errors_path()).unwrap_or_default()
+    }
+
+    fn errors_path(&self) -> PathBuf {
+        self.dir.path().join("up.stderr")
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 6666 + self.ports.offset))
+    }
+
+    /// A connection to the leader.
+    pub fn client(&self) -> Client {
+        Client::connect(self.address())
+    }
+
+    /// Runs a client subcommand against this cluster.
+    pub fn tolerex(&self, args: &[&str]) -> Output {
+        let address = self.address().to_string();
+        tolerex(&[args, &["--addr", &address]].concat())
+    }
+
+    /// `cluster.json`.
+    pub fn manifest(&self) -> serde_json::Value {
+        let text = fs::read(self.dir().join("cluster.json")).expect("cluster.json");
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    /// A field of a process in `cluster.json`.
+    pub fn field(&self, name: &str, field: &str) -> serde_json::Value {
+        let manifest = self.manifest();
+        let rows = manifest["processes"].as_array().expect("rows");
+        let row = rows.iter().find(|row| row["name"] == name);
+        row.unwrap_or_else(|| panic!("no {name} in {manifest}"))[field].clone()
+    }
+
+    /// The pid of a process.
+    pub fn pid(&self, name: &str) -> u32 {
+        u32::try_from(self.field(name, "pid").as_u64().expect("a pid")).expect("a pid")
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, name: &str, signal: Signal) {
+        send(self.pid(name), signal).expect("it runs");
+    }
+
+    /// Kills a process and waits until `up` has noticed.
+    pub fn kill(&self, name: &str) {
+        self.signal(name, Signal::KILL);
+        let has_died = || self.field(name, "state") == "died";
+        wait_until(
+            &format!("{name} is reported dead"),
+            Duration::from_secs(5),
+            has_died,
+        );
+    }
+
+    /// Stops all in order; gives the exit status of `up`.
+    pub fn stop(&mut self) -> ExitStatus {
+        let mut up = self.up.take().expect("it runs");
+        send(up.id(), Signal::TERM).expect("it runs");
+        let mut status = None;
+        wait_until("the cluster stops", STOP_TIMEOUT, || {
+            status = up.try_wait().expect("our child");
+            status.is_some()
+        });
+        self.join_drain();
+        status.expect("it has ended")
+    }
+
+    /// Kills every process, `up` too, at once and without a chance to tidy.
+    pub fn kill_all(&mut self) {
+        let mut up = self.up.take().expect("it runs");
+        // `up` first: it would report deaths meanwhile.
+        send(up.id(), Signal::KILL).expect("it runs");
+        self.kill_children();
+        up.wait().expect("our child");
+        self.join_drain();
+    }
+
+    fn kill_children(&self) {
+        let text = fs::read(self.dir().join("cluster.json")).unwrap_or_default();
+        let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        for row in manifest["processes"].as_array().into_iter().flatten() {
+            let pid = row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+            let Some(pid) = pid.filter(|_| row["state"] == "running") else {
+                continue;
+            };
+            // A pid may be reused by now: only a server of this directory is ours.
+            let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let dir = self.dir().as_os_str().as_encoded_bytes();
+            if command_line.windows(dir.len()).any(|window| window == dir) {
+                _ = send(pid, Signal::KILL);
+                let is_gone = || !is_alive(pid);
+                wait_until("a killed process is gone", Duration::from_secs(10), is_gone);
+            }
+        }
+    }
+
+    fn join_drain(&mut self) {
+        if let Some(drain) = self.drain.take() {
+            drain.join();
+        }
+    }
+
+    /// The last lines of every log.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        let entries = fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.path().is_dir()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let log = fs::read(entry.path().join(format!("{name}.log"))).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log).into_owned();
+            let lines: Vec<&str> = log.lines().collect();
+            if !lines.is_empty() {
+                let tail = &lines[lines.len().saturating_sub(40)..];
+                text += &format!("--- {name}\n{}\n", tail.join("\n"));
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- up\n{}\n{}", self.errors(), self.logs());
+        }
+        if self.up.is_some() {
+            self.kill_all();
+        }
+    }
+}
+
+/// A single server.
+pub struct Server {
+    child: Child,
+    drain: Option<Thread>,
+    /// Where other nodes reach it.
+    pub rpc: SocketAddr,
+    /// Where clients reach it.
+    pub hatokuse: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Starts `tolerex ARGS` and waits until it is ready. Ports may be 0. Its log goes to `log`.
+    pub fn start(args: &[&str], log: &Path) -> Server {
+        let errors = fs::File::create(log).expect("a file");
+        let mut command = Command::new(TOLEREX);
+        command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = command.spawn().expect("the tool runs");
+        let stdout = child.stdout.take().expect("piped");
+        let Some((line, drain)) = first_line(stdout, READY_TIMEOUT) else {
+            kill_child(&mut child);
+            panic!(
+                "{args:?} is not ready:\n{}",
+                fs::read_to_string(log).unwrap_or_default()
+            );
+        };
+        let find = |name: &str| {
+            let word = line.split(' ').find_map(|word| word.strip_prefix(name));
+            word.map(|address| address.parse().expect("an address"))
+        };
+        Server {
+            rpc: find("rpc=").expect("an RPC address"),
+            hatokuse: find("hatokuse="),
+            child,
+            drain: Some(drain),
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        send(self.child.id(), signal).expect("it runs");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the server ends", STOP_TIMEOUT, || {
+            status = self.child.try_wait().expect("our child");
+            status.is_some()
+        });
+        status.expect("it has ended")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        kill_child(&mut self.child);
+        if let Some(drain) = self.drain.take() {
+            drain.join();
+        }
+    }
+}
+
+/// The first line a process prints; the thread takes the others until the process ends.
+fn first_line(stdout: ChildStdout, timeout: Duration) -> Option<(String, Thread)> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let drain = threads::spawn("drain", move || {
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        if stdout.read_line(&mut line).is_ok_and(|length| length > 0) {
+            _ = sender.send(line.trim_end().to_owned());
+        }
+        drop(sender);
+        _ = stdout.read_to_end(&mut Vec::new());
+    });
+    let line = receiver.recv_timeout(timeout).ok()?;
+    Some((line, drain.expect("a thread")))
+}
+
+fn send(pid: u32, signal: Signal) -> Result<(), rustix::io::Errno> {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, signal)
+}
+
+/// Whether a process runs; one that has ended and waits for its parent does not.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which is in parentheses and may hold anything.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+fn kill_child(child: &mut Child) {
+    // It may have ended already.
+    _ = child.kill();
+    _ = child.wait();
+}
