@@ -287,6 +287,7 @@ impl Run {
             inbox.push(match outcome {
                 ReadOutcome::Confirmed { .. } => Event::ReadConfirmed,
                 ReadOutcome::NotServing => refused(),
+                ReadOutcome::Busy => Event::ReadRefused(Failure::Busy),
             });
         });
         match confirmation {
