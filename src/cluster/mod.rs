@@ -10,6 +10,8 @@
 pub mod liveness;
 pub mod load;
 pub mod placement;
+#[cfg(test)]
+mod scripts;
 
 pub use placement::Strategy;
 
