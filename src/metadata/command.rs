@@ -482,6 +482,32 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_the_other_kinds_are_these() {
+        let text = |text: &str| text.to_owned();
+        let registration = Registration {
+            id: MemberId(0x0102),
+            name: text("m"),
+            address: text("h:1"),
+            zone: text(""),
+            incarnation: 3,
+            nonce: u64::MAX,
+        };
+        let registered = [
+            &[2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..],
+            &[255; 8],
+            &[1, b'm', 3, b'h', b':', b'1', 0],
+        ];
+        for (change, kind, body) in [
+            (Change::ReserveIds { count: 300 }, 2, vec![0xac, 2]),
+            (Change::RegisterMember(registration), 3, registered.concat()),
+            (Change::SetTolerance(7), 4, vec![7]),
+        ] {
+            let expected = [&[1, kind, 9, 0, 0, 0, 0, 0, 0, 0], &body[..]].concat();
+            assert_eq!(Command { term: 9, change }.encode(), expected);
+        }
+    }
+
+    #[test]
     fn a_full_batch_costs_a_dozen_bytes_a_message_and_its_set_once() {
         let operations = (0..4096).map(|id| set(id, &[1, 2])).collect();
         let command = Command {
