@@ -16,16 +16,16 @@
 //!
 //! | kind | body |
 //! |---|---|
-//! | write | varint number of operations, at most [`OPERATIONS_MAX`]; then runs, of that many in all |
+//! | write | varint number of operations, up to [`OPERATIONS_MAX`]; runs of that many in all |
 //! | reserve ids | varint count |
 //! | register member | id 8, incarnation 8, nonce 8, then name, address, zone as text |
 //! | set tolerance | 1 byte |
 //!
 //! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
-//! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending; varint
-//! number of operations, at least 1; the operations. A DEL is its key; a SET is its key, revision
-//! (8) and varint payload length. A key is a varint: 0 and then a varint message id, or the length
-//! of a word (1..=512) and then the word.
+//! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
+//! varint number of operations, at least 1; the operations. A DEL is its key; a SET is its key,
+//! revision (8) and varint payload length. A key is a varint: 0 and then a varint message id, or
+//! the length of a word (1..=512) and then the word.
 
 use crate::ids::{KEY_BYTES_MAX, Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
 use crate::metadata::replica_sets::ReplicaSet;

@@ -11,8 +11,8 @@
 //! message keeps the set in use, as `apply` acquires a set before a message names it and releases
 //! it after. Lookups beside `apply` see each message before or after a command, not all at once.
 //!
-//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`, `members().iter()`,
-//! `settings()`. The rest follows from these.
+//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`,
+//! `members().iter()`, `settings()`. The rest follows from these.
 
 use std::collections::BTreeSet;
 
