@@ -1,11 +1,12 @@
 //! How much one member holds and is being sent. Pure.
 //!
-//! Load, as placement compares it, is the copies it holds by applied metadata plus the records on the
-//! way into it: in flight, and answered for but not applied yet. A charge is taken when a member is
-//! chosen and ended by `settle` when its answer has come. If what is settled did not count until it
-//! was applied, the member that answers first would look emptier than the others by a whole batch,
-//! and get the next one too. So it counts until the metadata's counters grow by as much, or, as it
-//! may have failed, for [`SETTLED_WINDOW`] to twice that. Only the order of choices depends on it (A9).
+//! Load, as placement compares it, is the copies it holds by applied metadata plus the records on
+//! the way into it: in flight, and answered for but not applied yet. A charge is taken when a
+//! member is chosen and ended by `settle` when its answer has come. If what is settled did not
+//! count until it was applied, the member that answers first would look emptier than the others by
+//! a whole batch, and get the next one too. So it counts until the metadata's counters grow by as
+//! much, or, as it may have failed, for `SETTLED_WINDOW` to twice that. Only the order of choices
+//! depends on it (A9).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What the active leader believes of its members: registry, liveness and load, and from these where
-//! new copies go and which copy is read first. Pure.
+//! What the active leader believes of its members: registry, liveness and load, and from these
+//! where new copies go and which copy is read first. Pure.
 //!
 //! It owns nothing that must survive: the registry and the counters come from applied metadata, the
 //! rest from links and heartbeats. A wrong belief costs work, never data (A9). Inputs that name a
@@ -10,6 +10,8 @@
 pub mod liveness;
 pub mod load;
 pub mod placement;
+#[cfg(test)]
+mod scripts;
 
 pub use placement::Strategy;
 
@@ -188,8 +190,8 @@ impl Cluster {
             .map_or(MemberState::Down, |member| member.state(now))
     }
 
-    /// Up to `copies` distinct members for a run of messages, best first: registered, connected, not
-    /// in `exclude`, with room in flight. Each is charged with `records` and `bytes`, for
+    /// Up to `copies` distinct members for a run of messages, best first: registered, connected,
+    /// not in `exclude`, with room in flight. Each is charged with `records` and `bytes`, for
     /// [`Cluster::settle`] to end. Those in `exclude` that are in good order are taken to hold
     /// copies of the run, so that others in their zones come last.
     pub fn choose(
@@ -235,8 +237,8 @@ impl Cluster {
         chosen
     }
 
-    /// Counts the shares of a choice. A member's share of what is placed is 1 in `usable`; with each
-    /// record it gets, it is ahead until `usable / 2` copies more are placed, so that over any
+    /// Counts the shares of a choice. A member's share of what is placed is 1 in `usable`; with
+    /// each record it gets, it is ahead until `usable / 2` copies more are placed, so that over any
     /// stretch it gets at most twice its share, and one run.
     fn account(&mut self, chosen: &[MemberId], usable: u64, records: u64) {
         let placed = self.placed;
@@ -544,8 +546,8 @@ mod properties {
         }
     }
 
-    /// Places `messages` in runs of at most `run`, one each millisecond; up to `depth` choices are in
-    /// flight, and as many settled but not applied or the reverse. They end in random order.
+    /// Places `messages` in runs of at most `run`, one each millisecond; up to `depth` choices are
+    /// in flight, and as many settled but not applied or the reverse. They end in random order.
     fn place(cluster: &mut Cluster, copies: usize, messages: u64, run: u64, load: (usize, Order)) {
         let (depth, order) = load;
         let mut rng = fastrand::Rng::with_seed(depth as u64);

@@ -16,16 +16,16 @@
 //!
 //! | kind | body |
 //! |---|---|
-//! | write | varint number of operations, at most [`OPERATIONS_MAX`]; then runs, of that many in all |
+//! | write | varint number of operations, up to [`OPERATIONS_MAX`]; runs of that many in all |
 //! | reserve ids | varint count |
 //! | register member | id 8, incarnation 8, nonce 8, then name, address, zone as text |
 //! | set tolerance | 1 byte |
 //!
 //! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
-//! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending; varint
-//! number of operations, at least 1; the operations. A DEL is its key; a SET is its key, revision
-//! (8) and varint payload length. A key is a varint: 0 and then a varint message id, or the length
-//! of a word (1..=512) and then the word.
+//! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
+//! varint number of operations, at least 1; the operations. A DEL is its key; a SET is its key,
+//! revision (8) and varint payload length. A key is a varint: 0 and then a varint message id, or
+//! the length of a word (1..=512) and then the word.
 
 use crate::ids::{KEY_BYTES_MAX, Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
 use crate::metadata::replica_sets::ReplicaSet;
@@ -479,6 +479,32 @@ mod tests {
             &[0, 1, 2, b'a', b'b'],
         ];
         assert_eq!(bytes, expected.concat());
+    }
+
+    #[test]
+    fn the_bytes_of_the_other_kinds_are_these() {
+        let text = |text: &str| text.to_owned();
+        let registration = Registration {
+            id: MemberId(0x0102),
+            name: text("m"),
+            address: text("h:1"),
+            zone: text(""),
+            incarnation: 3,
+            nonce: u64::MAX,
+        };
+        let registered = [
+            &[2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..],
+            &[255; 8],
+            &[1, b'm', 3, b'h', b':', b'1', 0],
+        ];
+        for (change, kind, body) in [
+            (Change::ReserveIds { count: 300 }, 2, vec![0xac, 2]),
+            (Change::RegisterMember(registration), 3, registered.concat()),
+            (Change::SetTolerance(7), 4, vec![7]),
+        ] {
+            let expected = [&[1, kind, 9, 0, 0, 0, 0, 0, 0, 0], &body[..]].concat();
+            assert_eq!(Command { term: 9, change }.encode(), expected);
+        }
     }
 
     #[test]

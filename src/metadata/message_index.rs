@@ -1,17 +1,17 @@
 //! The message index: key -> revision, replica set, length, in shards. Pure.
 //!
-//! A [`Shard`] is a plain value; a leader keeps each behind a lock of its own, a test keeps them in a
-//! `Vec`. Which shard a key is in follows from the key and the number of shards alone
+//! A [`Shard`] is a plain value; a leader keeps each behind a lock of its own, a test keeps them in
+//! a `Vec`. Which shard a key is in follows from the key and the number of shards alone
 //! ([`shard_of`]), and nothing outside depends on that number. Message ids and other keys live in
 //! separate hash tables, so that an id costs no allocation.
 //!
 //! Memory, table growth included: a hash table is between 7/16 and 7/8 full while it grows, so a
 //! slot (24 bytes for an id, 32 for another key, and 1 control byte each) costs 29 to 57 bytes for
-//! an id and 38 to 75 and the key's text otherwise; a table that has become less than an eighth full
-//! by deletes is made smaller. Replica sets are interned and shared (`replica_sets`).
+//! an id and 38 to 75 and the key's text otherwise; a table that has become less than an eighth
+//! full by deletes is made smaller. Replica sets are interned and shared (`replica_sets`).
 //!
-//! Pauses: a table that is full is copied to one twice its size in one go. With 1,024 shards and 100
-//! million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
+//! Pauses: a table that is full is copied to one twice its size in one go. With 1,024 shards and
+//! 100 million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
 //!
 //! Known limits: ids are hashed without a secret, so a client can choose ids that meet in one place
 //! of a table and slow down that shard; other keys are hashed with one. The order within a shard
@@ -119,8 +119,8 @@ impl Shard {
     }
 
     /// The memory it takes, in bytes: buckets times their size, and the text of the keys. What the
-    /// allocator adds (8 to 23 bytes for each key that is not an id) is left out, and so are buckets
-    /// that deletes have spoiled until the table is next rebuilt.
+    /// allocator adds (8 to 23 bytes for each key that is not an id) is left out, and so are
+    /// buckets that deletes have spoiled until the table is next rebuilt.
     pub fn memory_bytes(&self) -> usize {
         let texts: usize = self.words.keys().map(|word| word.len()).sum();
         size_of::<Shard>()

@@ -5,8 +5,8 @@
 //! that the numbers follow from the applied commands alone. A number read from the message index is
 //! valid only until its message changes: resolve it before the shard is let go.
 //!
-//! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are at
-//! most one for each run, and with few members far fewer.
+//! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are
+//! at most one for each run, and with few members far fewer.
 
 use std::collections::{BTreeSet, HashMap};
 

@@ -11,8 +11,8 @@
 //! message keeps the set in use, as `apply` acquires a set before a message names it and releases
 //! it after. Lookups beside `apply` see each message before or after a command, not all at once.
 //!
-//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`, `members().iter()`,
-//! `settings()`. The rest follows from these.
+//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`,
+//! `members().iter()`, `settings()`. The rest follows from these.
 
 use std::collections::BTreeSet;
 
@@ -618,6 +618,33 @@ mod tests {
         assert_eq!(reserve(1), Applied::Reserved { first: 3 });
         assert_eq!(reserve(10), Applied::Reserved { first: 4 });
         assert_eq!(reserve(1_000_000), Applied::Reserved { first: 1_000_001 });
+    }
+
+    /// Leaders of two builds compare digests, so what this one says must not change.
+    #[test]
+    fn the_digest_of_this_state_is_fixed() {
+        let mut h = Harness::new();
+        let word = Key::parse(b"a/longer/key").expect("a key");
+        let Operation::Set {
+            revision,
+            replicas,
+            length,
+            ..
+        } = h.set(9, &[1, 3], 7)
+        else {
+            panic!("a SET");
+        };
+        let set = Operation::Set {
+            key: word,
+            revision,
+            replicas,
+            length,
+        };
+        let operations = vec![h.set(1, &[1, 2], 10), set];
+        h.apply(Change::Write(operations));
+        h.apply(Change::ReserveIds { count: 5 });
+        h.apply(Change::SetTolerance(2));
+        assert_eq!(h.state.digest(), 15_337_003_233_434_230_270);
     }
 
     #[test]
