@@ -1,19 +1,19 @@
 //! One established connection: a reader thread and a writer thread around one TLS session.
 //!
-//! Owns the socket, the session, and the out queue: [`OUT_BYTES_MAX`] plus one frame; when it is full,
-//! [`SendError::Busy`]. The session's mutex is held to encrypt or decrypt at most [`UNIT_BYTES`],
+//! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is full,
+//! `SendError::Busy`. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
 //! never over a system call: the reader reads the socket before, the writer alone writes it, after.
 //!
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
-//! `write(2)`; it is woken only when it sleeps. It also wakes the [`Receiver`] at the time that it
-//! asked for, even while the peer does not read: writes block for [`WRITE_WAIT`] at most.
+//! `write(2)`; it is woken only when it sleeps. It also wakes the `Receiver` at the time that it
+//! asked for, even while the peer does not read: writes block for `WRITE_WAIT` at most.
 //!
 //! # End
 //!
-//! [`Sender::close`] shuts the socket down at once; what waits is lost. [`Sender::finish`] takes no
-//! more frames, lets those that wait leave, says so, and gives the peer until [`FINISH_TIMEOUT`] to
+//! `Sender::close` shuts the socket down at once; what waits is lost. `Sender::finish` takes no
+//! more frames, lets those that wait leave, says so, and gives the peer until `FINISH_TIMEOUT` to
 //! close too (closing at once, with input unread, would make the kernel discard what was sent).
-//! Either way the reader thread calls [`Receiver::closed`], once and last.
+//! Either way the reader thread calls `Receiver::closed`, once and last.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};

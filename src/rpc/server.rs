@@ -11,6 +11,8 @@
 //! last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and `disconnected`
 //! of a node alternate. A leader's must have a higher (incarnation, link number) than the older one,
 //! or be of another start (nonce) in the same incarnation; a lower one is a late packet and refused.
+//! A member's must be of the same start or of a higher incarnation; anything else is a rolled back or
+//! cloned disk, refused without harm to the one that is connected.
 //! Calls of the older connection that the service has queued are for it to refuse, by their fence.
 
 use std::io;
@@ -357,12 +359,7 @@ impl Shared {
             let Some((entry, older)) = older else {
                 break;
             };
-            if !supersedes(peer, older) {
-                return Err(Refusal::Other(format!(
-                    "link {} of incarnation {} is not newer than {} of {}, which is open",
-                    peer.link, peer.incarnation, older.link, older.incarnation
-                )));
-            }
+            supersedes(peer, older)?;
             // Its reader ends, and takes it out of the table.
             _ = entry.socket.shutdown(Shutdown::Both);
             let wait = give_up.since(self.clock.now());
@@ -411,13 +408,27 @@ fn is_same_node(a: &PeerInfo, b: &PeerInfo) -> bool {
     a.role != Role::Client && a.role == b.role && a.node_id == b.node_id
 }
 
-/// Whether a new connection ends an older one of the same node.
-fn supersedes(new: &PeerInfo, old: &PeerInfo) -> bool {
-    match new.role {
-        Role::Leader if new.incarnation == old.incarnation && new.nonce != old.nonce => true,
-        Role::Leader => (new.incarnation, new.link) > (old.incarnation, old.link),
-        Role::Member | Role::Client => true,
+/// Whether a new connection ends an older one of the same node, or why it is refused itself.
+fn supersedes(new: &PeerInfo, old: &PeerInfo) -> Result<(), Refusal> {
+    let (same_start, incarnation) = (new.nonce == old.nonce, new.incarnation);
+    let newer = match new.role {
+        Role::Leader if incarnation == old.incarnation && !same_start => true,
+        Role::Leader => (incarnation, new.link) > (old.incarnation, old.link),
+        Role::Member | Role::Client => incarnation > old.incarnation || same_start,
+    };
+    if newer {
+        return Ok(());
     }
+    Err(match new.role {
+        Role::Leader => Refusal::Other(format!(
+            "link {} of incarnation {incarnation} is not newer than {} of {}, which is open",
+            new.link, old.link, old.incarnation
+        )),
+        Role::Member | Role::Client => Refusal::StaleIncarnation {
+            incarnation,
+            registered: old.incarnation,
+        },
+    })
 }
 
 /// The receiving end of one connection.
