@@ -1,7 +1,7 @@
 //! One established connection: a reader thread and a writer thread around one TLS session.
 //!
-//! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is full,
-//! `SendError::Busy`. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
+//! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is
+//! full, `SendError::Busy`. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
 //! never over a system call: the reader reads the socket before, the writer alone writes it, after.
 //!
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
@@ -37,8 +37,8 @@ use crate::threads::{self, Thread};
 /// flight to one member, too; half of it would refuse what placement allows.
 pub const OUT_BYTES_MAX: usize = 64 << 20;
 
-/// Plaintext encrypted and written at once. Small enough that the reader is not kept from the session
-/// for long (some 0.1 ms), large enough that system calls do not count.
+/// Plaintext encrypted and written at once. Small enough that the reader is not kept from the
+/// session for long (some 0.1 ms), large enough that system calls do not count.
 const UNIT_BYTES: usize = 256 << 10;
 
 /// Read at once from the socket.
@@ -191,7 +191,8 @@ impl Drop for Connection {
                 Half::Reader => self.sender.reader.get().copied(),
                 Half::Writer => self.sender.writer.get().copied(),
             };
-            // A callback may hold the last reference. A thread cannot join itself; it is about to end.
+            // A callback may hold the last reference. A thread cannot join itself; it is about to
+            // end.
             if id != here {
                 thread.join();
             }
@@ -292,8 +293,8 @@ impl Sender {
         receiver.closed(&reason);
     }
 
-    /// Reads until the peer ends too, or the writer gives that up. A socket that is closed with input
-    /// unread would take back what it sent, the reason of a refusal perhaps.
+    /// Reads until the peer ends too, or the writer gives that up. A socket that is closed with
+    /// input unread would take back what it sent, the reason of a refusal perhaps.
     fn discard_input(&self) {
         let mut buffer = [0; 4096];
         while (&self.socket).read(&mut buffer).is_ok_and(|n| n > 0) {}

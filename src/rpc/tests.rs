@@ -17,7 +17,7 @@ use crate::ids::{ClusterId, Fence, Key, MemberId, Revision};
 use crate::rpc::LocalIdentity;
 use crate::rpc::PeerInfo;
 use crate::rpc::frame;
-use crate::rpc::greeting::{Expected, GreetingError};
+use crate::rpc::greeting::{Accepting, Expected, GreetingError};
 use crate::rpc::link::{CallError, Completion, Link};
 use crate::rpc::message::{
     FetchRequest, FetchResult, HeartbeatRequest, Refusal, ReleaseRequest, Request, Response, Role,
@@ -694,7 +694,7 @@ mod refused {
         socket.write_all(b"SET a b\r\n").expect("sent");
         let tls = fixture.tls("member-1", Role::Member);
         let clock = &*fixture.clock;
-        let outcome = crate::rpc::greeting::Accepting::begin(accepted, 1, &tls, &member(), clock);
+        let outcome = Accepting::begin(accepted, 1, &tls, &member(), clock);
         match outcome.err().expect("refused") {
             GreetingError::Tls(TlsError::Broken(text)) => {
                 assert!(text.contains("corrupt message"), "{text}");
@@ -722,6 +722,32 @@ fn a_silent_dialler_does_not_hold_up_others() {
     server.stop(fixture.in_time()).expect("a stop in time");
     assert!(fixture.clock.now().since(begin) < Duration::from_secs(3));
     drop(silent);
+}
+
+#[test]
+fn a_greeting_has_one_deadline_for_all_its_reads() {
+    /// Each look at it takes 4.95 s.
+    struct Hasty(crate::clock::ManualClock);
+    impl Clock for Hasty {
+        fn now(&self) -> crate::clock::Instant {
+            self.0.advance(Duration::from_millis(4950));
+            self.0.now()
+        }
+        fn wall_ms(&self) -> u64 {
+            self.0.wall_ms()
+        }
+    }
+    let fixture = fixture();
+    let tls = fixture.tls("member-1", Role::Member);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut socket = TcpStream::connect(listener.local_addr().expect("bound")).expect("sent");
+    let (accepted, _) = listener.accept().expect("a connection");
+    // The first bytes of a TLS record that does not go on.
+    socket.write_all(&[0x16, 3, 1, 2]).expect("sent");
+    let clock = Hasty(crate::clock::ManualClock::default());
+    let outcome = Accepting::begin(accepted, 1, &tls, &member(), &clock);
+    let error = outcome.err().expect("given up");
+    assert!(matches!(error, GreetingError::TimedOut), "{error:?}");
 }
 
 #[test]
