@@ -22,8 +22,8 @@ impl Responder {
         }
     }
 
-    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped; with
-    /// its out queue full, the connection is closed: the peer does not read.
+    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped;
+    /// with its out queue full, the connection is closed: the peer does not read.
     pub fn send(mut self, response: Response) {
         self.answer(response);
     }
