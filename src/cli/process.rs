@@ -10,6 +10,7 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -19,12 +20,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::args::{Leader, Member, ServerArgs};
 use super::exit::ToolError;
 use super::signals::SignalWatch;
-use crate::cluster::Strategy;
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
-use crate::config::{self, ConfigError, Loaded, Tls};
+use crate::config::{ConfigError, Loaded, Tls};
 use crate::coordinator;
+use crate::disk::cluster_file;
+use crate::disk::fs::OsFileSystem;
 use crate::group::Bootstrap;
 use crate::ids::ClusterId;
 use crate::leader::{self, server::Leader as LeaderServer};
@@ -153,7 +155,7 @@ fn serve_leader(
     let control = leader.control();
     reload.on_reload(move |config| {
         control.reload_certificates();
-        control.set_strategy(strategy(config.strategy));
+        control.set_strategy(config.strategy);
         match tolerance::read(&config.tolerance_conf) {
             Ok(tolerance) => control.set_tolerance(tolerance),
             Err(error) => log::error!("the tolerance stays as it is: {error}"),
@@ -180,15 +182,16 @@ fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Sett
     } else {
         Bootstrap::Existing
     };
+    let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     Ok(leader::server::Settings {
         name: config.name.clone(),
         data_dir: config.data_dir.clone(),
-        cluster_id: cluster_id(config.cluster_id)?,
+        cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         bootstrap,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
         client_advertise: config.hatokuse_advertise.clone(),
-        tls: tls_settings(&config.tls),
+        tls,
         limits: coordinator::Limits {
             copy_timeout: config.copy_timeout,
             hedge_after: config.read_hedge,
@@ -205,7 +208,7 @@ fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Sett
             ..net::Limits::default()
         },
         cache_bytes: config.cache_bytes,
-        strategy: strategy(config.strategy),
+        strategy: config.strategy,
         tolerance,
     })
 }
@@ -216,15 +219,16 @@ fn serve_member(
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> anyhow::Result<()> {
+    let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     let settings = member::Settings {
         name: config.name.clone(),
         rpc_bind: config.rpc_bind,
         rpc_advertise: config.rpc_advertise.clone(),
         leaders: config.leaders.clone(),
         data_dir: config.data_dir.clone(),
-        cluster_id: cluster_id(config.cluster_id)?,
+        cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         zone: config.zone.clone(),
-        tls: tls_settings(&config.tls),
+        tls,
         segment_bytes: config.segment_bytes,
         limits: member::Limits {
             read_threads: config.readers,
@@ -245,22 +249,27 @@ fn serve_member(
     member.wait()
 }
 
-fn strategy(configured: config::leader::Strategy) -> Strategy {
-    match configured {
-        config::leader::Strategy::LeastLoaded => Strategy::LeastLoaded,
-        config::leader::Strategy::P2c => Strategy::P2c,
+/// The configured cluster, or that of the last start, or the one that the CA's key names.
+fn cluster_id(
+    configured: Option<ClusterId>,
+    data_dir: &Path,
+    tls: &TlsSettings,
+) -> anyhow::Result<ClusterId> {
+    if let Some(id) = configured {
+        return Ok(id);
     }
+    Ok(match cluster_file::read(&OsFileSystem, data_dir)? {
+        Some(id) => id,
+        None => ClusterId(tls.authority_id()?),
+    })
 }
 
-fn cluster_id(configured: Option<ClusterId>) -> anyhow::Result<ClusterId> {
-    configured.context("cluster_id is not set")
-}
-
-fn tls_settings(tls: &Tls) -> TlsSettings {
+fn tls_settings(tls: &Tls, leader_name: &str) -> TlsSettings {
     TlsSettings {
         ca: tls.ca.clone(),
         certificate: tls.cert.clone(),
         key: tls.key.clone(),
+        leader_name: leader_name.to_owned(),
     }
 }
 
