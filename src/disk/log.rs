@@ -132,14 +132,14 @@ impl Log {
         let Opened {
             segments,
             current,
-            end,
-            epoch,
+            tail,
             recovery,
         } = opened;
-        let end = Position {
+        let position = |offset| Position {
             segment: current.number,
-            offset: end,
+            offset,
         };
+        let (end, announced) = (position(tail.end), position(tail.announced));
         let allocated = current
             .file
             .len()
@@ -161,8 +161,8 @@ impl Log {
             end,
             synced: end,
             records_end: end,
-            announced: end,
-            epoch,
+            announced,
+            epoch: tail.epoch,
             poisoned: false,
             slot: Arc::new(Slot::default()),
         };
