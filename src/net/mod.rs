@@ -47,8 +47,8 @@ pub use self::server::{Limits, Server};
 /// What a [`Handler`] made of a batch.
 pub enum Progress {
     /// The replies, one for each request of the batch in its order (one for a bulk write). To a
-    /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is handed
-    /// to [`Handler::begin`] again.
+    /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is
+    /// handed to [`Handler::begin`] again.
     Done(Vec<Reply>),
     /// It can only wait, and gives its worker back meanwhile.
     Parked(Box<dyn Parked>),

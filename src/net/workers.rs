@@ -1,11 +1,12 @@
 //! The `work-N` threads: each takes a ready connection, serves it for a turn, and hands it on.
 //!
-//! A turn reads, executes and writes until there is nothing to do without waiting, or its bounds are
-//! reached; then the connection queues again behind the others. A worker waits only for the
+//! A turn reads, executes and writes until there is nothing to do without waiting, or its bounds
+//! are reached; then the connection queues again behind the others. A worker waits only for the
 //! handler.
 //!
 //! A batch is answered `busy` before it begins while as many batches as allowed are parked: once
-//! begun it cannot be taken back. So up to one batch for each worker may be parked beyond the limit.
+//! begun it cannot be taken back. So up to one batch for each worker may be parked beyond the
+//! limit.
 
 use std::sync::Arc;
 use std::time::Duration;
