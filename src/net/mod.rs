@@ -20,7 +20,7 @@
 //! | what | limit | beyond it |
 //! |---|---|---|
 //! | connections | [`Limits::connections_max`] | the protocol's refusal, then close |
-//! | unread replies of a client | [`Limits::output_bytes_max`] | not read from until half is taken |
+//! | unread replies | [`Limits::output_bytes_max`] | not read from until half is taken |
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
