@@ -55,6 +55,7 @@ pub enum Progress {
 }
 
 /// Executes batches. Called by many workers at once; may block for a batch that makes progress.
+/// Replies of a wrong number are a bug of the handler, and panic.
 pub trait Handler: Send + Sync {
     /// Executes a batch.
     fn begin(&self, batch: Batch) -> Progress;

@@ -437,7 +437,8 @@ fn too_many_connections_are_refused_in_words() {
 fn parked_batches_leave_the_workers_to_others() {
     let fixture = Fixture::new(limits(2));
     let mut blocker = fixture.program();
-    blocker.send("SET block x\n");
+    blocker.send("NOPE\nSET block x\n");
+    assert_eq!(blocker.line(), "ERROR: unknown command");
     fixture.wait("a worker is held", |fixture| {
         fixture.gate.0.lock().blocked == 1
     });

@@ -355,7 +355,7 @@ mod properties {
         let mut store = FakeStore::default();
         let mut output = Vec::new();
         let mut requests = Vec::new();
-        let mut batches = Vec::new();
+        let mut batches = execute(&mut *session, &mut store, &mut output);
         for piece in pieces {
             session.receive(piece);
             batches.extend(execute(&mut *session, &mut store, &mut output));
@@ -379,7 +379,11 @@ mod properties {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
+        #![proptest_config(ProptestConfig {
+            cases: 300,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         #[test]
         fn any_split_of_the_same_bytes_gives_the_same_requests_and_output(
