@@ -1,9 +1,9 @@
 //! One Raft participant as a value: the `raft` crate behind our own types. Pure.
 //!
-//! The only file, with its `storage`, that knows the crate. The caller feeds it ticks, proposals and messages, asks for
-//! [`Core::ready`] until there is nothing more, and does what each [`Batch`] says: hand `persist` to
-//! the disk, send `messages`, apply `committed`; then tell it [`Core::persisted`] and
-//! [`Core::applied`].
+//! The only file, with its `storage`, that knows the crate. The caller feeds it ticks, proposals and
+//! messages, asks for [`Core::ready`] until there is nothing more, and does what each [`Batch`]
+//! says: hand `persist` to the disk, send `messages`, apply `committed`; then it tells
+//! [`Core::persisted`] and [`Core::applied`].
 //!
 //! # The order that Raft needs, and who keeps it
 //!
