@@ -520,3 +520,7 @@ impl LogReader {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

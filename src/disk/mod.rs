@@ -51,3 +51,6 @@ mod opening;
 pub mod record;
 pub mod recovery;
 pub mod segment;
+
+#[cfg(test)]
+mod script_tests;

@@ -40,6 +40,8 @@ use super::segment::{
 pub struct Recovery {
     /// What is bad although it was synced, by segment and offset. It stays as it is.
     pub damaged: Vec<Damage>,
+    /// Copies of segment headers that were bad and were written again from the other copy.
+    pub repaired: Vec<Damage>,
     /// The torn tail, if there was one. It is gone.
     pub cut: Option<Cut>,
     /// Records handed to `visit`.
@@ -127,20 +129,22 @@ pub(crate) struct Scan {
     pub(crate) epoch: u64,
 }
 
-/// The intact header of a segment file, and whether one of its copies is bad. `None`: neither copy
-/// is intact, or the file is of another number.
+/// The intact header of a segment file, and where its other copy is, if that one is bad. `None`:
+/// neither copy is intact, or the file is of another number.
 pub(crate) fn read_header(
     path: &str,
     number: u32,
     bytes: &[u8],
-) -> Result<Option<(SegmentHeader, bool)>, LogError> {
-    let copies = [0, SECTOR_BYTES].map(|start| {
-        bytes
-            .get(start..start + SECTOR_BYTES)
-            .and_then(SegmentHeader::decode)
-    });
-    let Some((version, header)) = copies[0].or(copies[1]) else {
-        return Ok(None);
+) -> Result<Option<(SegmentHeader, Option<usize>)>, LogError> {
+    let copy = |start| {
+        let sector = bytes.get(start..start + SECTOR_BYTES)?;
+        SegmentHeader::decode(sector)
+    };
+    let ((version, header), bad) = match (copy(0), copy(SECTOR_BYTES)) {
+        (Some(first), Some(second)) if first == second => (first, None),
+        (Some(first), Some(_) | None) => (first, Some(SECTOR_BYTES)),
+        (None, Some(second)) => (second, Some(0)),
+        (None, None) => return Ok(None),
     };
     if version != FORMAT_VERSION {
         return Err(LogError::Version {
@@ -149,7 +153,7 @@ pub(crate) fn read_header(
             known: FORMAT_VERSION,
         });
     }
-    Ok((header.number == number).then_some((header, copies[0] != copies[1])))
+    Ok((header.number == number).then_some((header, bad)))
 }
 
 /// A piece of a segment: a group with an intact header, or bytes up to the next one.
