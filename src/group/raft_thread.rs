@@ -31,8 +31,8 @@ use crate::group::window::LogEntry;
 use crate::group::{GroupError, Leadership, StateMachine};
 
 /// Events that wait for the Raft thread. When full, proposals and reads are refused as busy, the
-/// journal waits. Four for each of 1,024 workers and parked batches; a tenth of it refuses work in
-/// the time of one slow write.
+/// journal waits. As many as batches may be parked: with half of it, all of them going on at once
+/// would be refused although there is room for them.
 pub(super) const INBOX_MAX: usize = 4096;
 
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are
