@@ -1,10 +1,10 @@
 //! The `raft` thread: takes what its inbox has, steps the core, applies, and calls back.
 //!
-//! It owns the [`Core`], the state machine, and all that wait. It waits on its inbox only, and for the
-//! next tick when there are peers: an idle group of one never wakes up. Each round drains the inbox
-//! before it makes batches, so all proposals that wait become one write (group commit). It never
-//! blocks on the journal: at most [`WRITES_IN_FLIGHT_MAX`] writes are out, which its queue holds;
-//! meanwhile entries gather and become the next, larger write.
+//! It owns the [`Core`], the state machine, and all that wait. It waits on its inbox only, and for
+//! the next tick when there are peers: an idle group of one never wakes up. Each round drains the
+//! inbox before it makes batches, so all proposals that wait become one write (group commit). It
+//! never blocks on the journal: at most [`WRITES_IN_FLIGHT_MAX`] writes are out, which its queue
+//! holds; meanwhile entries gather and become the next, larger write.
 //!
 //! # Order
 //!
