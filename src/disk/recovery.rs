@@ -1,13 +1,13 @@
-//! Reading a segment after a crash: what is whole, what is damaged, what is a torn tail. The scan is
-//! pure; [`repair`] makes its verdict durable.
+//! Reading a segment after a crash: what is whole, what is damaged, what is a torn tail. The scan
+//! is pure; [`repair`] makes its verdict durable.
 //!
 //! Three things may be wrong behind the last good group, and they must be told apart:
 //!
 //! * The **known-synced position** is the highest that any intact header of the segment tells. All
 //!   before it was synced, so a bad group there is **damage**: reported, kept, passed over. For a
 //!   segment that has a successor it is the segment's end, which the successor's header tells.
-//! * At or above it, the first group that is not whole begins the **torn tail**. Sectors of unsynced
-//!   writes land in any order, so whatever lies behind it is cut too, intact or not.
+//! * At or above it, the first group that is not whole begins the **torn tail**. Sectors of
+//!   unsynced writes land in any order, so whatever lies behind it is cut too, intact or not.
 //! * Zeros are space that was filled ahead, and the end.
 //!
 //! Headers are looked for on every sector, not only where the chain of lengths leads, so one bad
@@ -180,7 +180,7 @@ impl Piece {
 /// Decides what of a segment stays. `bytes` is its whole file.
 pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
     let seed = Seed::of(header.salt);
-    let data_end = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+    let data_end = data_end(bytes);
     let (pieces, epoch) = pieces(bytes, header, seed, data_end);
     let told = pieces.iter().filter_map(|piece| match piece {
         Piece::Group(group, _) if group.synced.segment == header.number => {
@@ -231,6 +231,20 @@ pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
     }
     scan.dirty = data_end.saturating_sub(scan.end);
     scan
+}
+
+/// The end of the last byte that is not zero. By sectors first: most of a segment that was filled
+/// ahead is zeros, and comparing memory takes a tenth of the time of looking at bytes.
+fn data_end(bytes: &[u8]) -> usize {
+    const ZEROS: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
+    let mut end = bytes.len();
+    for sector in bytes.rchunks(SECTOR_BYTES) {
+        if sector != ZEROS.get(..sector.len()).unwrap_or(&ZEROS) {
+            return end - sector.iter().rev().take_while(|byte| **byte == 0).count();
+        }
+        end -= sector.len();
+    }
+    0
 }
 
 /// Splits a segment at its intact group headers.
@@ -384,7 +398,7 @@ pub(crate) fn mark(
 
 /// Writes zeros from `start` to `end`, in steps of a bounded size.
 fn zero(file: &dyn File, start: usize, end: usize) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut start = start;
     while start < end {
         let step = ZEROS.len().min(end - start);
