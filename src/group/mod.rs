@@ -45,7 +45,7 @@
 //! # Failure
 //!
 //! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is
-//! told *unknown*, and `on_failure` is called. A full disk does not: see [`journal_thread`].
+//! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread`.
 //!
 //! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
 
@@ -216,11 +216,12 @@ pub struct GroupOptions {
     /// Of the journal.
     pub log: LogOptions,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
-    /// fails while running. The process should then stop: it cannot serve any more.
+    /// fails while running. The process should then stop: it cannot serve any more. It must not
+    /// join the group's threads itself; setting a signal is enough.
     pub on_failure: Box<dyn FnOnce(GroupError) + Send>,
 }
 
-/// A running group.
+/// A running group. Its owner ends it with [`Group::stop`]; dropped otherwise, its threads go on.
 pub struct Group<O> {
     peer: PeerId,
     handle: GroupHandle<O>,
