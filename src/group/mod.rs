@@ -8,10 +8,10 @@
 //! The protocol is TiKV's `raft` crate, a port of etcd's: elections, replication, commitment,
 //! ReadIndex. Ours is all around it: the journal and its recovery, the order of persisting, sending
 //! and applying, who waits for what, and identity. Only [`core`] knows the crate. Thesis sections
-//! (Ongaro, "Consensus: Bridging Theory and Practice"): elections 3.4, commitment 3.6.2 (an entry of
-//! an older term is committed by one of the current term, hence the empty entry that begins each),
-//! persisted state 3.8, reads without log writes 6.4, PreVote 9.6, a leader that writes to its disk
-//! in parallel 10.2.1.
+//! (Ongaro, "Consensus: Bridging Theory and Practice"): elections 3.4, commitment 3.6.2 (an entry
+//! of an older term is committed by one of the current term, hence the empty entry that begins
+//! each), persisted state 3.8, reads without log writes 6.4, PreVote 9.6, a leader that writes to
+//! its disk in parallel 10.2.1.
 //!
 //! # The way of a proposal
 //!
@@ -25,10 +25,12 @@
 //!
 //! # Rules kept here (DESIGN.md §5)
 //!
-//! * R2: a proposal is appended in the term it names, at most once, or refused; nothing is forwarded.
+//! * R2: a proposal is appended in the term it names, at most once, or refused; nothing is
+//!   forwarded.
 //! * R4: a read is confirmed by a request issued after it arrived.
 //! * R5: *serving* begins when the empty entry of the own term is applied.
-//! * R15: `NotProposed` and `Lost` are said only when the entry is not and never will be in the log.
+//! * R15: `NotProposed` and `Lost` are said only when the entry is not and never will be in the
+//!   log.
 //! * A term is served by one start of one process: each start begins a new term, durable before
 //!   anything is proposed in it, so revisions made of it are never made again.
 //!
@@ -36,14 +38,14 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `raft` | the core, the state machine, the callbacks | inbox; next tick, with peers only | `Stop` in its inbox |
-//! | `journal` | the journal's files | its queue; 100 ms, once, to mark what is synced | queue closed, by the end of `raft` |
+//! | `raft` | core, state machine, callbacks | inbox; next tick, if it has peers | `Stop` event |
+//! | `journal` | the journal's files | queue; 100 ms, once, when idle | queue closed, by `raft` |
 //! | `fill` | the segment being zero-filled | request | stop signal |
 //!
 //! # Failure
 //!
-//! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is told
-//! *unknown*, and `on_failure` is called. A full disk does not: see [`journal_thread`].
+//! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is
+//! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread`.
 //!
 //! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
 
@@ -103,10 +105,10 @@ pub trait StateMachine: Send {
     /// What applying an entry answers to whoever proposed it.
     type Output: Send;
 
-    /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each committed
-    /// entry once, in the order of indices, which has gaps where Raft put entries of its own. At start
-    /// it is called for what the journal holds, before any thread exists, the answer being dropped;
-    /// everything that it changes must follow from the entries alone (A3).
+    /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each
+    /// committed entry once, in the order of indices, which has gaps where Raft put entries of its
+    /// own. At start it is called for what the journal holds, before any thread exists, the answer
+    /// being dropped; everything that it changes must follow from the entries alone (A3).
     fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Self::Output;
 
     /// This process begins or ceases to serve.
@@ -214,11 +216,12 @@ pub struct GroupOptions {
     /// Of the journal.
     pub log: LogOptions,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
-    /// fails while running. The process should then stop: it cannot serve any more.
+    /// fails while running. The process should then stop: it cannot serve any more. It must not
+    /// join the group's threads itself; setting a signal is enough.
     pub on_failure: Box<dyn FnOnce(GroupError) + Send>,
 }
 
-/// A running group.
+/// A running group. Its owner ends it with [`Group::stop`]; dropped otherwise, its threads go on.
 pub struct Group<O> {
     peer: PeerId,
     handle: GroupHandle<O>,
@@ -231,8 +234,9 @@ pub struct Group<O> {
 }
 
 impl<O: Send + 'static> Group<O> {
-    /// Opens the directory, applies what is known to be committed, and starts the threads. On return
-    /// the group is not serving yet; it is as soon as the first write of its term is durable.
+    /// Opens the directory, applies what is known to be committed, and starts the threads. On
+    /// return the group is not serving yet; it is as soon as the first write of its term is
+    /// durable.
     pub fn start<S>(options: GroupOptions, mut machine: S) -> Result<Group<O>, GroupError>
     where
         S: StateMachine<Output = O> + 'static,
@@ -320,7 +324,8 @@ impl<O: Send + 'static> Group<O> {
         self.handle.clone()
     }
 
-    /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the threads.
+    /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the
+    /// threads.
     pub fn stop(self) {
         self.stop_within(STOP_TIMEOUT);
     }
