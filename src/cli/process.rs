@@ -198,7 +198,10 @@ fn reload_settings<C: Settings>(sources: &Sources, reload: &Reload<C>) {
             log::info!("SIGHUP: settings are read again");
             reload.call(&loaded.config);
         }
-        Err(error) => log::error!("SIGHUP: the settings stay as they are: {error}"),
+        Err(error) => {
+            let problems = error.problems.iter();
+            problems.for_each(|problem| log::error!("SIGHUP: nothing is changed: {problem}"));
+        }
     }
 }
 
