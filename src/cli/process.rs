@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use log::LevelFilter;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -23,7 +24,7 @@ use super::signals::SignalWatch;
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
-use crate::config::{ConfigError, Loaded, Tls};
+use crate::config::{ConfigError, Loaded, Sources, Tls};
 use crate::coordinator;
 use crate::disk::cluster_file;
 use crate::disk::fs::OsFileSystem;
@@ -99,48 +100,81 @@ impl<C> Default for Reload<C> {
 
 /// Runs a leader until it is told to stop.
 pub fn run_leader(args: &ServerArgs<Leader>) -> Result<(), ToolError> {
-    let sources = args.sources();
-    let load = move || LeaderConfig::load(&sources);
-    let loaded = load().map_err(usage)?;
-    start_logging(
-        &loaded.config.name,
-        loaded.config.log_level,
-        &loaded.warnings,
-    )?;
-    if loaded.config.metrics_bind.is_some() {
-        log::warn!("metrics_bind is given; metrics are not served yet");
-    }
-    follow_parent(args.supervised)?;
-    let (stop, reload) = (StopSignal::default(), Reload::default());
-    let signals = watch_signals(&stop, {
-        let reload = reload.clone();
-        move || reloaded(&load, &reload, |config: &LeaderConfig| config.log_level)
-    })?;
-    let result = serve_leader(loaded.config, &stop, &reload);
-    signals.finish();
-    Ok(result?)
+    run(args, serve_leader)
 }
 
 /// Runs a member until it is told to stop.
 pub fn run_member(args: &ServerArgs<Member>) -> Result<(), ToolError> {
+    run(args, serve_member)
+}
+
+/// What both kinds of settings have.
+trait Settings: Sized + 'static {
+    fn load(sources: &Sources) -> Result<Loaded<Self>, ConfigError>;
+    fn name(&self) -> &str;
+    fn log_level(&self) -> LevelFilter;
+    fn metrics_bind(&self) -> Option<SocketAddr>;
+}
+
+impl Settings for LeaderConfig {
+    fn load(sources: &Sources) -> Result<Loaded<LeaderConfig>, ConfigError> {
+        LeaderConfig::load(sources)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.log_level
+    }
+
+    fn metrics_bind(&self) -> Option<SocketAddr> {
+        self.metrics_bind
+    }
+}
+
+impl Settings for MemberConfig {
+    fn load(sources: &Sources) -> Result<Loaded<MemberConfig>, ConfigError> {
+        MemberConfig::load(sources)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.log_level
+    }
+
+    fn metrics_bind(&self) -> Option<SocketAddr> {
+        self.metrics_bind
+    }
+}
+
+fn run<S, C: Settings>(
+    args: &ServerArgs<S>,
+    serve: impl FnOnce(C, &StopSignal, &Reload<C>) -> anyhow::Result<()>,
+) -> Result<(), ToolError> {
     let sources = args.sources();
-    let load = move || MemberConfig::load(&sources);
-    let loaded = load().map_err(usage)?;
-    start_logging(
-        &loaded.config.name,
-        loaded.config.log_level,
-        &loaded.warnings,
-    )?;
-    if loaded.config.metrics_bind.is_some() {
+    let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
+    let config = loaded.config;
+    logging::init(config.name(), config.log_level()).context("cannot start logging")?;
+    threads::exit_on_panic();
+    loaded
+        .warnings
+        .iter()
+        .for_each(|warning| log::warn!("{warning}"));
+    if config.metrics_bind().is_some() {
         log::warn!("metrics_bind is given; metrics are not served yet");
     }
-    follow_parent(args.supervised)?;
     let (stop, reload) = (StopSignal::default(), Reload::default());
     let signals = watch_signals(&stop, {
         let reload = reload.clone();
-        move || reloaded(&load, &reload, |config: &MemberConfig| config.log_level)
+        move || reload_settings(&sources, &reload)
     })?;
-    let result = serve_member(loaded.config, &stop, &reload);
+    // From here on SIGTERM, from whomever, is an orderly stop.
+    let result = follow_parent(args.supervised).and_then(|()| serve(config, &stop, &reload));
     signals.finish();
     Ok(result?)
 }
@@ -273,30 +307,11 @@ fn tls_settings(tls: &Tls, leader_name: &str) -> TlsSettings {
     }
 }
 
-fn usage(error: ConfigError) -> ToolError {
-    ToolError::usage(error.to_string())
-}
-
-fn start_logging(
-    name: &str,
-    level: log::LevelFilter,
-    warnings: &[String],
-) -> Result<(), ToolError> {
-    logging::init(name, level).context("cannot start logging")?;
-    threads::exit_on_panic();
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    Ok(())
-}
-
 /// Reads the settings again. Bad ones are reported and change nothing.
-fn reloaded<C>(
-    load: &impl Fn() -> Result<Loaded<C>, ConfigError>,
-    reload: &Reload<C>,
-    level: impl Fn(&C) -> log::LevelFilter,
-) {
-    match load() {
+fn reload_settings<C: Settings>(sources: &Sources, reload: &Reload<C>) {
+    match C::load(sources) {
         Ok(loaded) => {
-            logging::set_level(level(&loaded.config));
+            logging::set_level(loaded.config.log_level());
             loaded
                 .warnings
                 .iter()
@@ -304,12 +319,15 @@ fn reloaded<C>(
             log::info!("SIGHUP: settings are read again");
             reload.call(&loaded.config);
         }
-        Err(error) => log::error!("SIGHUP: the settings stay as they are: {error}"),
+        Err(error) => {
+            let problems = error.problems.iter();
+            problems.for_each(|problem| log::error!("SIGHUP: nothing is changed: {problem}"));
+        }
     }
 }
 
 /// Ends this process with its parent, if the parent is the `tolerex up` that gave its pid.
-fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
+fn follow_parent(expected: Option<u32>) -> anyhow::Result<()> {
     let Some(expected) = expected else {
         return Ok(());
     };
@@ -320,9 +338,7 @@ fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
     if parent.and_then(|pid| u32::try_from(pid).ok()) == Some(expected) {
         return Ok(());
     }
-    Err(ToolError::failed(
-        "the `tolerex up` that started this process has ended",
-    ))
+    anyhow::bail!("the `tolerex up` that started this process has ended")
 }
 
 /// Turns signals into the stop signal and reloads.

@@ -79,7 +79,7 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "expected_leader_cn",
-        kind: Kind::Text,
+        kind: Kind::Filled,
         default: "leader",
         originals: &[("MEMBER_EXPECTED_LEADER_CN", Part::Whole)],
         short_flags: &[],

@@ -41,6 +41,7 @@
 //! * The loss of the last whole segment file cannot be told from its never having been made.
 
 pub mod atomic_file;
+pub mod cluster_file;
 pub mod error;
 pub mod filler;
 pub mod fs;

@@ -21,14 +21,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::disk::atomic_file;
+use crate::disk::atomic_file::{self, read_integer, write_integer};
 use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{ClusterId, Fence, MemberId};
 use crate::replica::fence;
-
-/// The version of the files that hold one integer.
-const VERSION: u8 = 1;
 
 /// Who this member is, since this start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,19 +64,6 @@ pub fn fence_path(data_dir: &Path) -> PathBuf {
 /// The directory of the log in a data directory.
 pub fn log_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("log")
-}
-
-/// Binds the data directory to the cluster, or refuses it if it belongs to another.
-pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> anyhow::Result<()> {
-    let path = data_dir.join("cluster.id");
-    let Some(stored) = read_integer(fs, &path)? else {
-        return Ok(write_integer(fs, &path, id.0)?);
-    };
-    if stored != id.0 {
-        let (dir, stored) = (data_dir.display(), ClusterId(stored));
-        bail!("{dir} belongs to cluster {stored}, the configuration says cluster_id = {id}");
-    }
-    Ok(())
 }
 
 /// Looks at what is there, before the log is opened. What claims an identity that is not complete any
@@ -202,14 +186,6 @@ fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, Log
     read_with(fs, &path, fence::decode)
 }
 
-fn read_integer(fs: &dyn FileSystem, path: &Path) -> Result<Option<u64>, LogError> {
-    let decode = |bytes: &[u8]| match bytes.split_first() {
-        Some((&VERSION, rest)) => <[u8; 8]>::try_from(rest).ok().map(u64::from_le_bytes),
-        Some(_) | None => None,
-    };
-    read_with(fs, path, decode)
-}
-
 fn read_with<T>(
     fs: &dyn FileSystem,
     path: &Path,
@@ -226,12 +202,6 @@ fn read_with<T>(
     decode(&bytes).map(Some).ok_or_else(damaged)
 }
 
-fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), LogError> {
-    let mut bytes = vec![VERSION];
-    bytes.extend_from_slice(&value.to_le_bytes());
-    atomic_file::write(fs, path, &bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,7 +213,7 @@ mod tests {
     fn start(fs: &MemFileSystem) -> anyhow::Result<Identity> {
         let dir = Path::new(DIR);
         fs.create_dir_all(dir)?;
-        check_cluster(fs, dir, ClusterId(1))?;
+        cluster_file::bind(fs, dir, ClusterId(1))?;
         let past = examine(fs, dir)?;
         let log = log_dir(dir);
         fs.create_dir_all(&log)?;

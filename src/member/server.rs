@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock};
+use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
@@ -251,7 +252,7 @@ fn open_store(
     settings: &Settings,
 ) -> anyhow::Result<(LogEngine, Identity)> {
     let dir = settings.data_dir.as_path();
-    identity::check_cluster(fs.as_ref(), dir, settings.cluster_id)?;
+    cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
     let past = identity::examine(fs.as_ref(), dir)?;
     let options = LogOptions {
         segment_bytes: settings.segment_bytes,

@@ -220,6 +220,23 @@ impl Cluster {
         self.join_drain();
     }
 
+    /// Kills `up` alone.
+    pub fn kill_up(&mut self) {
+        let mut up = self.up.take().expect("it runs");
+        kill_child(&mut up);
+        self.join_drain();
+    }
+
+    /// The `--port-offset` it runs with.
+    pub fn port_offset(&self) -> u16 {
+        self.ports.offset
+    }
+
+    /// Replaces the flags that the next [`Cluster::up`] gives.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     fn kill_children(&self) {
         let text = fs::read(self.dir().join("cluster.json")).unwrap_or_default();
         let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -285,6 +302,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts `tolerex ARGS` and waits until it is ready. Ports may be 0. Its log goes to `log`.
     pub fn start(args: &[&str], log: &Path) -> Server {
         let errors = fs::File::create(log).expect("a file");
@@ -362,7 +384,7 @@ fn send(pid: u32, signal: Signal) -> Result<(), rustix::io::Errno> {
 }
 
 /// Whether a process runs; one that has ended and waits for its parent does not.
-fn is_alive(pid: u32) -> bool {
+pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state stands behind the name, which is in parentheses and may hold anything.
     let state = stat
