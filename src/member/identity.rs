@@ -10,9 +10,9 @@
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
 //!
 //! **R11.** `member.id` claims that fence, incarnation and log are complete: leaders count on the
-//! copies of that id. So it is written after the others, and when one of them is missing or damaged it
-//! is removed, durably, before anything is put in their place; the member gets a new id, under which it
-//! holds nothing. Its old records stay where they are, for the audit to release.
+//! copies of that id. So it is written after the others, and when one of them is missing or damaged
+//! it is removed, durably, before anything is put in their place; the member gets a new id, under
+//! which it holds nothing. Its old records stay where they are, for the audit to release.
 //!
 //! Not seen: a log directory that lost some of its newest segments as whole files.
 
@@ -82,8 +82,8 @@ pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> any
     Ok(())
 }
 
-/// Looks at what is there, before the log is opened. What claims an identity that is not complete any
-/// more is removed for good.
+/// Looks at what is there, before the log is opened. What claims an identity that is not complete
+/// any more is removed for good.
 pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
     let id = found(read_integer(fs, &id_path))?;
@@ -154,8 +154,8 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
 /// What [`found`] says of a file that does not exist.
 const MISSING: &str = "missing";
 
-/// The value, or why there is none. A file that cannot be read at the moment is an error: an identity
-/// is not given up for that.
+/// The value, or why there is none. A file that cannot be read at the moment is an error: an
+/// identity is not given up for that.
 fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, String>> {
     match read {
         Ok(Some(value)) => Ok(Ok(value)),
