@@ -19,7 +19,10 @@ const DIR: &str = "/log";
 const LONG_SEGMENT_BYTES: u64 = 64 << 10;
 const SHORT_SEGMENT_BYTES: u64 = 4 << 10;
 
+/// Number and payload size of each record of a group.
 type Group = Vec<(u64, usize)>;
+
+type Opened = Result<(Log, Recovery, Group), LogError>;
 
 /// The payload of a record follows from its number and size, so that wrong bytes show.
 fn payload(number: u64, size: usize) -> Vec<u8> {
@@ -29,14 +32,11 @@ fn payload(number: u64, size: usize) -> Vec<u8> {
 }
 
 /// Opens the log and checks every record that it has, visited and read.
-fn open(fs: &MemFileSystem) -> Result<(Log, Recovery, Vec<(u64, usize)>), LogError> {
+fn open(fs: &MemFileSystem) -> Opened {
     open_with(fs, SHORT_SEGMENT_BYTES)
 }
 
-fn open_with(
-    fs: &MemFileSystem,
-    segment_bytes: u64,
-) -> Result<(Log, Recovery, Vec<(u64, usize)>), LogError> {
+fn open_with(fs: &MemFileSystem, segment_bytes: u64) -> Opened {
     let options = LogOptions {
         segment_bytes,
         reserve_bytes: 0,
@@ -566,5 +566,35 @@ proptest! {
             run.step(step);
         }
         run.reopen();
+    }
+
+    #[test]
+    fn any_flipped_bit_after_any_life_is_reported_where_it_costs_a_record(
+        steps in steps(),
+        place in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+    ) {
+        let mut run = Run::new(MemFileSystem::new());
+        for step in &steps {
+            run.step(step);
+        }
+        run.idle().expect("idle");
+        let bytes: Vec<(PathBuf, u64)> = files(&run.fs)
+            .into_iter()
+            .flat_map(|path| {
+                let length = run.fs.content(&path).expect("there").len() as u64;
+                (0..length).map(move |offset| (path.clone(), offset))
+            })
+            .collect();
+        let (path, offset) = place.get(&bytes);
+        run.fs.flip_bit(path, *offset, bit);
+        let all: Group = run.groups.concat();
+        for _ in 0..2 {
+            let (_, recovery, seen) = open(&run.fs).expect("opened");
+            let mut left = all.iter();
+            prop_assert!(seen.iter().all(|record| left.any(|other| other == record)));
+            prop_assert!(seen.len() == all.len() || !recovery.damaged.is_empty());
+            run.fs.crash(Loss::Everything);
+        }
     }
 }

@@ -94,3 +94,67 @@ fn checksum(header: &[u8], content: &[u8]) -> u32 {
     let header = header.get(..12).unwrap_or_default();
     crc32c::crc32c_append(crc32c::crc32c(header), content)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+
+    fn path() -> &'static Path {
+        Path::new("/d/file")
+    }
+
+    fn disk() -> MemFileSystem {
+        let fs = MemFileSystem::new();
+        fs.create_dir_all(Path::new("/d")).expect("made");
+        fs
+    }
+
+    #[test]
+    fn what_was_written_is_read_after_a_crash() {
+        let fs = disk();
+        assert!(matches!(read(&fs, path()), Ok(None)));
+        for content in [&b""[..], b"one", &[7; 2000]] {
+            write(&fs, path(), content).expect("written");
+            fs.crash(Loss::Everything);
+            let found = read(&fs, path()).expect("read");
+            assert_eq!(found.as_deref(), Some(content));
+        }
+    }
+
+    #[test]
+    fn any_failure_and_any_crash_leave_the_old_content_or_the_new() {
+        for fault in [Fault::Io, Fault::NoSpace, Fault::ShortWrite] {
+            for call in 0..12 {
+                for seed in 0..20 {
+                    let fs = disk();
+                    write(&fs, path(), b"old").expect("written");
+                    fs.fail(Operation::Any, call, fault);
+                    let written = write(&fs, path(), &[9; 1000]).is_ok();
+                    fs.crash(Loss::Random(seed));
+                    let found = read(&fs, path()).expect("intact").expect("there");
+                    assert!(found == [9; 1000] || (found == b"old" && !written));
+                    write(&fs, path(), b"next").expect("remains are no hindrance");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_and_no_cut_is_returned() {
+        let fs = disk();
+        write(&fs, path(), b"content").expect("written");
+        let length = fs.content(path()).expect("there").len() as u64;
+        for bit in 0..length * 8 {
+            let fs = fs.fork();
+            assert!(fs.flip_bit(path(), bit / 8, (bit % 8) as u8));
+            let error = read(&fs, path()).expect_err("damaged").to_string();
+            assert!(error.contains("/d/file is damaged"), "{error}");
+        }
+        for len in 0..length {
+            let fs = fs.fork();
+            fs.open(path()).expect("open").set_len(len).expect("cut");
+            assert!(read(&fs, path()).is_err(), "{len}");
+        }
+    }
+}

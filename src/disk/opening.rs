@@ -14,7 +14,9 @@ use super::fs::{File, FileSystem, read_all, read_full_at};
 use super::log::segment_salt;
 use super::record::{Location, Record, Seed};
 use super::recovery::{Cut, Damage, Fate, Recovery, read_header, repair, scan, walk};
-use super::segment::{DATA_START, Segment, SegmentHeader, file_name, parse_file_name};
+use super::segment::{
+    DATA_START, SECTOR_BYTES, Segment, SegmentHeader, file_name, parse_file_name,
+};
 
 /// The name of a segment that is being made. What ends in `.tmp` goes at the next opening.
 const NEW_NAME: &str = "segment.tmp";
@@ -124,7 +126,8 @@ fn clean(fs: &dyn FileSystem, dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Opens the segments and reads their headers; missing segments and bad headers are damage.
+/// Opens the segments and reads their headers; missing segments and bad headers are damage; one bad
+/// copy of a header is repaired.
 fn find(
     fs: &dyn FileSystem,
     dir: &Path,
@@ -161,21 +164,27 @@ fn find(
         let read = read_full_at(&*file, &mut bytes, 0).map_err(failed("read"))?;
         let bytes = bytes.get(..read).unwrap_or_default();
         let header = read_header(&shown, number, bytes)?;
-        let what = match header {
-            None => Some("neither copy of the segment's header is intact"),
-            Some((_, true)) => Some("one copy of the segment's header is bad"),
-            Some((_, false)) => None,
-        };
-        if let Some(what) = what {
-            recovery.damaged.push(Damage {
+        match header {
+            Some((_, None)) => {}
+            Some((header, Some(bad))) => {
+                let both = header.encode();
+                let copy = both.get(..SECTOR_BYTES).unwrap_or(&both);
+                file.write_all_at(copy, bad as u64)
+                    .map_err(failed("repair"))?;
+                file.sync_data().map_err(failed("sync"))?;
+                recovery.repaired.push(Damage {
+                    file: shown.clone(),
+                    offset: bad as u64,
+                    bytes: SECTOR_BYTES as u64,
+                    what: "one copy of the segment's header is bad".to_owned(),
+                });
+            }
+            None => recovery.damaged.push(Damage {
                 file: shown.clone(),
                 offset: 0,
-                bytes: match header {
-                    Some(_) => u64::from(DATA_START),
-                    None => file.len().map_err(failed("look at"))?,
-                },
-                what: what.to_owned(),
-            });
+                bytes: file.len().map_err(failed("look at"))?,
+                what: "neither copy of the segment's header is intact".to_owned(),
+            }),
         }
         found.push(Found {
             number,

@@ -16,8 +16,8 @@
 //!
 //! A **group header** stands at the start of each group, on a sector boundary. Sectors are what a
 //! disk writes whole: so the write of a group, however torn, leaves the groups before it as they
-//! are. That costs 256 bytes a group on average, 3 % for a group of 64 records of 100 bytes; with 64
-//! bytes instead a torn sector could take an acknowledged group with it.
+//! are. That costs 256 bytes a group on average, 3 % for a group of 64 records of 100 bytes; with
+//! 64 bytes instead a torn sector could take an acknowledged group with it.
 //!
 //! | offset | size | meaning |
 //! |---|---|---|
