@@ -1,19 +1,19 @@
 //! One established connection: a reader thread and a writer thread around one TLS session.
 //!
-//! Owns the socket, the session, and the out queue: [`OUT_BYTES_MAX`] plus one frame; when it is full,
-//! [`SendError::Busy`]. The session's mutex is held to encrypt or decrypt at most [`UNIT_BYTES`],
+//! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is
+//! full, `SendError::Busy`. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
 //! never over a system call: the reader reads the socket before, the writer alone writes it, after.
 //!
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
-//! `write(2)`; it is woken only when it sleeps. It also wakes the [`Receiver`] at the time that it
-//! asked for, even while the peer does not read: writes block for [`WRITE_WAIT`] at most.
+//! `write(2)`; it is woken only when it sleeps. It also wakes the `Receiver` at the time that it
+//! asked for, even while the peer does not read: writes block for `WRITE_WAIT` at most.
 //!
 //! # End
 //!
-//! [`Sender::close`] shuts the socket down at once; what waits is lost. [`Sender::finish`] takes no
-//! more frames, lets those that wait leave, says so, and gives the peer until [`FINISH_TIMEOUT`] to
+//! `Sender::close` shuts the socket down at once; what waits is lost. `Sender::finish` takes no
+//! more frames, lets those that wait leave, says so, and gives the peer until `FINISH_TIMEOUT` to
 //! close too (closing at once, with input unread, would make the kernel discard what was sent).
-//! Either way the reader thread calls [`Receiver::closed`], once and last.
+//! Either way the reader thread calls `Receiver::closed`, once and last.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -37,8 +37,8 @@ use crate::threads::{self, Thread};
 /// flight to one member, too; half of it would refuse what placement allows.
 pub const OUT_BYTES_MAX: usize = 64 << 20;
 
-/// Plaintext encrypted and written at once. Small enough that the reader is not kept from the session
-/// for long (some 0.1 ms), large enough that system calls do not count.
+/// Plaintext encrypted and written at once. Small enough that the reader is not kept from the
+/// session for long (some 0.1 ms), large enough that system calls do not count.
 const UNIT_BYTES: usize = 256 << 10;
 
 /// Read at once from the socket.
@@ -191,7 +191,8 @@ impl Drop for Connection {
                 Half::Reader => self.sender.reader.get().copied(),
                 Half::Writer => self.sender.writer.get().copied(),
             };
-            // A callback may hold the last reference. A thread cannot join itself; it is about to end.
+            // A callback may hold the last reference. A thread cannot join itself; it is about to
+            // end.
             if id != here {
                 thread.join();
             }
@@ -292,8 +293,8 @@ impl Sender {
         receiver.closed(&reason);
     }
 
-    /// Reads until the peer ends too, or the writer gives that up. A socket that is closed with input
-    /// unread would take back what it sent, the reason of a refusal perhaps.
+    /// Reads until the peer ends too, or the writer gives that up. A socket that is closed with
+    /// input unread would take back what it sent, the reason of a refusal perhaps.
     fn discard_input(&self) {
         let mut buffer = [0; 4096];
         while (&self.socket).read(&mut buffer).is_ok_and(|n| n > 0) {}

@@ -1,8 +1,8 @@
 //! Protobuf <-> message types: one [`Envelope`] is the body of one frame. Pure.
 //!
-//! Every check of remote input is here: a decoded value holds only valid keys, known enum values, and
-//! counts and sizes within the limits below; errors name the field. Whether an answer fits its call,
-//! and whether a peer may call at all, is known to `link` and `server`.
+//! Every check of remote input is here: a decoded value holds only valid keys, known enum values,
+//! and counts and sizes within the limits below; errors name the field. Whether an answer fits its
+//! call, and whether a peer may call at all, is known to `link` and `server`.
 //!
 //! Payloads are slices of the frame, not copies: who keeps a small one for long copies it, or the
 //! whole frame stays in memory.

@@ -1,13 +1,13 @@
 //! Frames: a length prefix, then that many bytes. Pure.
 //!
-//! | offset | size   | type         | meaning                          |
-//! |--------|--------|--------------|----------------------------------|
-//! | 0      | 4      | u32, big-endian | length `n` of the body, without the prefix |
-//! | 4      | `n`    | bytes        | one encoded `Envelope`           |
+//! | offset | size | type            | meaning                                    |
+//! |--------|------|-----------------|--------------------------------------------|
+//! | 0      | 4    | u32, big-endian | length `n` of the body, without the prefix |
+//! | 4      | `n`  | bytes           | one encoded `Envelope`                     |
 //!
-//! A [`Decoder`] holds what has arrived of at most one incomplete frame, [`FRAME_BYTES_MAX`] at most
-//! (plus what one read brought). A frame is split off its buffer without copying; as long as any part
-//! of it lives, so does the buffer it came in.
+//! A [`Decoder`] holds what has arrived of at most one incomplete frame, [`FRAME_BYTES_MAX`] at
+//! most (plus what one read brought). A frame is split off its buffer without copying; as long as
+//! any part of it lives, so does the buffer it came in.
 
 use bytes::{Bytes, BytesMut};
 

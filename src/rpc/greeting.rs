@@ -1,8 +1,8 @@
 //! How a connection begins: the TLS handshake, then a Hello each way, under one deadline.
 //!
-//! The dialling side sends its Hello first; the accepting side checks it and answers with its own, or
-//! with `Refused` and the reason. All of it runs on one thread, blocking, before the connection has
-//! threads of its own. A silent or slow peer ends with [`GreetingError::TimedOut`], however it
+//! The dialling side sends its Hello first; the accepting side checks it and answers with its own,
+//! or with `Refused` and the reason. All of it runs on one thread, blocking, before the connection
+//! has threads of its own. A silent or slow peer ends with [`GreetingError::TimedOut`], however it
 //! spreads its bytes. Until both Hellos are checked no frame may be larger than 4 KiB.
 
 use std::io::{self, Read, Write};

@@ -3,10 +3,10 @@
 //! Owns the connection, its two threads, and the call table (65,536 calls; more are
 //! [`CallError::Busy`]). Requests are encoded by the calling thread.
 //!
-//! A completion is called exactly once if [`Link::call`] returned `Ok`, and never otherwise, outside
-//! all locks: on the reader thread with the answer or the loss of the link, on the writer thread when
-//! the deadline has passed. Whoever removes a call from the table calls its completion; that is why
-//! it cannot happen twice. A late answer is dropped.
+//! A completion is called exactly once if [`Link::call`] returned `Ok`, and never otherwise,
+//! outside all locks: on the reader thread with the answer or the loss of the link, on the writer
+//! thread when the deadline has passed. Whoever removes a call from the table calls its completion;
+//! that is why it cannot happen twice. A late answer is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -251,7 +251,7 @@ impl Pending {
 struct Calls {
     /// The peer, for log lines.
     peer: String,
-    /// Lock order 6. Completions are taken out of it and called after.
+    /// Held alone (ranked before the TLS session). Completions are taken out of it and called after.
     table: Mutex<Table>,
     /// Signalled when `settled` is set.
     ended: Condvar,

@@ -11,6 +11,7 @@
 //! | `link`        | the calling side of a connection: call table, deadlines          |
 //! | `pool`        | member id -> link: open, reconnect, close on removal             |
 //! | `server`      | the answering side: accept, role checks, dispatch                |
+//! | `responder`   | answers one call                                                 |
 //! | `testing`     | certificates for tests                                           |
 //!
 //! A connection has a calling side (who dialled) and an answering side. The first frame each way is
@@ -19,18 +20,19 @@
 //!
 //! # Threads
 //!
-//! | thread       | owns                          | waits on              | stopped by          |
-//! |--------------|-------------------------------|-----------------------|---------------------|
-//! | `rx-<peer>`  | the receiving half            | socket                | socket shut down    |
-//! | `tx-<peer>`  | the sending half              | outgoing queue, earliest deadline | queue closed |
-//! | `dial-<peer>`| one target of a pool          | its link's end, back-off | pool stopped, target removed |
-//! | `accept-rpc` | the listening socket          | accept                | listener shut down  |
-//! | `hello-<n>`  | one connection being greeted, 5 s at most | socket    | socket shut down    |
+//! | thread        | owns                       | waits on                   | stopped by           |
+//! |---------------|----------------------------|----------------------------|----------------------|
+//! | `rx-<peer>`   | the receiving half         | socket                     | socket shut down     |
+//! | `tx-<peer>`   | the sending half           | out queue, next deadline   | out queue closed     |
+//! | `dial-<peer>` | one target of a pool       | its link's end, back-off   | target's stop signal |
+//! | `accept-rpc`  | the listening socket       | accept                     | listener shut down   |
+//! | `hello-<n>`   | a connection being greeted | socket, 5 s at most        | socket shut down     |
 //!
 //! # Locks
 //!
-//! No two of these are held at once, and none over a callback or a system call that blocks: the pool's targets,
-//! the server's connections, a link's call table, a connection's out queue, its TLS session.
+//! One inside another only in this order: a pool's targets, one target's state; or a server's
+//! connections; then a connection's out queue. A link's call table and a connection's TLS session
+//! are held alone. None is held over a callback or a system call that blocks.
 
 pub mod connection;
 pub mod envelope;
@@ -39,6 +41,7 @@ pub mod greeting;
 pub mod link;
 pub mod message;
 pub mod pool;
+pub mod responder;
 pub mod server;
 pub mod testing;
 pub mod tls;

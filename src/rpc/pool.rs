@@ -2,11 +2,11 @@
 //!
 //! Owns a thread `dial-<name>` for each target, so that a silent one does not delay the others, and
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
-//! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each process; the
-//! term grows with each start of a leader.
+//! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each process;
+//! the term grows with each start of a leader.
 //!
-//! For one member [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and removed
-//! meanwhile: the thread of a changed target first joins that of the earlier one.
+//! For one member [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
+//! removed meanwhile: the thread of a changed target first joins that of the earlier one.
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::rpc::message::Role;
 use crate::rpc::tls::TlsContext;
 use crate::threads::{self, StopSignal, Thread, Threads};
 
-/// The first wait after a link was lost or not made: a restarting member takes longer, a lost packet
-/// does not.
+/// The first wait after a link was lost or not made: a restarting member takes longer, a lost
+/// packet does not.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 
 /// The longest wait. It bounds how long a member that is back stays without a link (DESIGN.md §5).
@@ -102,8 +102,8 @@ impl Pool {
         }
     }
 
-    /// Keeps a link to `member` at `address` (`host:port`), whose Hello must carry `name` and the id.
-    /// Setting the same again does nothing, other values replace the link. Does not block.
+    /// Keeps a link to `member` at `address` (`host:port`), whose Hello must carry `name` and the
+    /// id. Setting the same again does nothing, other values replace the link. Does not block.
     pub fn set(&self, member: MemberId, address: &str, name: &str) {
         let mut targets = self.shared.targets.lock();
         targets.reap();

@@ -1,17 +1,20 @@
 //! The answering side: accepts connections, checks who they are and what they may call, dispatches.
 //!
 //! Owns the listener, thread `accept-rpc`, a `hello-<n>` thread for each connection being greeted,
-//! and the threads of the connections. A connection is in the table from accept to its end; the table
-//! is bounded ([`Limits`]), beyond it connections are closed at once. Each refusal is a log line
-//! with the address and the reason.
+//! and the threads of the connections. A connection is in the table from accept to its end; the
+//! table is bounded ([`Limits`]), beyond it connections are closed at once. Each refusal is a log
+//! line with the address and the reason.
 //!
 //! # One connection for a node
 //!
 //! A new connection of a node (same id and role) ends the older one, and is welcomed only after the
-//! last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and `disconnected`
-//! of a node alternate. A leader's must have a higher (incarnation, link number) than the older one,
-//! or be of another start (nonce) in the same incarnation; a lower one is a late packet and refused.
-//! Calls of the older connection that the service has queued are for it to refuse, by their fence.
+//! last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and
+//! `disconnected` of a node alternate. A leader's must have a higher (incarnation, link number)
+//! than the older one, or be of another start (nonce) in the same incarnation; a lower one is a
+//! late packet and refused. A member's must be of the same start or of a higher incarnation;
+//! anything else is a rolled back or cloned disk, refused without harm to the one that is
+//! connected. Calls of the older connection that the service has queued are for it to refuse, by
+//! their fence.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,10 +28,11 @@ use socket2::SockRef;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
-use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
-use crate::rpc::envelope::{self, Body, Envelope};
+use crate::rpc::connection::{Connection, Receiver, Sender};
+use crate::rpc::envelope::{self, Body};
 use crate::rpc::greeting::{Accepting, GREETING_TIMEOUT, GreetingError};
 use crate::rpc::message::{Refusal, Request, Response, Role};
+pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
@@ -55,7 +59,8 @@ pub trait Service: Send + Sync {
     /// thread: while it blocks, nothing more is read from this peer, and after some 6 s of that the
     /// peer's kernel takes us for dead.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
-    /// The connection has ended: once for each `connected` that returned `Ok`, after its last `handle`.
+    /// The connection has ended: once for each `connected` that returned `Ok`, after its last
+    /// `handle`.
     fn disconnected(&self, peer: &PeerInfo);
 }
 
@@ -75,59 +80,6 @@ impl Default for Limits {
             connections: 256,
             greetings: 64,
         }
-    }
-}
-
-/// Answers one call, from any thread. Dropped without an answer, it refuses the call.
-pub struct Responder {
-    /// `None` after the answer.
-    sender: Option<Arc<Sender>>,
-    call: CallId,
-}
-
-impl Responder {
-    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped; with
-    /// its out queue full, the connection is closed: the peer does not read.
-    pub fn send(mut self, response: Response) {
-        self.answer(response);
-    }
-
-    fn answer(&mut self, response: Response) {
-        let Some(sender) = self.sender.take() else {
-            return;
-        };
-        let call = self.call;
-        let answer = |response| {
-            let body = Body::Response(response);
-            envelope::encode(Envelope {
-                call,
-                term: 0,
-                body,
-            })
-        };
-        let frame = answer(response).or_else(|error| {
-            log::error!("call {call} of {}: answer: {error}", sender.peer);
-            answer(Response::Refused(Refusal::Other(format!(
-                "answer: {error}"
-            ))))
-        });
-        let Ok(frame) = frame else {
-            unreachable!("a refusal is small");
-        };
-        log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
-        match sender.send(frame) {
-            Ok(()) | Err(SendError::Closed(_)) => (),
-            Err(SendError::Busy) => {
-                log::warn!("closing the link with {}: it does not read", sender.peer);
-                sender.close("the peer does not read its answers");
-            }
-        }
-    }
-}
-
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.answer(Response::Refused(Refusal::Other("not handled".to_owned())));
     }
 }
 
@@ -182,8 +134,8 @@ impl Server {
         self.address
     }
 
-    /// Stops accepting, lets queued answers leave, ends all connections, and joins all threads until
-    /// `deadline`; names those that are late. A second call does nothing.
+    /// Stops accepting, lets queued answers leave, ends all connections, and joins all threads
+    /// until `deadline`; names those that are late. A second call does nothing.
     pub fn stop(&self, deadline: Instant) -> Result<(), Vec<String>> {
         let Some(acceptor) = self.acceptor.lock().take() else {
             return Ok(());
@@ -195,7 +147,8 @@ impl Server {
         threads.push(acceptor);
         let clock = &*self.shared.clock;
         let mut late = threads.join(clock, deadline).err().unwrap_or_default();
-        // Nothing is added now. Greetings end with their sockets, and may add connections until then.
+        // Nothing is added now. Greetings end with their sockets, and may add connections until
+        // then.
         let mut greetings = Threads::default();
         {
             let mut table = self.shared.table.lock();
@@ -409,12 +362,7 @@ impl Shared {
             let Some((entry, older)) = older else {
                 break;
             };
-            if !supersedes(peer, older) {
-                return Err(Refusal::Other(format!(
-                    "link {} of incarnation {} is not newer than {} of {}, which is open",
-                    peer.link, peer.incarnation, older.link, older.incarnation
-                )));
-            }
+            supersedes(peer, older)?;
             // Its reader ends, and takes it out of the table.
             _ = entry.socket.shutdown(Shutdown::Both);
             let wait = give_up.since(self.clock.now());
@@ -463,13 +411,27 @@ fn is_same_node(a: &PeerInfo, b: &PeerInfo) -> bool {
     a.role != Role::Client && a.role == b.role && a.node_id == b.node_id
 }
 
-/// Whether a new connection ends an older one of the same node.
-fn supersedes(new: &PeerInfo, old: &PeerInfo) -> bool {
-    match new.role {
-        Role::Leader if new.incarnation == old.incarnation && new.nonce != old.nonce => true,
-        Role::Leader => (new.incarnation, new.link) > (old.incarnation, old.link),
-        Role::Member | Role::Client => true,
+/// Whether a new connection ends an older one of the same node, or why it is refused itself.
+fn supersedes(new: &PeerInfo, old: &PeerInfo) -> Result<(), Refusal> {
+    let (same_start, incarnation) = (new.nonce == old.nonce, new.incarnation);
+    let newer = match new.role {
+        Role::Leader if incarnation == old.incarnation && !same_start => true,
+        Role::Leader => (incarnation, new.link) > (old.incarnation, old.link),
+        Role::Member | Role::Client => incarnation > old.incarnation || same_start,
+    };
+    if newer {
+        return Ok(());
     }
+    Err(match new.role {
+        Role::Leader => Refusal::Other(format!(
+            "link {} of incarnation {incarnation} is not newer than {} of {}, which is open",
+            new.link, old.link, old.incarnation
+        )),
+        Role::Member | Role::Client => Refusal::StaleIncarnation {
+            incarnation,
+            registered: old.incarnation,
+        },
+    })
 }
 
 /// The receiving end of one connection.
@@ -488,10 +450,7 @@ impl Receiver for Caller {
             Body::Response(_) => return Err("answered without being called".to_owned()),
             Body::Hello(_) => return Err("said hello again".to_owned()),
         };
-        let responder = Responder {
-            sender: Some(sender.clone()),
-            call: id,
-        };
+        let responder = Responder::new(sender.clone(), id);
         let kind = request.kind();
         log::debug!("call {id} of {}: {kind}, {bytes} bytes", self.peer);
         if self.peer.role != kind.caller() {

@@ -37,8 +37,8 @@ impl TestPki {
         TestPki { dir, issuer }
     }
 
-    /// Issues a certificate for `name`, with `localhost` and 127.0.0.1, and names its files. Issuing
-    /// for the same name again overwrites them.
+    /// Issues a certificate for `name`, with `localhost` and 127.0.0.1, and names its files.
+    /// Issuing for the same name again overwrites them.
     pub fn issue(&self, name: &str, role: Role) -> TlsSettings {
         self.issue_as(name, &role.to_string())
     }

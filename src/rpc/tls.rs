@@ -7,18 +7,18 @@
 //! # Verification
 //!
 //! Both sides demand a chain to the CA of the files, valid now. Host names and addresses prove
-//! nothing here: a member moves, and its address comes from a registry. So the dialling side does not
-//! compare the host name; instead [`PeerCertificate`] gives role and names, and `greeting` compares
-//! them with what is expected, and with the peer's Hello, before anything else is said. `localhost`
-//! is never a node's name, as every certificate may carry it.
+//! nothing here: a member moves, and its address comes from a registry. So the dialling side does
+//! not compare the host name; instead [`PeerCertificate`] gives role and names, and `greeting`
+//! compares them with what is expected, and with the peer's Hello, before anything else is said.
+//! `localhost` is never a node's name, as every certificate may carry it.
 //!
 //! # Reload
 //!
 //! [`TlsContext::reload`] reads and checks all three files, our own chain and expiry included, and
 //! only then replaces what new connections use. On any error the last good ones stay.
 //!
-//! Sessions are not resumed: links are few and long-lived, and tickets would cost memory and outlive
-//! a change of certificates. There is no revocation: replace the CA.
+//! Sessions are not resumed: links are few and long-lived, and tickets would cost memory and
+//! outlive a change of certificates. There is no revocation: replace the CA.
 
 pub mod session;
 

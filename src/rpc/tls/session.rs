@@ -1,7 +1,8 @@
 //! One TLS connection's state, without its socket: bytes in, bytes out.
 //!
-//! [`Session::handshake`] does I/O, on one thread, before a connection has others. After it, the owner
-//! holds the session under a mutex, for encryption and decryption alone, and moves the bytes itself.
+//! [`Session::handshake`] does I/O, on one thread, before a connection has others. After it, the
+//! owner holds the session under a mutex, for encryption and decryption alone, and moves the bytes
+//! itself.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -88,8 +89,9 @@ impl Session {
         self.inner.send_close_notify();
     }
 
-    /// Takes what the socket gave and adds what it decrypts to, to `plain`. With no `cipher` it gives
-    /// what the handshake brought along. After an error the alert for the peer waits to be flushed.
+    /// Takes what the socket gave and adds what it decrypts to, to `plain`. With no `cipher` it
+    /// gives what the handshake brought along. After an error the alert for the peer waits to be
+    /// flushed.
     pub fn receive(
         &mut self,
         mut cipher: &[u8],

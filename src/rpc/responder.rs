@@ -1,0 +1,68 @@
+//! The right and duty to answer one call. The answer is encoded by the thread that sends it.
+
+use std::sync::Arc;
+
+use crate::ids::CallId;
+use crate::rpc::connection::{SendError, Sender};
+use crate::rpc::envelope::{self, Body, Envelope};
+use crate::rpc::message::{Refusal, Response};
+
+/// Answers one call, from any thread. Dropped without an answer, it refuses the call.
+pub struct Responder {
+    /// `None` after the answer.
+    sender: Option<Arc<Sender>>,
+    call: CallId,
+}
+
+impl Responder {
+    pub(crate) fn new(sender: Arc<Sender>, call: CallId) -> Responder {
+        Responder {
+            sender: Some(sender),
+            call,
+        }
+    }
+
+    /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped;
+    /// with its out queue full, the connection is closed: the peer does not read.
+    pub fn send(mut self, response: Response) {
+        self.answer(response);
+    }
+
+    fn answer(&mut self, response: Response) {
+        let Some(sender) = self.sender.take() else {
+            return;
+        };
+        let call = self.call;
+        let answer = |response| {
+            let body = Body::Response(response);
+            envelope::encode(Envelope {
+                call,
+                term: 0,
+                body,
+            })
+        };
+        let frame = answer(response).or_else(|error| {
+            log::error!("call {call} of {}: answer: {error}", sender.peer);
+            answer(Response::Refused(Refusal::Other(format!(
+                "answer: {error}"
+            ))))
+        });
+        let Ok(frame) = frame else {
+            unreachable!("a refusal is small");
+        };
+        log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
+        match sender.send(frame) {
+            Ok(()) | Err(SendError::Closed(_)) => (),
+            Err(SendError::Busy) => {
+                log::warn!("closing the link with {}: it does not read", sender.peer);
+                sender.close("the peer does not read its answers");
+            }
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        self.answer(Response::Refused(Refusal::Other("not handled".to_owned())));
+    }
+}
