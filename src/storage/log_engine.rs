@@ -4,9 +4,9 @@
 //! operations at most and never over I/O. Memory: about 27 bytes a record for the index, and the
 //! group being staged.
 //!
-//! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the message's),
-//! each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload). The later record
-//! of a revision rules, so replaying all in order gives the index again.
+//! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the
+//! message's), each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload).
+//! The later record of a revision rules, so replaying all in order gives the index again.
 //!
 //! A group goes from the log's memory to the disk in one write and one `fdatasync`, then into the
 //! index: readers see committed records only, and each is on disk. A record found damaged stays in
@@ -64,8 +64,8 @@ enum Change {
 }
 
 impl LogEngine {
-    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged is
-    /// in [`Recovery`], for the caller to report.
+    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged
+    /// is in [`Recovery`], for the caller to report.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
@@ -328,7 +328,8 @@ mod tests {
     use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
     use crate::storage::model::ModelEngine;
 
-    /// The engine on a disk in memory beside the model; each operation is done to both and compared.
+    /// The engine on a disk in memory beside the model; each operation is done to both and
+    /// compared.
     pub(super) struct Pair {
         pub(super) fs: MemFileSystem,
         pub(super) engine: LogEngine,
@@ -587,8 +588,8 @@ mod properties {
             pair.reopen(Some(Loss::Everything));
         }
 
-        /// A commit during which the disk fails and the power goes is there as a whole or not at all,
-        /// and takes nothing of what was committed before with it.
+        /// A commit during which the disk fails and the power goes is there as a whole or not at
+        /// all, and takes nothing of what was committed before with it.
         #[test]
         fn a_failed_commit_is_all_or_nothing(
             before in prop::collection::vec(any_step(), 0..20),
