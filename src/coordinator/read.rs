@@ -173,7 +173,7 @@ impl ReadBatch {
     /// See [`super::Coordinator::next_deadline`].
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
-            Phase::New => Instant::default(),
+            Phase::New | Phase::Done => NEVER,
             Phase::Confirming => self.deadline,
             Phase::Reading => self
                 .calls
@@ -181,7 +181,6 @@ impl ReadBatch {
                 .filter(|call| !call.late)
                 .map(|call| call.hedge_at)
                 .fold(self.deadline, Instant::min),
-            Phase::Done => NEVER,
         }
     }
 
