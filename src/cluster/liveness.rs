@@ -14,7 +14,8 @@ use crate::protocol::reply::MemberState;
 pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// How long a member that refused a record for lack of space is chosen only when no other is left.
-/// Compaction takes some seconds to give space back; much less would waste an attempt in each write.
+/// Compaction takes some seconds to give space back; much less would waste an attempt in each
+/// write.
 pub const FULL_PAUSE: Duration = Duration::from_secs(5);
 
 /// A member that reports less free space than this is chosen after those with more: what may be in

@@ -1,9 +1,20 @@
 //! How much one member holds and is being sent. Pure.
 //!
-//! Load, as placement compares it, is the copies it holds by applied metadata plus the records in
-//! flight to it. A charge is taken when a member is chosen and ended by `settle`. Settling after the
-//! batch was applied counts a record twice for a moment, settling before it leaves the record out
-//! for a moment; both pass, and only the order of choices depends on them (A9).
+//! Load, as placement compares it, is the copies it holds by applied metadata plus the records on
+//! the way into it: in flight, and answered for but not applied yet. A charge is taken when a
+//! member is chosen and ended by `settle` when its answer has come. If what is settled did not
+//! count until it was applied, the member that answers first would look emptier than the others by
+//! a whole batch, and get the next one too. So it counts until the metadata's counters grow by as
+//! much, or, as it may have failed, for `SETTLED_WINDOW` to twice that. Only the order of choices
+//! depends on it (A9).
+
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+/// How long records count that were settled and do not show in the metadata: some ten times what
+/// applying them takes. A second of failed writes too many hardly moves a choice.
+const SETTLED_WINDOW: Duration = Duration::from_secs(1);
 
 /// The most bytes in flight to one member (DESIGN.md §3). At 10 MB/s, the slowest member that
 /// deadlines allow for, it has them taken in after 6.7 s.
@@ -22,11 +33,21 @@ pub struct Load {
     records_in_flight: u64,
     /// Bytes charged and not settled.
     bytes_in_flight: u64,
+    /// Records settled and not seen in the metadata yet: in this window, and in the one before.
+    settled: [u64; 2],
+    /// When this window began.
+    window_at: Instant,
 }
 
 impl Load {
-    /// What applied metadata says it holds.
+    /// What applied metadata says it holds. An increase accounts for settled records, oldest first.
     pub fn set(&mut self, records: u64, bytes: u64) {
+        let mut increase = records.saturating_sub(self.records);
+        for settled in self.settled.iter_mut().rev() {
+            let seen = increase.min(*settled);
+            *settled -= seen;
+            increase -= seen;
+        }
         self.records = records;
         self.bytes = bytes;
     }
@@ -51,6 +72,17 @@ impl Load {
         debug_assert!(records <= self.records_in_flight && bytes <= self.bytes_in_flight);
         self.records_in_flight = self.records_in_flight.saturating_sub(records);
         self.bytes_in_flight = self.bytes_in_flight.saturating_sub(bytes);
+        self.settled[0] = self.settled[0].saturating_add(records);
+    }
+
+    /// Forgets what was settled long ago.
+    pub fn pass_time(&mut self, now: Instant) {
+        let passed = now.since(self.window_at);
+        if passed >= SETTLED_WINDOW {
+            let is_recent = passed < SETTLED_WINDOW * 2;
+            self.settled = [0, if is_recent { self.settled[0] } else { 0 }];
+            self.window_at = now;
+        }
     }
 
     /// Copies it holds by applied metadata.
@@ -73,9 +105,11 @@ impl Load {
         self.bytes_in_flight
     }
 
-    /// What placement compares: records held and in flight.
+    /// What placement compares: records held and on the way.
     pub fn total(&self) -> u64 {
-        self.records.saturating_add(self.records_in_flight)
+        [self.records_in_flight, self.settled[0], self.settled[1]]
+            .into_iter()
+            .fold(self.records, u64::saturating_add)
     }
 }
 
@@ -92,5 +126,20 @@ mod tests {
         load.settle(1, BYTES_IN_FLIGHT_MAX - 10);
         load.charge(RECORDS_IN_FLIGHT_MAX, 0);
         assert!(!load.has_room(1, 0));
+    }
+
+    #[test]
+    fn settled_records_count_until_they_are_applied_or_some_time_has_passed() {
+        let mut load = Load::default();
+        load.charge(10, 0);
+        load.settle(10, 0);
+        assert_eq!((load.total(), load.records_in_flight()), (10, 0));
+        load.set(4, 0);
+        assert_eq!(load.total(), 10);
+        let at = |window: u32| Instant::default() + SETTLED_WINDOW * window;
+        load.pass_time(at(1));
+        assert_eq!(load.total(), 10);
+        load.pass_time(at(2));
+        assert_eq!(load.total(), 4, "six of them failed");
     }
 }

@@ -1,5 +1,5 @@
-//! What the active leader believes of its members: registry, liveness and load, and from these where
-//! new copies go and which copy is read first. Pure.
+//! What the active leader believes of its members: registry, liveness and load, and from these
+//! where new copies go and which copy is read first. Pure.
 //!
 //! It owns nothing that must survive: the registry and the counters come from applied metadata, the
 //! rest from links and heartbeats. A wrong belief costs work, never data (A9). Inputs that name a
@@ -10,6 +10,8 @@
 pub mod liveness;
 pub mod load;
 pub mod placement;
+#[cfg(test)]
+mod scripts;
 
 pub use placement::Strategy;
 
@@ -188,8 +190,8 @@ impl Cluster {
             .map_or(MemberState::Down, |member| member.state(now))
     }
 
-    /// Up to `copies` distinct members for a run of messages, best first: registered, connected, not
-    /// in `exclude`, with room in flight. Each is charged with `records` and `bytes`, for
+    /// Up to `copies` distinct members for a run of messages, best first: registered, connected,
+    /// not in `exclude`, with room in flight. Each is charged with `records` and `bytes`, for
     /// [`Cluster::settle`] to end. Those in `exclude` that are in good order are taken to hold
     /// copies of the run, so that others in their zones come last.
     pub fn choose(
@@ -203,7 +205,8 @@ impl Cluster {
         let mut candidates = Vec::with_capacity(self.members.len());
         let mut used_zones = Vec::with_capacity(copies + exclude.len());
         let mut usable = 0;
-        for member in self.members.iter().filter(|member| !member.is_retired) {
+        for member in self.members.iter_mut().filter(|member| !member.is_retired) {
+            member.load.pass_time(now);
             let Some(fitness) = member.liveness.fitness(now) else {
                 continue;
             };
@@ -234,8 +237,8 @@ impl Cluster {
         chosen
     }
 
-    /// Counts the shares of a choice. A member's share of what is placed is 1 in `usable`; with each
-    /// record it gets, it is ahead until `usable / 2` copies more are placed, so that over any
+    /// Counts the shares of a choice. A member's share of what is placed is 1 in `usable`; with
+    /// each record it gets, it is ahead until `usable / 2` copies more are placed, so that over any
     /// stretch it gets at most twice its share, and one run.
     fn account(&mut self, chosen: &[MemberId], usable: u64, records: u64) {
         let placed = self.placed;
@@ -256,7 +259,7 @@ impl Cluster {
         }
     }
 
-    /// Ends a charge, once; best after the batch was applied, see `load`.
+    /// Ends a charge, once: its answer has come, or will not count any more.
     pub fn settle(&mut self, id: MemberId, records: u64, bytes: u64) {
         if let Some(member) = self.member_mut(id) {
             member.load.settle(records, bytes);
@@ -335,5 +338,414 @@ impl Cluster {
             self.zones.len() - 1
         });
         Some(u32::try_from(number).expect("there are fewer zones than members"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::liveness::{FREE_BYTES_LOW, FULL_PAUSE, HEARTBEAT_SILENCE_MAX};
+    use crate::cluster::load::BYTES_IN_FLIGHT_MAX;
+    use std::time::Duration;
+
+    const NOW: Instant = Instant::from_nanos(1_000_000_000);
+
+    pub(super) fn registration(id: u64, zone: &str) -> Registration {
+        Registration {
+            id: MemberId(id),
+            name: format!("member-{id}"),
+            address: format!("127.0.0.1:{id}"),
+            zone: zone.to_owned(),
+            incarnation: 1,
+            nonce: 1,
+        }
+    }
+
+    /// Members 1, 2, … in these zones, connected.
+    pub(super) fn cluster(strategy: Strategy, zones: &[&str]) -> Cluster {
+        let mut cluster = Cluster::new(strategy, 7);
+        for (id, zone) in (1..).zip(zones) {
+            cluster.register(&registration(id, zone));
+            cluster.connected(MemberId(id), NOW);
+        }
+        cluster
+    }
+
+    fn ids(members: &[MemberId]) -> Vec<u64> {
+        members.iter().map(|id| id.0).collect()
+    }
+
+    fn choose(cluster: &mut Cluster, copies: usize, exclude: &[u64]) -> Vec<u64> {
+        let exclude: Vec<MemberId> = exclude.iter().map(|id| MemberId(*id)).collect();
+        ids(&cluster.choose(copies, &exclude, 1, 10, NOW))
+    }
+
+    fn beat(free: u64) -> HeartbeatRequest {
+        HeartbeatRequest {
+            records: 0,
+            bytes: 0,
+            free,
+        }
+    }
+
+    #[test]
+    fn liveness_follows_links_answers_and_heartbeats() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", ""]);
+        let id = MemberId(1);
+        assert_eq!(cluster.state(id, NOW), MemberState::Up);
+        assert_eq!(cluster.state(MemberId(9), NOW), MemberState::Down);
+        cluster.late(id, NOW);
+        assert_eq!(cluster.state(id, NOW), MemberState::Suspect);
+        cluster.heartbeat(id, &beat(1 << 40), NOW);
+        assert_eq!(
+            cluster.state(id, NOW),
+            MemberState::Suspect,
+            "beats say nothing of its disk"
+        );
+        cluster.answered(id, NOW);
+        assert_eq!(cluster.state(id, NOW), MemberState::Up);
+        let silent = NOW + HEARTBEAT_SILENCE_MAX;
+        assert_eq!(cluster.state(id, silent), MemberState::Down);
+        assert_eq!(
+            cluster.choose(2, &[], 1, 1, silent).len(),
+            2,
+            "its link is still open"
+        );
+        cluster.heartbeat(id, &beat(1 << 40), silent);
+        assert_eq!(cluster.state(id, silent), MemberState::Up);
+        cluster.disconnected(id, silent);
+        assert_eq!(cluster.state(id, silent), MemberState::Down);
+        assert_eq!(ids(&cluster.choose(2, &[], 1, 1, silent)), [2]);
+    }
+
+    #[test]
+    fn the_fewest_records_come_first_and_what_is_in_flight_counts() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", "", ""]);
+        for (id, records) in [(1, 2), (2, 1), (3, 0)] {
+            cluster.set_load(MemberId(id), records, 0);
+        }
+        assert_eq!(choose(&mut cluster, 3, &[]), [3, 2, 1]);
+        assert_eq!(cluster.bytes_in_flight(MemberId(3)), 10);
+        cluster.charge(MemberId(3), 10, 0);
+        assert_eq!(choose(&mut cluster, 3, &[]), [2, 1, 3]);
+        assert_eq!(choose(&mut cluster, 3, &[2]), [1, 3]);
+    }
+
+    #[test]
+    fn late_and_full_members_are_chosen_last() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", "", "", ""]);
+        cluster.refused_full(MemberId(1), NOW);
+        cluster.late(MemberId(2), NOW);
+        cluster.heartbeat(MemberId(3), &beat(FREE_BYTES_LOW - 1), NOW);
+        assert_eq!(choose(&mut cluster, 4, &[]), [4, 3, 2, 1]);
+        let later = NOW + FULL_PAUSE;
+        assert_eq!(ids(&cluster.choose(1, &[], 1, 1, later)), [1]);
+    }
+
+    #[test]
+    fn a_member_without_room_in_flight_is_not_chosen() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", ""]);
+        cluster.charge(MemberId(1), 1, BYTES_IN_FLIGHT_MAX);
+        assert_eq!(choose(&mut cluster, 2, &[]), [2]);
+        cluster.settle(MemberId(1), 1, BYTES_IN_FLIGHT_MAX);
+        assert_eq!(choose(&mut cluster, 2, &[]).len(), 2);
+    }
+
+    #[test]
+    fn copies_spread_over_zones_before_loads_are_compared() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["a", "a", "a", "b", "b", "c"]);
+        for id in 4..=6 {
+            cluster.set_load(MemberId(id), 1000, 0);
+        }
+        assert_eq!(choose(&mut cluster, 3, &[]), [1, 4, 6]);
+        assert_eq!(choose(&mut cluster, 2, &[1]), [5, 6], "zone a has a copy");
+        cluster.disconnected(MemberId(1), NOW);
+        cluster.late(MemberId(4), NOW);
+        assert_eq!(
+            choose(&mut cluster, 1, &[6, 4, 1]),
+            [2],
+            "4 is replaced, 1 is gone"
+        );
+        assert_eq!(
+            choose(&mut cluster, 1, &[6, 2, 4]),
+            [5],
+            "a late copy does not fill its zone"
+        );
+    }
+
+    #[test]
+    fn a_retired_member_gets_nothing_and_is_not_listed() {
+        let mut cluster = cluster(Strategy::P2c, &["", ""]);
+        cluster.retire(MemberId(1));
+        assert_eq!(choose(&mut cluster, 2, &[]), [2]);
+        let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
+        assert_eq!(ids(&cluster.read_order(&both, NOW)), [2]);
+        assert_eq!(
+            cluster
+                .members()
+                .map(|member| member.id.0)
+                .collect::<Vec<_>>(),
+            [2]
+        );
+        assert_eq!(
+            cluster.member(MemberId(1)).map(|member| &*member.name),
+            Some("member-1")
+        );
+    }
+
+    #[test]
+    fn reads_ask_idle_members_first_and_suspects_last() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", "", "", ""]);
+        let replicas: Vec<MemberId> = (1..=4).map(MemberId).collect();
+        let replicas = ReplicaSet::new(&replicas).expect("four members");
+        cluster.late(MemberId(1), NOW);
+        cluster.charge(MemberId(2), 1, 100);
+        cluster.charge(MemberId(3), 1, 50);
+        assert_eq!(ids(&cluster.read_order(&replicas, NOW)), [4, 3, 2, 1]);
+        cluster.disconnected(MemberId(4), NOW);
+        assert_eq!(ids(&cluster.read_order(&replicas, NOW)), [3, 2, 1]);
+    }
+
+    #[test]
+    fn reads_of_equals_spread() {
+        let cluster = cluster(Strategy::LeastLoaded, &["", ""]);
+        let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
+        let first = |step| cluster.read_order(&both, NOW + Duration::from_nanos(step))[0];
+        let to_first = (0..1000).filter(|step| first(*step) == MemberId(1)).count();
+        assert!((400..600).contains(&to_first), "{to_first} of 1000");
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use super::tests::{cluster, registration};
+    use super::*;
+    use crate::cluster::load::RECORDS_IN_FLIGHT_MAX;
+    use proptest::prelude::{Just, Strategy as _, any, prop_assert, prop_assert_eq};
+    use proptest::{prop_oneof, proptest};
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    const NOW: Instant = Instant::from_nanos(0);
+
+    /// In which order the answers of a choice are settled and its records applied.
+    #[derive(Clone, Copy, Debug)]
+    enum Order {
+        SettledFirst,
+        AppliedFirst,
+        /// Each member's answer is settled at another time, and applied after the last.
+        OneByOne,
+    }
+
+    const ORDERS: [Order; 3] = [Order::SettledFirst, Order::AppliedFirst, Order::OneByOne];
+
+    fn apply(cluster: &mut Cluster, chosen: &[MemberId], records: u64) {
+        for id in chosen {
+            let held = cluster.member(*id).expect("registered").load.records();
+            cluster.set_load(*id, held + records, 0);
+        }
+    }
+
+    /// Places `messages` in runs of at most `run`, one each millisecond; up to `depth` choices are
+    /// in flight, and as many settled but not applied or the reverse. They end in random order.
+    fn place(cluster: &mut Cluster, copies: usize, messages: u64, run: u64, load: (usize, Order)) {
+        let (depth, order) = load;
+        let mut rng = fastrand::Rng::with_seed(depth as u64);
+        // What has happened to each choice so far: this many of its members settled.
+        let mut open: [Vec<(Vec<MemberId>, u64)>; 2] = [Vec::new(), Vec::new()];
+        let mut left = messages;
+        let mut now = NOW;
+        while left > 0 || open.iter().any(|stage| !stage.is_empty()) {
+            let records = run.min(left);
+            left -= records;
+            now = now + Duration::from_millis(1);
+            if records > 0 {
+                let chosen = cluster.choose(copies, &[], records, 0, now);
+                assert_eq!(chosen.len(), copies);
+                open[0].push((chosen, records));
+            }
+            for stage in 0..2 {
+                if open[stage].is_empty() || (open[stage].len() <= depth && left > 0) {
+                    continue;
+                }
+                let taken = rng.usize(..open[stage].len());
+                let (chosen, records) = open[stage].swap_remove(taken);
+                let settled = match (order, stage) {
+                    (Order::SettledFirst, 0) | (Order::AppliedFirst, 1) => &chosen[..],
+                    (Order::OneByOne, 0) => &chosen[..1],
+                    (Order::OneByOne, _) => &chosen[1..],
+                    (Order::SettledFirst | Order::AppliedFirst, _) => &[],
+                };
+                settled
+                    .iter()
+                    .for_each(|id| cluster.settle(*id, records, 0));
+                if matches!(order, Order::AppliedFirst) == (stage == 0) {
+                    apply(cluster, &chosen, records);
+                }
+                if stage == 0 {
+                    open[1].push((chosen, records));
+                }
+            }
+        }
+    }
+
+    fn records(cluster: &Cluster) -> Vec<u64> {
+        cluster
+            .members()
+            .map(|member| member.load.records())
+            .collect()
+    }
+
+    /// The bounds that the product promises for 10,000 SETs on 6 equal members at tolerance 2.
+    #[test]
+    fn ten_thousand_messages_spread_within_the_bounds() {
+        for (strategy, bound) in [(Strategy::LeastLoaded, 1.05), (Strategy::P2c, 1.2)] {
+            let cases = [1, 5, 32]
+                .into_iter()
+                .flat_map(|run| [0, 1, 16, 64].map(|depth| (run, depth)));
+            for ((run, depth), order) in cases.flat_map(|case| ORDERS.map(|order| (case, order))) {
+                let mut cluster = cluster(strategy, &["", "", "", "", "", ""]);
+                place(&mut cluster, 2, 10_000, run, (depth, order));
+                let records = records(&cluster);
+                assert_eq!(records.iter().sum::<u64>(), 20_000);
+                let fullest = *records.iter().max().expect("six") as f64;
+                let emptiest = *records.iter().min().expect("six") as f64;
+                let case = format!("{strategy}, runs of {run}, {depth} in flight, {order:?}");
+                assert!(fullest <= emptiest * bound, "{case}: {records:?}");
+            }
+        }
+    }
+
+    /// Over any stretch of writes after it joined, an empty newcomer gets at most twice its share
+    /// and one run, as long as there are others to choose; and it does catch up.
+    #[test]
+    fn an_empty_newcomer_gets_at_most_twice_its_share() {
+        for (others, copies, run) in [(5, 2, 1), (5, 2, 32), (9, 3, 32), (2, 1, 7), (19, 1, 1)] {
+            let mut cluster = cluster(Strategy::LeastLoaded, &vec![""; others]);
+            for id in 1..=others as u64 {
+                cluster.set_load(MemberId(id), 50_000, 0);
+            }
+            let newcomer = MemberId(others as u64 + 1);
+            cluster.register(&registration(newcomer.0, ""));
+            cluster.connected(newcomer, NOW);
+            let mut placed = 0;
+            for _ in 0..50 {
+                place(&mut cluster, copies, run * 20, run, (3, Order::OneByOne));
+                placed += run * 20;
+                let share = placed as f64 * copies as f64 / (others as f64 + 1.0);
+                let got = cluster.member(newcomer).expect("registered").load.records() as f64;
+                let case =
+                    format!("{others} others, {copies} copies, runs of {run}: {got}, {share}");
+                assert!(got <= 2.0 * share + run as f64, "{case}");
+                assert!(got >= 1.2 * share - run as f64, "it catches up: {case}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_seeds_choose_equally() {
+        let choices = || {
+            let mut cluster = cluster(Strategy::P2c, &["", "", "a", "a", "b"]);
+            let choose = |_| cluster.choose(3, &[], 1, 1, NOW);
+            (0..100).map(choose).collect::<Vec<_>>()
+        };
+        assert_eq!(choices(), choices());
+    }
+
+    #[derive(Clone, Debug)]
+    struct Case {
+        p2c: bool,
+        /// Zone, connected, late, full, records in flight.
+        members: Vec<(u8, bool, bool, bool, u64)>,
+        copies: usize,
+        exclude: BTreeSet<u64>,
+    }
+
+    fn any_case() -> impl proptest::strategy::Strategy<Value = Case> {
+        let in_flight = prop_oneof![3 => 0..100_u64, 1 => Just(RECORDS_IN_FLIGHT_MAX)];
+        let member = (
+            0..4_u8,
+            proptest::bool::weighted(0.8),
+            proptest::bool::weighted(0.2),
+            proptest::bool::weighted(0.1),
+            in_flight,
+        );
+        let members = proptest::collection::vec(member, 0..12);
+        let exclude = proptest::collection::btree_set(1..12_u64, 0..4);
+        (any::<bool>(), members, 1..=7_usize, exclude).prop_map(
+            |(p2c, members, copies, exclude)| Case {
+                p2c,
+                members,
+                copies,
+                exclude,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn choices_are_distinct_connected_roomy_fit_and_spread_over_zones(case in any_case()) {
+            let strategy = if case.p2c { Strategy::P2c } else { Strategy::LeastLoaded };
+            let mut cluster = Cluster::new(strategy, 1);
+            for (id, (zone, connected, late, full, in_flight)) in (1..).zip(&case.members) {
+                let zone = ["", "a", "b", "c"][usize::from(*zone)];
+                cluster.register(&registration(id, zone));
+                let id = MemberId(id);
+                if *connected {
+                    cluster.connected(id, NOW);
+                }
+                if *late {
+                    cluster.late(id, NOW);
+                }
+                if *full {
+                    cluster.refused_full(id, NOW);
+                }
+                cluster.charge(id, *in_flight, 0);
+            }
+            let exclude: Vec<MemberId> = case.exclude.iter().map(|id| MemberId(*id)).collect();
+            let before = cluster.members.clone();
+            let chosen = cluster.choose(case.copies, &exclude, 1, 1, NOW);
+            let usable = |member: &&MemberView| {
+                member.liveness.is_connected()
+                    && !exclude.contains(&member.id)
+                    && member.load.has_room(1, 1)
+            };
+            let usable: Vec<&MemberView> = before.iter().filter(usable).collect();
+            prop_assert_eq!(chosen.len(), case.copies.min(usable.len()));
+            let distinct: BTreeSet<MemberId> = chosen.iter().copied().collect();
+            prop_assert_eq!(distinct.len(), chosen.len());
+            let fitness = |id: &MemberId| {
+                let member = usable.iter().find(|member| member.id == *id);
+                member.and_then(|member| member.liveness.fitness(NOW))
+            };
+            for pair in chosen.windows(2) {
+                prop_assert!(fitness(&pair[0]) <= fitness(&pair[1]), "fitter ones come first");
+            }
+            prop_assert!(chosen.iter().all(|id| fitness(id).is_some()));
+            // Without exclusions, and all of one fitness: no zone has two copies more than another
+            // that could have taken one.
+            let level = usable.iter().all(|member| {
+                member.liveness.fitness(NOW) == usable[0].liveness.fitness(NOW)
+            });
+            if exclude.is_empty() && level {
+                let in_zone = |zone: &str| {
+                    let of_zone = |id: &&MemberId| {
+                        usable.iter().any(|member| member.id == **id && member.zone == zone)
+                    };
+                    chosen.iter().filter(of_zone).count()
+                };
+                for spare in usable.iter().filter(|member| !chosen.contains(&member.id)) {
+                    for zone in ["a", "b", "c"] {
+                        let has = if spare.zone.is_empty() { 0 } else { in_zone(&spare.zone) };
+                        prop_assert!(in_zone(zone) <= has + 1);
+                    }
+                }
+            }
+            for id in &chosen {
+                let had = before.iter().find(|member| member.id == *id);
+                let had = had.map_or(0, |member| member.load.bytes_in_flight());
+                prop_assert_eq!(cluster.bytes_in_flight(*id), had + 1);
+            }
+        }
     }
 }

@@ -1,7 +1,49 @@
-//! The closed set of changes to the metadata, as they stand in the Raft log. Pure.
+//! The closed set of changes to the metadata, and their bytes in the Raft log. Pure.
+//!
+//! The first byte is the version. A leader that meets a version or kind it does not know must stop:
+//! passing it over, it would diverge from the others. Every byte is checked; nothing decodes to a
+//! value that [`Command`]'s documentation rules out.
+//!
+//! Integers are little-endian; `varint` is LEB128, at most 10 bytes; `text` is a varint length, at
+//! most [`TEXT_BYTES_MAX`], and that much UTF-8.
+//!
+//! | part | size | meaning |
+//! |---|---|---|
+//! | version | 1 | 1 |
+//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance |
+//! | term | 8 | `Command::term` |
+//! | body | to the end | by kind |
+//!
+//! | kind | body |
+//! |---|---|
+//! | write | varint number of operations, up to [`OPERATIONS_MAX`]; runs of that many in all |
+//! | reserve ids | varint count |
+//! | register member | id 8, incarnation 8, nonce 8, then name, address, zone as text |
+//! | set tolerance | 1 byte |
+//!
+//! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
+//! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
+//! varint number of operations, at least 1; the operations. A DEL is its key; a SET is its key,
+//! revision (8) and varint payload length. A key is a varint: 0 and then a varint message id, or
+//! the length of a word (1..=512) and then the word.
 
-use crate::ids::{Key, MemberId, Revision};
+use crate::ids::{KEY_BYTES_MAX, Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
 use crate::metadata::replica_sets::ReplicaSet;
+
+/// The version of the encoding that is written, and the only one that is read.
+const VERSION: u8 = 1;
+const KIND_WRITE: u8 = 1;
+const KIND_RESERVE_IDS: u8 = 2;
+const KIND_REGISTER_MEMBER: u8 = 3;
+const KIND_SET_TOLERANCE: u8 = 4;
+
+/// The most operations in a command: 16 batches of the most requests. It bounds the memory that
+/// decoding takes to a few MiB.
+pub const OPERATIONS_MAX: usize = 65_536;
+/// The most message ids that one command reserves.
+pub const RESERVE_COUNT_MAX: u64 = 1_000_000;
+/// The longest name, address or zone, in bytes: far above a host name's 255.
+pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// One entry of the Raft log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,4 +154,518 @@ pub enum OperationResult {
     NotFound,
     /// The replica set names a member that is not in the registry; nothing changed.
     UnknownMember,
+}
+
+/// Why bytes are not a command. The process that reads it from its Raft log stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a later version of the program.
+    #[error("command has version {0}, this program knows up to {VERSION}")]
+    UnknownVersion(u8),
+    /// Written by a later version of the program.
+    #[error("command has kind {0}, which this program does not know")]
+    UnknownKind(u8),
+    /// The bytes end within a part.
+    #[error("command ends early")]
+    Truncated,
+    /// A part has a value that it may not have.
+    #[error("command has a bad {0}")]
+    Invalid(&'static str),
+}
+
+impl Command {
+    /// The command's bytes. The limits of this module hold for it, or it is our mistake: what comes
+    /// from outside is checked before it gets here.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        out.push(match &self.change {
+            Change::Write(_) => KIND_WRITE,
+            Change::ReserveIds { .. } => KIND_RESERVE_IDS,
+            Change::RegisterMember(_) => KIND_REGISTER_MEMBER,
+            Change::SetTolerance(_) => KIND_SET_TOLERANCE,
+        });
+        out.extend(self.term.to_le_bytes());
+        match &self.change {
+            Change::Write(operations) => {
+                assert!(operations.len() <= OPERATIONS_MAX, "too many operations");
+                // Most are a message id, its revision and a length of two bytes.
+                out.reserve(operations.len() * 16);
+                put_varint(&mut out, operations.len() as u64);
+                for run in operations.chunk_by(Operation::is_of_run) {
+                    put_run(&mut out, run);
+                }
+            }
+            Change::ReserveIds { count } => {
+                assert!((1..=RESERVE_COUNT_MAX).contains(count));
+                put_varint(&mut out, *count);
+            }
+            Change::RegisterMember(registration) => put_registration(&mut out, registration),
+            Change::SetTolerance(tolerance) => {
+                assert!((TOLERANCE_MIN..=TOLERANCE_MAX).contains(tolerance));
+                out.push(*tolerance);
+            }
+        }
+        out
+    }
+
+    /// The command with these bytes; never panics.
+    pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
+        let mut input = Input { rest: bytes };
+        let version = input.byte()?;
+        if version != VERSION {
+            return Err(DecodeError::UnknownVersion(version));
+        }
+        let kind = input.byte()?;
+        let term = input.u64()?;
+        let change = match kind {
+            KIND_WRITE => Change::Write(input.operations()?),
+            KIND_RESERVE_IDS => match input.varint()? {
+                count @ 1..=RESERVE_COUNT_MAX => Change::ReserveIds { count },
+                _ => return Err(DecodeError::Invalid("count of ids")),
+            },
+            KIND_REGISTER_MEMBER => Change::RegisterMember(input.registration()?),
+            KIND_SET_TOLERANCE => match input.byte()? {
+                tolerance @ TOLERANCE_MIN..=TOLERANCE_MAX => Change::SetTolerance(tolerance),
+                _ => return Err(DecodeError::Invalid("tolerance")),
+            },
+            unknown => return Err(DecodeError::UnknownKind(unknown)),
+        };
+        if !input.rest.is_empty() {
+            return Err(DecodeError::Invalid("end"));
+        }
+        Ok(Command { term, change })
+    }
+}
+
+impl Operation {
+    /// Whether two neighbours are of one run: SETs with the same replica set, or DELs.
+    pub(super) fn is_of_run(&self, next: &Operation) -> bool {
+        match (self, next) {
+            (Operation::Set { replicas: a, .. }, Operation::Set { replicas: b, .. }) => a == b,
+            (Operation::Delete { .. }, Operation::Delete { .. }) => true,
+            (Operation::Set { .. }, Operation::Delete { .. })
+            | (Operation::Delete { .. }, Operation::Set { .. }) => false,
+        }
+    }
+}
+
+/// `run` is not empty.
+fn put_run(out: &mut Vec<u8>, run: &[Operation]) {
+    match &run[0] {
+        Operation::Set { replicas, .. } => {
+            let members = replicas.as_slice();
+            out.push(members.len() as u8);
+            out.extend(members.iter().flat_map(|id| id.0.to_le_bytes()));
+        }
+        Operation::Delete { .. } => out.push(0),
+    }
+    put_varint(out, run.len() as u64);
+    for operation in run {
+        match operation {
+            Operation::Set {
+                key,
+                revision,
+                length,
+                ..
+            } => {
+                put_key(out, key);
+                out.extend(revision.as_u64().to_le_bytes());
+                put_varint(out, u64::from(*length));
+            }
+            Operation::Delete { key } => put_key(out, key),
+        }
+    }
+}
+
+fn put_key(out: &mut Vec<u8>, key: &Key) {
+    match key {
+        Key::Id(id) => {
+            out.push(0);
+            put_varint(out, *id);
+        }
+        Key::Word(word) => {
+            put_varint(out, word.len() as u64);
+            out.extend(word.as_bytes());
+        }
+    }
+}
+
+fn put_registration(out: &mut Vec<u8>, registration: &Registration) {
+    let Registration {
+        id,
+        name,
+        address,
+        zone,
+        incarnation,
+        nonce,
+    } = registration;
+    for number in [id.0, *incarnation, *nonce] {
+        out.extend(number.to_le_bytes());
+    }
+    for text in [name, address, zone] {
+        assert!(
+            text.len() <= TEXT_BYTES_MAX,
+            "text of a registration is too long"
+        );
+        put_varint(out, text.len() as u64);
+        out.extend(text.as_bytes());
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// What is left to decode.
+struct Input<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        let (first, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(*first)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        let (first, rest) = self
+            .rest
+            .split_first_chunk()
+            .ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(u64::from_le_bytes(*first))
+    }
+
+    fn varint(&mut self) -> Result<u64, DecodeError> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit.
+            if shift == 63 && bits > 1 {
+                return Err(DecodeError::Invalid("varint"));
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(DecodeError::Invalid("varint"))
+    }
+
+    /// A varint that is at most `max`, which is far below 2^32.
+    fn length(&mut self, max: usize, what: &'static str) -> Result<usize, DecodeError> {
+        let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
+        (length <= max)
+            .then_some(length)
+            .ok_or(DecodeError::Invalid(what))
+    }
+
+    fn operations(&mut self) -> Result<Vec<Operation>, DecodeError> {
+        let total = self.length(OPERATIONS_MAX, "number of operations")?;
+        let mut operations = Vec::new();
+        while operations.len() < total {
+            let replicas = self.replicas()?;
+            let left = total - operations.len();
+            let count = self.length(left, "number of operations")?;
+            if count == 0 {
+                return Err(DecodeError::Invalid("number of operations"));
+            }
+            for _ in 0..count {
+                let key = self.key()?;
+                operations.push(match replicas {
+                    Some(replicas) => Operation::Set {
+                        key,
+                        revision: Revision::from_u64(self.u64()?),
+                        replicas,
+                        length: u32::try_from(self.varint()?)
+                            .map_err(|_| DecodeError::Invalid("payload length"))?,
+                    },
+                    None => Operation::Delete { key },
+                });
+            }
+        }
+        Ok(operations)
+    }
+
+    /// The replica set of a run; `None` for a run of DELs.
+    fn replicas(&mut self) -> Result<Option<ReplicaSet>, DecodeError> {
+        let count = self.byte()?;
+        if count == 0 {
+            return Ok(None);
+        }
+        if count > TOLERANCE_MAX {
+            return Err(DecodeError::Invalid("replica set"));
+        }
+        let members = (0..count).map(|_| self.u64().map(MemberId));
+        let members = members.collect::<Result<Vec<_>, _>>()?;
+        let replicas = ReplicaSet::new(&members).ok_or(DecodeError::Invalid("replica set"))?;
+        if replicas.as_slice() != members {
+            return Err(DecodeError::Invalid("order of a replica set"));
+        }
+        Ok(Some(replicas))
+    }
+
+    fn key(&mut self) -> Result<Key, DecodeError> {
+        match self.length(KEY_BYTES_MAX, "length of a key")? {
+            0 => Ok(Key::Id(self.varint()?)),
+            length => match Key::parse(self.take(length)?) {
+                Ok(key @ Key::Word(_)) => Ok(key),
+                Ok(Key::Id(_)) | Err(_) => Err(DecodeError::Invalid("key")),
+            },
+        }
+    }
+
+    fn registration(&mut self) -> Result<Registration, DecodeError> {
+        Ok(Registration {
+            id: MemberId(self.u64()?),
+            incarnation: self.u64()?,
+            nonce: self.u64()?,
+            name: self.text()?,
+            address: self.text()?,
+            zone: self.text()?,
+        })
+    }
+
+    fn text(&mut self) -> Result<String, DecodeError> {
+        let length = self.length(TEXT_BYTES_MAX, "length of a text")?;
+        let text = std::str::from_utf8(self.take(length)?);
+        Ok(text.map_err(|_| DecodeError::Invalid("text"))?.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(id: u64, members: &[u64]) -> Operation {
+        let members: Vec<MemberId> = members.iter().map(|id| MemberId(*id)).collect();
+        Operation::Set {
+            key: Key::Id(id),
+            revision: Revision::new(3, id),
+            replicas: ReplicaSet::new(&members).expect("distinct members"),
+            length: 100,
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_write_are_these() {
+        let key = Key::parse(b"ab").expect("a key");
+        let change = Change::Write(vec![
+            set(1, &[9, 8]),
+            set(200, &[8, 9]),
+            Operation::Delete { key },
+        ]);
+        let bytes = Command { term: 3, change }.encode();
+        let expected = [
+            &[1, 1, 3, 0, 0, 0, 0, 0, 0, 0, 3][..],
+            &[2, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 2],
+            &[0, 1, 1, 0, 0, 0, 0, 3, 0, 0, 100],
+            &[0, 0xc8, 1, 200, 0, 0, 0, 0, 3, 0, 0, 100],
+            &[0, 1, 2, b'a', b'b'],
+        ];
+        assert_eq!(bytes, expected.concat());
+    }
+
+    #[test]
+    fn the_bytes_of_the_other_kinds_are_these() {
+        let text = |text: &str| text.to_owned();
+        let registration = Registration {
+            id: MemberId(0x0102),
+            name: text("m"),
+            address: text("h:1"),
+            zone: text(""),
+            incarnation: 3,
+            nonce: u64::MAX,
+        };
+        let registered = [
+            &[2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0][..],
+            &[255; 8],
+            &[1, b'm', 3, b'h', b':', b'1', 0],
+        ];
+        for (change, kind, body) in [
+            (Change::ReserveIds { count: 300 }, 2, vec![0xac, 2]),
+            (Change::RegisterMember(registration), 3, registered.concat()),
+            (Change::SetTolerance(7), 4, vec![7]),
+        ] {
+            let expected = [&[1, kind, 9, 0, 0, 0, 0, 0, 0, 0], &body[..]].concat();
+            assert_eq!(Command { term: 9, change }.encode(), expected);
+        }
+    }
+
+    #[test]
+    fn a_full_batch_costs_a_dozen_bytes_a_message_and_its_set_once() {
+        let operations = (0..4096).map(|id| set(id, &[1, 2])).collect();
+        let command = Command {
+            term: 3,
+            change: Change::Write(operations),
+        };
+        let bytes = command.encode();
+        assert!(bytes.len() < 4096 * 12 + 64, "{}", bytes.len());
+        assert_eq!(Command::decode(&bytes), Ok(command));
+    }
+
+    #[test]
+    fn unknown_versions_and_kinds_are_errors() {
+        let bytes = Command {
+            term: 1,
+            change: Change::SetTolerance(2),
+        }
+        .encode();
+        let changed = |at: usize, to: u8| {
+            let mut bytes = bytes.clone();
+            bytes[at] = to;
+            Command::decode(&bytes)
+        };
+        assert_eq!(changed(0, 2), Err(DecodeError::UnknownVersion(2)));
+        assert_eq!(changed(1, 99), Err(DecodeError::UnknownKind(99)));
+        assert_eq!(changed(10, 8), Err(DecodeError::Invalid("tolerance")));
+    }
+
+    #[test]
+    fn values_that_a_command_may_not_have_are_errors() {
+        let decode = |kind: u8, body: &[u8]| {
+            Command::decode(&[&[1, kind, 0, 0, 0, 0, 0, 0, 0, 0], body].concat())
+        };
+        let member = |id: u8| [id, 0, 0, 0, 0, 0, 0, 0];
+        let pair = |a, b| {
+            [
+                &[1, 2][..],
+                &member(a),
+                &member(b),
+                &[1, 0, 5],
+                &[0; 8],
+                &[0],
+            ]
+            .concat()
+        };
+        assert!(decode(KIND_WRITE, &pair(1, 2)).is_ok());
+        for (kind, body) in [
+            (KIND_WRITE, pair(2, 1)),
+            (KIND_WRITE, pair(1, 1)),
+            (KIND_WRITE, vec![1, 8]),
+            (KIND_WRITE, vec![1, 0, 0]),
+            (KIND_WRITE, vec![1, 0, 2, 0, 5, 0, 6]),
+            (KIND_WRITE, vec![1, 0, 1, 0, 5, 0]),
+            (KIND_WRITE, vec![1, 0, 1, 1, b'7']),
+            (KIND_WRITE, vec![1, 0, 1, 1, b' ']),
+            (KIND_WRITE, vec![0x81, 0x80, 4]),
+            (
+                KIND_WRITE,
+                vec![1, 0, 1, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2],
+            ),
+            (KIND_RESERVE_IDS, vec![0]),
+            (KIND_RESERVE_IDS, vec![0xc1, 0x84, 0x3d]),
+            (KIND_SET_TOLERANCE, vec![2, 0]),
+        ] {
+            let decoded = decode(kind, &body);
+            assert!(
+                matches!(decoded, Err(DecodeError::Invalid(_))),
+                "{body:?} {decoded:?}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            any::<u64>().prop_map(Key::Id),
+            "[a-zäß/]{1,40}".prop_map(|word| Key::Word(word.into())),
+        ]
+    }
+
+    fn any_operation() -> impl Strategy<Value = Operation> {
+        let replicas = proptest::collection::btree_set(1..4_u64, 1..3).prop_map(|members| {
+            let members: Vec<MemberId> = members.into_iter().map(MemberId).collect();
+            ReplicaSet::new(&members).expect("distinct members")
+        });
+        prop_oneof![
+            3 => (any_key(), any::<u64>(), replicas, any::<u32>()).prop_map(
+                |(key, revision, replicas, length)| Operation::Set {
+                    key,
+                    revision: Revision::from_u64(revision),
+                    replicas,
+                    length,
+                }
+            ),
+            1 => any_key().prop_map(|key| Operation::Delete { key }),
+        ]
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            proptest::collection::vec(any_operation(), 0..20).prop_map(Change::Write),
+            (1..=RESERVE_COUNT_MAX).prop_map(|count| Change::ReserveIds { count }),
+            (TOLERANCE_MIN..=TOLERANCE_MAX).prop_map(Change::SetTolerance),
+            (any::<[u64; 3]>(), ".{0,20}", ".{0,20}", ".{0,20}").prop_map(
+                |([id, incarnation, nonce], name, address, zone)| {
+                    let id = MemberId(id);
+                    Change::RegisterMember(Registration {
+                        id,
+                        name,
+                        address,
+                        zone,
+                        incarnation,
+                        nonce,
+                    })
+                }
+            ),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_decodes_to_the_same(term: u64, change in any_change()) {
+            let command = Command { term, change };
+            prop_assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+
+        #[test]
+        fn damaged_and_arbitrary_bytes_never_panic(
+            term: u64,
+            change in any_change(),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut: prop::sample::Index,
+            noise: Vec<u8>,
+        ) {
+            let mut bytes = Command { term, change }.encode();
+            for (at, with) in flips {
+                let at = at.index(bytes.len());
+                bytes[at] ^= with;
+            }
+            bytes.truncate(cut.index(bytes.len()) + 1);
+            let _ = Command::decode(&bytes);
+            let _ = Command::decode(&noise);
+            for kind in KIND_WRITE..=KIND_SET_TOLERANCE {
+                let _ = Command::decode(&[&[VERSION, kind], &noise[..]].concat());
+            }
+        }
+
+        #[test]
+        fn a_command_that_is_cut_is_an_error(term: u64, change in any_change()) {
+            let bytes = Command { term, change }.encode();
+            for length in 0..bytes.len() {
+                prop_assert_eq!(Command::decode(&bytes[..length]), Err(DecodeError::Truncated));
+            }
+        }
+    }
 }

@@ -2,16 +2,16 @@
 //!
 //! Rules of registration (DESIGN.md §5):
 //! * an id that is known under another name, or was retired, is refused;
-//! * a lower incarnation than the registered one is refused, an equal one too unless its nonce is the
-//!   same (a reconnect): the disk was rolled back or cloned;
+//! * a lower incarnation than the registered one is refused, an equal one too unless its nonce is
+//!   the same (a reconnect): the disk was rolled back or cloned;
 //! * a new id for a known name retires the id it had.
 //!
 //! A retired member takes no new copies and cannot come back; it stays in the registry, because the
 //! metadata still lists it for the copies that it held, until each is overwritten, deleted or (once
 //! repair exists) moved. Its counters go down with them.
 //!
-//! Known limit: retired ids are kept for good, some 200 bytes each, so that a wiped member's old disk
-//! is refused at any later time.
+//! Known limit: retired ids are kept for good, some 200 bytes each, so that a wiped member's old
+//! disk is refused at any later time.
 
 use std::collections::BTreeMap;
 
@@ -105,15 +105,15 @@ impl Members {
         member.bytes += bytes;
     }
 
-    /// One message of that length less lists this member.
-    pub(crate) fn remove_copy(&mut self, id: MemberId, length: u32) {
+    /// That many messages less list this member, which counted them.
+    pub(crate) fn remove_copies(&mut self, id: MemberId, records: u64, bytes: u64) {
         let member = self.listed(id);
         assert!(
-            member.records > 0 && member.bytes >= u64::from(length),
-            "member {id} loses a copy that was never counted"
+            member.records >= records && member.bytes >= bytes,
+            "member {id} loses copies that were never counted"
         );
-        member.records -= 1;
-        member.bytes -= u64::from(length);
+        member.records -= records;
+        member.bytes -= bytes;
     }
 
     fn listed(&mut self, id: MemberId) -> &mut Member {

@@ -1,17 +1,17 @@
 //! The message index: key -> revision, replica set, length, in shards. Pure.
 //!
-//! A [`Shard`] is a plain value; a leader keeps each behind a lock of its own, a test keeps them in a
-//! `Vec`. Which shard a key is in follows from the key and the number of shards alone
+//! A [`Shard`] is a plain value; a leader keeps each behind a lock of its own, a test keeps them in
+//! a `Vec`. Which shard a key is in follows from the key and the number of shards alone
 //! ([`shard_of`]), and nothing outside depends on that number. Message ids and other keys live in
 //! separate hash tables, so that an id costs no allocation.
 //!
 //! Memory, table growth included: a hash table is between 7/16 and 7/8 full while it grows, so a
 //! slot (24 bytes for an id, 32 for another key, and 1 control byte each) costs 29 to 57 bytes for
-//! an id and 38 to 75 and the key's text otherwise; a table that has become less than an eighth full
-//! by deletes is made smaller. Replica sets are interned and shared (`replica_sets`).
+//! an id and 38 to 75 and the key's text otherwise; a table that has become less than an eighth
+//! full by deletes is made smaller. Replica sets are interned and shared (`replica_sets`).
 //!
-//! Pauses: a table that is full is copied to one twice its size in one go. With 1,024 shards and 100
-//! million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
+//! Pauses: a table that is full is copied to one twice its size in one go. With 1,024 shards and
+//! 100 million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
 //!
 //! Known limits: ids are hashed without a secret, so a client can choose ids that meet in one place
 //! of a table and slow down that shard; other keys are hashed with one. The order within a shard
@@ -118,6 +118,17 @@ impl Shard {
         self.len() == 0
     }
 
+    /// The memory it takes, in bytes: buckets times their size, and the text of the keys. What the
+    /// allocator adds (8 to 23 bytes for each key that is not an id) is left out, and so are
+    /// buckets that deletes have spoiled until the table is next rebuilt.
+    pub fn memory_bytes(&self) -> usize {
+        let texts: usize = self.words.keys().map(|word| word.len()).sum();
+        size_of::<Shard>()
+            + table_bytes(self.ids.capacity(), size_of::<(u64, Slot)>())
+            + table_bytes(self.words.capacity(), size_of::<(Box<str>, Slot)>())
+            + texts
+    }
+
     /// All messages with an id, in no order.
     pub fn ids(&self) -> impl Iterator<Item = (u64, Slot)> {
         self.ids.iter().map(|(id, slot)| (*id, *slot))
@@ -127,6 +138,15 @@ impl Shard {
     pub fn words(&self) -> impl Iterator<Item = (&str, Slot)> {
         self.words.iter().map(|(word, slot)| (&**word, *slot))
     }
+}
+
+/// The standard library's table has a power of two of buckets, of which it fills up to 7/8, with a
+/// control byte each and 16 more.
+fn table_bytes(capacity: usize, bucket_bytes: usize) -> usize {
+    if capacity == 0 {
+        return 0;
+    }
+    (capacity * 8).div_ceil(7).next_power_of_two() * (bucket_bytes + 1) + 16
 }
 
 fn is_sparse(len: usize, capacity: usize) -> bool {
@@ -154,4 +174,97 @@ pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     value ^ (value >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MemberId;
+    use crate::metadata::replica_sets::ReplicaSets;
+
+    /// The most bytes a message while `key` grows a whole index from `from` to twice as many
+    /// messages, measured at each step: the worst moment is right after the tables have grown.
+    fn worst_bytes_a_message(from: u64, key: impl Fn(u64) -> Key) -> usize {
+        const SHARDS: usize = 16;
+        let mut sets = ReplicaSets::default();
+        let set = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("distinct members");
+        let set = sets.acquire(&set, 1);
+        let mut shards: Vec<Shard> = (0..SHARDS).map(|_| Shard::default()).collect();
+        let mut worst = 0;
+        for number in 0..from * 2 {
+            let key = key(number);
+            let revision = Revision::new(1, number);
+            let slot = Slot {
+                revision,
+                set,
+                length: 100,
+            };
+            shards[shard_of(&key, SHARDS)].insert(&key, slot);
+            if number >= from && number % 1000 == 0 {
+                let memory: usize = shards.iter().map(Shard::memory_bytes).sum();
+                worst = worst.max(memory.div_ceil(number as usize + 1));
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn a_message_with_an_id_costs_at_most_64_bytes() {
+        assert_eq!(size_of::<(u64, Slot)>(), 24);
+        let worst = worst_bytes_a_message(60_000, Key::Id);
+        assert!((25..=64).contains(&worst), "{worst} bytes");
+    }
+
+    #[test]
+    fn a_message_with_another_key_costs_at_most_96_bytes_and_its_key() {
+        let key = |number| Key::Word(format!("user/{number:09}").into());
+        let worst = worst_bytes_a_message(20_000, key);
+        assert!((33..=96 + 14).contains(&worst), "{worst} bytes");
+    }
+
+    #[test]
+    fn a_table_that_deletes_emptied_is_made_smaller() {
+        let mut shard = Shard::default();
+        let slot = Slot {
+            revision: Revision::new(1, 1),
+            set: SetId(0),
+            length: 0,
+        };
+        for id in 0..10_000 {
+            shard.insert(&Key::Id(id), slot);
+            shard.insert(&Key::Word(format!("k{id}").into()), slot);
+        }
+        let full = shard.memory_bytes();
+        for id in 0..9_900 {
+            assert_eq!(shard.remove(&Key::Id(id)), Some(slot));
+            assert_eq!(
+                shard.remove(&Key::Word(format!("k{id}").into())),
+                Some(slot)
+            );
+        }
+        assert_eq!(shard.len(), 200);
+        assert!(
+            shard.memory_bytes() < full / 10,
+            "{} of {full}",
+            shard.memory_bytes()
+        );
+        assert!((9_900..10_000).all(|id| shard.contains_id(id)));
+    }
+
+    #[test]
+    fn keys_spread_over_shards() {
+        for shards in [1, 3, 64] {
+            let mut counts = vec![0_usize; shards];
+            for number in 0..64_000 {
+                counts[shard_of(&Key::Id(number), shards)] += 1;
+                counts[shard_of(&Key::Word(format!("k{number}").into()), shards)] += 1;
+            }
+            let mean = 128_000 / shards;
+            let fair = mean * 8 / 10..=mean * 12 / 10;
+            assert!(
+                counts.iter().all(|count| fair.contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
 }

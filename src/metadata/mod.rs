@@ -1,8 +1,8 @@
 //! The replicated state: which messages exist, where their copies are. Pure.
 //!
 //! Changes come as [`command::Command`]s in the order of the Raft log and take effect in
-//! [`state::State::apply`] alone (A3). What leaders merely believe (who is up, how busy a member is)
-//! is not replicated: it is in `cluster`, and safety never rests on it.
+//! [`state::State::apply`] alone (A3). What leaders merely believe (who is up, how busy a member
+//! is) is not replicated: it is in `cluster`, and safety never rests on it.
 //!
 //! Lookups run beside `apply` on other threads: [`state::Shards`] is where the two meet.
 

@@ -5,8 +5,8 @@
 //! that the numbers follow from the applied commands alone. A number read from the message index is
 //! valid only until its message changes: resolve it before the shard is let go.
 //!
-//! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are at
-//! most one for each run, and with few members far fewer.
+//! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are
+//! at most one for each run, and with few members far fewer.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -124,5 +124,57 @@ impl ReplicaSets {
             (*named > 0).then_some((SetId(number as u32), *set, *named))
         };
         self.sets.iter().enumerate().filter_map(used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(members: &[u64]) -> ReplicaSet {
+        let members: Vec<MemberId> = members.iter().map(|id| MemberId(*id)).collect();
+        ReplicaSet::new(&members).expect("1 to 7 distinct members")
+    }
+
+    #[test]
+    fn a_replica_set_has_no_member_twice() {
+        let ids = |members: &[u64]| members.iter().map(|id| MemberId(*id)).collect::<Vec<_>>();
+        assert_eq!(ReplicaSet::new(&ids(&[3, 1, 3])), None);
+        assert_eq!(ReplicaSet::new(&[]), None);
+        assert_eq!(ReplicaSet::new(&ids(&[1, 2, 3, 4, 5, 6, 7, 8])), None);
+        assert_eq!(set(&[3, 1, 2]).as_slice(), ids(&[1, 2, 3]));
+        assert_eq!(set(&[2, 1]), set(&[1, 2]));
+    }
+
+    #[test]
+    fn equal_sets_share_a_number_until_the_last_is_released() {
+        let mut sets = ReplicaSets::default();
+        let pair = sets.acquire(&set(&[1, 2]), 3);
+        assert_eq!(sets.acquire(&set(&[2, 1]), 1), pair);
+        sets.release(pair, 3);
+        assert_eq!(sets.set(pair), set(&[1, 2]));
+        sets.release(pair, 1);
+        assert!(sets.is_empty());
+    }
+
+    #[test]
+    fn the_lowest_free_number_is_given_out_first() {
+        let mut sets = ReplicaSets::default();
+        let ids: Vec<SetId> = (1..6).map(|id| sets.acquire(&set(&[id]), 1)).collect();
+        for id in [ids[3], ids[0], ids[2]] {
+            sets.release(id, 1);
+        }
+        assert_eq!(sets.acquire(&set(&[7]), 1), ids[0]);
+        assert_eq!(sets.acquire(&set(&[8]), 1), ids[2]);
+        let used: Vec<u32> = sets.iter().map(|(id, ..)| id.0).collect();
+        assert_eq!(used, [0, 1, 2, 4]);
+    }
+
+    #[test]
+    #[should_panic(expected = "released more than acquired")]
+    fn a_set_is_not_released_more_than_acquired() {
+        let mut sets = ReplicaSets::default();
+        let id = sets.acquire(&set(&[1]), 1);
+        sets.release(id, 2);
     }
 }

@@ -51,7 +51,7 @@ mod tests {
         assert_eq!(fresh(0, 3, &[]), Some(1));
         assert_eq!(fresh(0, 3, &[1]), Some(2));
         assert_eq!(fresh(0, 3, &[3]), Some(4));
-        assert_eq!(fresh(0, 3, &[2, 6, 7, 9]), Some(10));
+        assert_eq!(fresh(0, 3, &[2, 5, 7, 9]), Some(10));
         assert_eq!(fresh(0, 3, &[2, 6, 7, 12]), Some(3));
         assert_eq!(fresh(5, 1, &[1, 2, 7]), Some(6));
     }

@@ -11,8 +11,8 @@
 //! message keeps the set in use, as `apply` acquires a set before a message names it and releases
 //! it after. Lookups beside `apply` see each message before or after a command, not all at once.
 //!
-//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`, `members().iter()`,
-//! `settings()`. The rest follows from these.
+//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`,
+//! `members().iter()`, `settings()`. The rest follows from these.
 
 use std::collections::BTreeSet;
 
@@ -155,7 +155,7 @@ impl<S: Shards> State<S> {
 
     fn write(&mut self, operations: &[Operation]) -> Applied {
         let mut outcome = WriteOutcome::with_capacity(operations.len());
-        for run in operations.chunk_by(shares_set) {
+        for run in operations.chunk_by(Operation::is_of_run) {
             match &run[0] {
                 Operation::Set { replicas, .. } => self.set_run(replicas, run, &mut outcome),
                 Operation::Delete { .. } => self.delete_run(run, &mut outcome),
@@ -245,19 +245,26 @@ impl<S: Shards> State<S> {
         if dropped.is_empty() {
             return;
         }
-        for record in dropped {
-            for id in record.set.as_slice() {
-                self.members.remove_copy(*id, record.slot.length);
+        // Runs are overwritten as runs, mostly: neighbours with one set are counted at once.
+        let same_set = |a: &Dropped, b: &Dropped| a.slot.set == b.slot.set;
+        for same in dropped.chunk_by(same_set) {
+            let bytes = same
+                .iter()
+                .map(|record| u64::from(record.slot.length))
+                .sum();
+            for id in same[0].set.as_slice() {
+                self.members.remove_copies(*id, same.len() as u64, bytes);
                 self.changed.insert(*id);
             }
         }
         self.shards.write_sets(|sets| {
-            for same in dropped.chunk_by(|a, b| a.slot.set == b.slot.set) {
+            for same in dropped.chunk_by(same_set) {
                 sets.release(same[0].slot.set, same.len() as u64);
             }
         });
     }
 
+    /// A million ids are a million questions, some 15 ms: as long as heartbeats can well wait.
     fn reserve_ids(&mut self, count: u64) -> Applied {
         let shards = &self.shards;
         let is_used = |id| {
@@ -389,16 +396,6 @@ fn is_of_term(command: &Command, entry_term: u64) -> bool {
         })
 }
 
-/// Whether two neighbouring operations are of one run: SETs with the same set, or DELs.
-pub(super) fn shares_set(a: &Operation, b: &Operation) -> bool {
-    match (a, b) {
-        (Operation::Set { replicas: a, .. }, Operation::Set { replicas: b, .. }) => a == b,
-        (Operation::Delete { .. }, Operation::Delete { .. }) => true,
-        (Operation::Set { .. }, Operation::Delete { .. })
-        | (Operation::Delete { .. }, Operation::Set { .. }) => false,
-    }
-}
-
 /// What is collected while the operations of a write are applied.
 struct WriteOutcome {
     results: Vec<OperationResult>,
@@ -454,6 +451,440 @@ impl Digest {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             self.number(u64::from_le_bytes(word));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::command::Registration;
+
+    const TERM: u64 = 3;
+
+    struct Harness {
+        state: State<PlainShards>,
+        sequence: u64,
+    }
+
+    impl Harness {
+        /// A state with members 1 to 3, named `m1` to `m3`.
+        fn new() -> Harness {
+            let state = State::new(PlainShards::new(4));
+            let mut harness = Harness { state, sequence: 0 };
+            for id in 1..=3 {
+                harness.register(id, &format!("m{id}"));
+            }
+            harness
+        }
+
+        fn apply(&mut self, change: Change) -> Applied {
+            let index = self.state.applied_index() + 1;
+            self.state
+                .apply(index, TERM, &Command { term: TERM, change })
+        }
+
+        fn register(&mut self, id: u64, name: &str) -> Applied {
+            self.apply(Change::RegisterMember(Registration {
+                id: MemberId(id),
+                name: name.to_owned(),
+                address: String::new(),
+                zone: String::new(),
+                incarnation: 1,
+                nonce: 1,
+            }))
+        }
+
+        fn set(&mut self, id: u64, members: &[u64], length: u32) -> Operation {
+            self.sequence += 1;
+            let members: Vec<MemberId> = members.iter().map(|id| MemberId(*id)).collect();
+            Operation::Set {
+                key: Key::Id(id),
+                revision: Revision::new(TERM, self.sequence),
+                replicas: ReplicaSet::new(&members).expect("distinct members"),
+                length,
+            }
+        }
+
+        fn load(&self, id: u64) -> (u64, u64) {
+            self.state.member_load(MemberId(id))
+        }
+    }
+
+    fn copies(operation: &Operation) -> (Revision, ReplicaSet) {
+        match operation {
+            Operation::Set {
+                revision, replicas, ..
+            } => (*revision, *replicas),
+            Operation::Delete { .. } => panic!("a DEL has no copies"),
+        }
+    }
+
+    #[test]
+    fn operations_take_effect_in_order_within_an_entry() {
+        let mut h = Harness::new();
+        let (first, second) = (h.set(7, &[1, 2], 10), h.set(7, &[2, 3], 20));
+        let delete = Operation::Delete { key: Key::Id(7) };
+        let operations = vec![first.clone(), second.clone(), delete.clone(), delete];
+        let (results, released) = match h.apply(Change::Write(operations)) {
+            Applied::Write { results, released } => (results, released),
+            other => panic!("{other:?}"),
+        };
+        use OperationResult::{Deleted, NotFound, Stored};
+        assert_eq!(results, [Stored, Stored, Deleted, NotFound]);
+        assert_eq!(released, [copies(&first), copies(&second)]);
+        assert_eq!((h.state.message_count(), h.load(2)), (0, (0, 0)));
+        assert!(h.state.shards().sets.is_empty());
+    }
+
+    #[test]
+    fn copies_and_bytes_of_members_are_true() {
+        let mut h = Harness::new();
+        h.state.take_changed_loads();
+        let operations = vec![
+            h.set(1, &[1, 2], 10),
+            h.set(2, &[1, 2], 5),
+            h.set(3, &[2], 1),
+        ];
+        h.apply(Change::Write(operations));
+        let changed = [(MemberId(1), 2, 15), (MemberId(2), 3, 16)];
+        assert_eq!(h.state.take_changed_loads(), changed);
+        assert_eq!(h.state.take_changed_loads(), []);
+        let overwrite = h.set(1, &[3], 100);
+        h.apply(Change::Write(vec![overwrite]));
+        assert_eq!(
+            (h.load(1), h.load(2), h.load(3)),
+            ((1, 5), (2, 6), (1, 100))
+        );
+    }
+
+    #[test]
+    fn an_entry_of_another_term_changes_nothing() {
+        let mut h = Harness::new();
+        let digest = h.state.digest();
+        let set = h.set(1, &[1], 1);
+        let write = Change::Write(vec![set]);
+        let forwarded = Command {
+            term: TERM,
+            change: write.clone(),
+        };
+        assert_eq!(h.state.apply(10, TERM + 1, &forwarded), Applied::WrongTerm);
+        let foreign_revision = Command {
+            term: TERM + 1,
+            change: write,
+        };
+        assert_eq!(
+            h.state.apply(11, TERM + 1, &foreign_revision),
+            Applied::WrongTerm
+        );
+        let ids = Command {
+            term: 2,
+            change: Change::ReserveIds { count: 1 },
+        };
+        assert_eq!(h.state.apply(12, TERM, &ids), Applied::WrongTerm);
+        assert_eq!((h.state.digest(), h.state.applied_index()), (digest, 12));
+    }
+
+    #[test]
+    fn an_unregistered_or_retired_member_takes_no_copies() {
+        let mut h = Harness::new();
+        let held = h.set(1, &[1, 2], 10);
+        h.apply(Change::Write(vec![held.clone()]));
+        h.register(11, "m1");
+        let (unknown, retired) = (h.set(1, &[2, 9], 1), h.set(2, &[1, 2], 1));
+        let expected = Applied::Write {
+            results: vec![OperationResult::UnknownMember; 2],
+            released: vec![copies(&unknown), copies(&retired)],
+        };
+        assert_eq!(h.apply(Change::Write(vec![unknown, retired])), expected);
+        let entry = h.state.find(&Key::Id(1)).expect("still there");
+        assert_eq!((entry.revision, entry.replicas), copies(&held));
+        assert_eq!(
+            h.load(1),
+            (1, 10),
+            "a retired member stays listed for its copies"
+        );
+        h.apply(Change::Write(vec![Operation::Delete { key: Key::Id(1) }]));
+        assert_eq!(h.load(1), (0, 0));
+    }
+
+    #[test]
+    fn reserved_ids_are_fresh_and_explicit_ones_do_not_move_the_counter() {
+        let mut h = Harness::new();
+        let operations = vec![h.set(2, &[1], 1), h.set(1_000_000, &[1], 1)];
+        h.apply(Change::Write(operations));
+        let mut reserve = |count| h.apply(Change::ReserveIds { count });
+        assert_eq!(reserve(1), Applied::Reserved { first: 1 });
+        assert_eq!(reserve(1), Applied::Reserved { first: 3 });
+        assert_eq!(reserve(10), Applied::Reserved { first: 4 });
+        assert_eq!(reserve(1_000_000), Applied::Reserved { first: 1_000_001 });
+    }
+
+    /// Leaders of two builds compare digests, so what this one says must not change.
+    #[test]
+    fn the_digest_of_this_state_is_fixed() {
+        let mut h = Harness::new();
+        let word = Key::parse(b"a/longer/key").expect("a key");
+        let Operation::Set {
+            revision,
+            replicas,
+            length,
+            ..
+        } = h.set(9, &[1, 3], 7)
+        else {
+            panic!("a SET");
+        };
+        let set = Operation::Set {
+            key: word,
+            revision,
+            replicas,
+            length,
+        };
+        let operations = vec![h.set(1, &[1, 2], 10), set];
+        h.apply(Change::Write(operations));
+        h.apply(Change::ReserveIds { count: 5 });
+        h.apply(Change::SetTolerance(2));
+        assert_eq!(h.state.digest(), 15_337_003_233_434_230_270);
+    }
+
+    #[test]
+    #[should_panic(expected = "comes after entry")]
+    fn an_entry_is_not_applied_twice() {
+        let mut h = Harness::new();
+        h.state.advance(10);
+        h.state.advance(10);
+    }
+}
+
+#[cfg(test)]
+mod properties {
+    use super::*;
+    use crate::metadata::command::Registration;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Everything naive: a sorted map, sums over all messages, the registry's rules once more.
+    #[derive(Default)]
+    struct Model {
+        messages: BTreeMap<Key, Entry>,
+        /// Every record that was written and not released.
+        records: BTreeMap<Revision, ReplicaSet>,
+        /// id -> name, retired.
+        members: BTreeMap<MemberId, (String, bool)>,
+        reserved_until: u64,
+    }
+
+    impl Model {
+        fn operation(&mut self, operation: &Operation) -> OperationResult {
+            match operation {
+                Operation::Set {
+                    key,
+                    revision,
+                    replicas,
+                    length,
+                } => {
+                    self.records.insert(*revision, *replicas);
+                    let active = |id| self.members.get(id).is_some_and(|(_, retired)| !retired);
+                    if !replicas.as_slice().iter().all(active) {
+                        return OperationResult::UnknownMember;
+                    }
+                    let (revision, replicas, length) = (*revision, *replicas, *length);
+                    let entry = Entry {
+                        revision,
+                        replicas,
+                        length,
+                    };
+                    self.messages.insert(key.clone(), entry);
+                    OperationResult::Stored
+                }
+                Operation::Delete { key } => match self.messages.remove(key) {
+                    Some(_) => OperationResult::Deleted,
+                    None => OperationResult::NotFound,
+                },
+            }
+        }
+
+        fn reserve(&mut self, count: u64) -> u64 {
+            let free =
+                |id: &u64| (*id..*id + count).all(|id| !self.messages.contains_key(&Key::Id(id)));
+            let first = (self.reserved_until + 1..)
+                .find(free)
+                .expect("ids are left");
+            self.reserved_until = first + count - 1;
+            first
+        }
+
+        fn register(&mut self, registration: &Registration) {
+            let Registration { id, name, .. } = registration;
+            if self.members.contains_key(id) {
+                return;
+            }
+            for (known, retired) in self.members.values_mut() {
+                *retired |= known == name;
+            }
+            self.members.insert(*id, (name.clone(), false));
+        }
+
+        fn load(&self, id: MemberId) -> (u64, u64) {
+            let listed = self
+                .messages
+                .values()
+                .filter(|entry| entry.replicas.contains(id));
+            listed.fold((0, 0), |(records, bytes), entry| {
+                (records + 1, bytes + u64::from(entry.length))
+            })
+        }
+    }
+
+    fn any_key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            (0..12_u64).prop_map(Key::Id),
+            "[a-c]".prop_map(|word| Key::Word(word.into())),
+        ]
+    }
+
+    /// Revisions are allotted when the command is applied: one is never used twice.
+    fn any_operation() -> impl Strategy<Value = Operation> {
+        let members = proptest::collection::btree_set(1..6_u64, 1..4);
+        prop_oneof![
+            3 => (any_key(), members, 0..100_u32).prop_map(|(key, members, length)| {
+                let members: Vec<MemberId> = members.into_iter().map(MemberId).collect();
+                let replicas = ReplicaSet::new(&members).expect("distinct members");
+                Operation::Set { key, revision: Revision::from_u64(0), replicas, length }
+            }),
+            1 => any_key().prop_map(|key| Operation::Delete { key }),
+        ]
+    }
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        prop_oneof![
+            6 => proptest::collection::vec(any_operation(), 0..12).prop_map(Change::Write),
+            1 => (1..4_u64).prop_map(|count| Change::ReserveIds { count }),
+            1 => (1..=7_u8).prop_map(Change::SetTolerance),
+            2 => (1..8_u64, "[a-e]").prop_map(|(id, name)| {
+                let id = MemberId(id);
+                let (address, zone) = (String::new(), String::new());
+                let (incarnation, nonce) = (1, 1);
+                let registration = Registration { id, name, address, zone, incarnation, nonce };
+                Change::RegisterMember(registration)
+            }),
+        ]
+    }
+
+    fn start() -> Vec<Change> {
+        let member = |id: u64| {
+            let name = ["a", "b", "c", "d"][id as usize - 1].to_owned();
+            let id = MemberId(id);
+            let (address, zone) = (String::new(), String::new());
+            let (incarnation, nonce) = (1, 1);
+            let registration = Registration {
+                id,
+                name,
+                address,
+                zone,
+                incarnation,
+                nonce,
+            };
+            Change::RegisterMember(registration)
+        };
+        (1..=4).map(member).collect()
+    }
+
+    fn check_against_model(state: &State<PlainShards>, model: &Model) {
+        assert_eq!(state.message_count(), model.messages.len() as u64);
+        let listed: BTreeMap<Revision, ReplicaSet> = model
+            .messages
+            .values()
+            .map(|entry| (entry.revision, entry.replicas))
+            .collect();
+        assert_eq!(
+            model.records, listed,
+            "released is all that is not listed, once"
+        );
+        for (key, entry) in &model.messages {
+            assert_eq!(state.find(key), Some(*entry));
+        }
+        for id in (1..9).map(MemberId) {
+            assert_eq!(state.member_load(id), model.load(id));
+        }
+        let mut named = BTreeMap::<Vec<MemberId>, u64>::new();
+        for entry in model.messages.values() {
+            *named.entry(entry.replicas.as_slice().to_vec()).or_default() += 1;
+        }
+        let interned = state.shards().read_sets(|sets| {
+            let count = |(_, set, count): (_, ReplicaSet, u64)| (set.as_slice().to_vec(), count);
+            sets.iter().map(count).collect::<BTreeMap<_, _>>()
+        });
+        assert_eq!(interned, named);
+    }
+
+    proptest! {
+        #[test]
+        fn any_layout_of_shards_agrees_with_the_model(
+            changes in proptest::collection::vec(any_change(), 1..40),
+        ) {
+            let mut model = Model::default();
+            let mut states = [1, 3, 64].map(|shards| State::new(PlainShards::new(shards)));
+            let mut sequence = 0;
+            for (index, mut change) in (1..).zip(start().into_iter().chain(changes)) {
+                if let Change::Write(operations) = &mut change {
+                    for operation in operations {
+                        if let Operation::Set { revision, .. } = operation {
+                            sequence += 1;
+                            *revision = Revision::new(5, sequence);
+                        }
+                    }
+                }
+                let command = Command { term: 5, change };
+                let applied = states.each_mut().map(|state| state.apply(index, 5, &command));
+                prop_assert!(applied.iter().all(|other| *other == applied[0]));
+                match (&command.change, &applied[0]) {
+                    (Change::Write(operations), Applied::Write { results, released }) => {
+                        let expected: Vec<OperationResult> =
+                            operations.iter().map(|operation| model.operation(operation)).collect();
+                        prop_assert_eq!(results, &expected);
+                        for (revision, set) in released {
+                            prop_assert_eq!(model.records.remove(revision), Some(*set));
+                        }
+                    }
+                    (Change::ReserveIds { count }, Applied::Reserved { first }) => {
+                        prop_assert_eq!(*first, model.reserve(*count));
+                    }
+                    (Change::RegisterMember(registration), _) => model.register(registration),
+                    (Change::SetTolerance(tolerance), Applied::Set) => {
+                        prop_assert_eq!(states[0].tolerance(), Some(*tolerance));
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+                let digests = states.each_ref().map(State::digest);
+                prop_assert!(digests.iter().all(|digest| *digest == digests[0]));
+                check_against_model(&states[0], &model);
+            }
+        }
+
+        #[test]
+        fn different_states_have_different_digests(
+            operations in proptest::collection::vec(any_operation(), 1..6),
+            swap: prop::sample::Index,
+        ) {
+            let digest = |operations: &[Operation]| {
+                let mut state = State::new(PlainShards::new(2));
+                let write = Change::Write(operations.to_vec());
+                for (index, change) in (1..).zip(start().into_iter().chain([write])) {
+                    state.apply(index, 0, &Command { term: 0, change });
+                }
+                (state.digest(), state.message_count())
+            };
+            let (whole, _) = digest(&operations);
+            let mut changed = operations.clone();
+            let at = swap.index(changed.len());
+            let key = match &changed[at] {
+                Operation::Set { key, .. } | Operation::Delete { key } => key.clone(),
+            };
+            let member = ReplicaSet::new(&[MemberId(4)]).expect("one member");
+            let revision = Revision::from_u64(99);
+            changed.push(Operation::Set { key, revision, replicas: member, length: 1 });
+            prop_assert_ne!(digest(&changed).0, whole);
         }
     }
 }

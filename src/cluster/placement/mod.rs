@@ -1,9 +1,9 @@
 //! Which members take the copies of a run of messages: the rule that every strategy obeys. Pure.
 //!
 //! The rule is applied here, so that no strategy can break it: each copy goes to another member,
-//! never to an excluded one, among the fittest ones (`Fitness`) to a zone that has the fewest copies
-//! of this run so far. What remains are equals, and the strategy picks one of them. A member without
-//! a zone label is a zone of its own.
+//! never to an excluded one, among the fittest ones (`Fitness`) to a zone that has the fewest
+//! copies of this run so far. What remains are equals, and the strategy picks one of them. A member
+//! without a zone label is a zone of its own.
 //!
 //! One choice looks at each member once and at each candidate once more for each copy: some
 //! microseconds with 300 members, for a run of up to 32 messages.
@@ -82,8 +82,8 @@ impl Strategy {
     }
 }
 
-/// Up to `copies` distinct members, best first. `candidates` ascend by id; `used_zones` are the zones
-/// of copies that the run has already, one entry for each.
+/// Up to `copies` distinct members, best first. `candidates` ascend by id; `used_zones` are the
+/// zones of copies that the run has already, one entry for each.
 pub fn choose(
     strategy: Strategy,
     copies: usize,
