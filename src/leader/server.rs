@@ -207,7 +207,8 @@ impl Leader {
         while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
         info!("stopping");
         let mut late = Vec::new();
-        let mut keep = |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
+        let mut keep =
+            |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
         keep(self.clients.stop(self.clock.now() + DRAIN_TIMEOUT));
         let deadline = self.clock.now() + STOP_TIMEOUT;
         keep(self.rpc.stop(deadline));

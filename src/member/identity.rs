@@ -206,8 +206,8 @@ fn read_with<T>(
 mod tests {
     use super::*;
     use crate::disk::cluster_file;
-    use crate::ids::ClusterId;
     use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+    use crate::ids::ClusterId;
 
     const DIR: &str = "data";
 

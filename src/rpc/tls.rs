@@ -272,8 +272,7 @@ fn check_own(
     let now = UnixTime::since_unix_epoch(Duration::from_millis(wall_ms));
     verify_chain(own, intermediates, roots, provider, now)
         .map_err(|error| file_error(path, format!("not valid under the CA: {error}")))?;
-    PeerCertificate::parse(own, &settings.leader_name)
-        .map_err(|problem| file_error(path, problem))
+    PeerCertificate::parse(own, &settings.leader_name).map_err(|problem| file_error(path, problem))
 }
 
 fn verify_chain(
