@@ -1,5 +1,5 @@
 //! Reading a segment after a crash: what is whole, what is damaged, what is a torn tail. The scan
-//! is pure; [`repair`] makes its verdict durable.
+//! is pure; `repair` makes its verdict durable.
 //!
 //! Three things may be wrong behind the last good group, and they must be told apart:
 //!
