@@ -336,12 +336,23 @@ mod properties {
             "\n",
             " ",
         ]);
-        let long = (1usize..1400).prop_map(|length| {
-            let mut line = b"SET 9 ".to_vec();
-            line.extend(std::iter::repeat_n(b'z', length));
-            line.push(b'\n');
-            line
-        });
+        // Around the limits of a payload and of a line, which is 64 and 1088 bytes here.
+        let length = prop_oneof![0usize..140, 1070usize..1095, 1usize..1400];
+        let long =
+            (length, any::<bool>(), any::<bool>()).prop_map(|(length, is_padded, has_cr)| {
+                let mut line = if is_padded {
+                    b"".to_vec()
+                } else {
+                    b"SET 9 ".to_vec()
+                };
+                line.extend(std::iter::repeat_n(
+                    if is_padded { b' ' } else { b'z' },
+                    length,
+                ));
+                line.extend_from_slice(if is_padded { b"GET 1" } else { b"" });
+                line.extend_from_slice(if has_cr { b"\r\n" } else { b"\n" });
+                line
+            });
         prop_oneof![
             8 => fixed.prop_map(|text| text.as_bytes().to_vec()),
             1 => long,
@@ -380,7 +391,7 @@ mod properties {
 
     proptest! {
         #![proptest_config(ProptestConfig {
-            cases: 300,
+            cases: 2000,
             failure_persistence: None,
             ..ProptestConfig::default()
         })]
