@@ -49,7 +49,7 @@
 //!
 //! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -381,40 +381,9 @@ fn open<S: StateMachine>(
     let fs = options.fs.as_ref();
     let dir = options.dir.display().to_string();
     let journal_dir = options.dir.join(JOURNAL_DIR);
-    let io = |action, what: &PathBuf| {
-        let what = what.display().to_string();
-        move |source| GroupError::Io {
-            action,
-            what,
-            source,
-        }
-    };
-    let has_journal = Journal::exists(fs, &journal_dir).map_err(io("list", &journal_dir))?;
-    let found = Identity::read(fs, &options.dir)?;
-    let mut identity = match (found, options.bootstrap) {
-        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
-        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
-        (None, Bootstrap::New) => {
-            fs.create_dir_all(&options.dir)
-                .map_err(io("make", &options.dir))?;
-            let identity = Identity::random()?;
-            identity.write(fs, &options.dir)?;
-            identity
-        }
-        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
-            return Err(GroupError::NotBootstrapped { dir });
-        }
-        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
-    };
-    if identity.voters.len() != 1 {
-        let voters = identity.voters.len();
-        return Err(GroupError::NotAlone { dir, voters });
-    }
-    if identity.is_ready && !has_journal {
-        return Err(GroupError::JournalMissing { dir });
-    }
+    let mut identity = identify(options, &journal_dir)?;
     fs.create_dir_all(&journal_dir)
-        .map_err(io("make", &journal_dir))?;
+        .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
@@ -451,4 +420,44 @@ fn open<S: StateMachine>(
         log::info!("group: made peer {} in {dir}", identity.peer);
     }
     Ok((identity, journal, recovered))
+}
+
+/// Finds or makes the identity, unless the journal says that it must not be used.
+fn identify(options: &GroupOptions, journal_dir: &Path) -> Result<Identity, GroupError> {
+    let fs = options.fs.as_ref();
+    let dir = options.dir.display().to_string();
+    let has_journal = Journal::exists(fs, journal_dir).map_err(io_error("list", journal_dir))?;
+    let found = Identity::read(fs, &options.dir)?;
+    let identity = match (found, options.bootstrap) {
+        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
+        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
+        (None, Bootstrap::New) => {
+            fs.create_dir_all(&options.dir)
+                .map_err(io_error("make", &options.dir))?;
+            let identity = Identity::random()?;
+            identity.write(fs, &options.dir)?;
+            identity
+        }
+        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
+            return Err(GroupError::NotBootstrapped { dir });
+        }
+        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
+    };
+    if identity.voters.len() != 1 {
+        let voters = identity.voters.len();
+        return Err(GroupError::NotAlone { dir, voters });
+    }
+    if identity.is_ready && !has_journal {
+        return Err(GroupError::JournalMissing { dir });
+    }
+    Ok(identity)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> GroupError {
+    let what = path.display().to_string();
+    move |source| GroupError::Io {
+        action,
+        what,
+        source,
+    }
 }
