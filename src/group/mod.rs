@@ -49,7 +49,7 @@
 //!
 //! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
-use crate::disk::log::{LogError, LogOptions};
+use crate::disk::log::{Filler, LogError, LogOptions};
 use crate::ids::PeerId;
 use crate::threads::{StopSignal, Thread, spawn};
 
@@ -227,10 +227,7 @@ pub struct Group<O> {
     handle: GroupHandle<O>,
     /// For the stop event, which must not be lost to a full inbox.
     inbox: Sender<Event<O>>,
-    raft: Thread,
-    journal: Thread,
-    fill: Thread,
-    stop_fill: StopSignal,
+    threads: Running,
 }
 
 impl<O: Send + 'static> Group<O> {
@@ -273,7 +270,6 @@ impl<O: Send + 'static> Group<O> {
             serving: None,
             stop_at: None,
         };
-        let stop_fill = StopSignal::default();
         let filler = journal.filler();
         let journal = JournalThread {
             journal,
@@ -281,36 +277,12 @@ impl<O: Send + 'static> Group<O> {
             raft: inbox.clone(),
             shared: shared.clone(),
         };
-        let on_failure = options.on_failure;
-        let journal = start_thread("journal", move || journal.run())?;
-        let raft = start_thread("raft", move || raft.run(on_failure));
-        let raft = match raft {
-            Ok(raft) => raft,
-            Err(error) => {
-                // The journal's queue went with what was to write to it.
-                journal.join();
-                return Err(error);
-            }
-        };
-        let stop = stop_fill.clone();
-        let fill = start_thread("fill", move || filler.run(&stop));
-        let fill = match fill {
-            Ok(fill) => fill,
-            Err(error) => {
-                _ = inbox.send(Event::Stop(Duration::ZERO));
-                raft.join();
-                journal.join();
-                return Err(error);
-            }
-        };
+        let threads = Running::start(raft, journal, filler, options.on_failure)?;
         Ok(Group {
             peer: identity.peer,
             handle: GroupHandle::new(inbox.clone(), shared),
             inbox,
-            raft,
-            journal,
-            fill,
-            stop_fill,
+            threads,
         })
     }
 
@@ -333,6 +305,56 @@ impl<O: Send + 'static> Group<O> {
     fn stop_within(self, timeout: Duration) {
         // An error means that the Raft thread has ended already.
         _ = self.inbox.send(Event::Stop(timeout));
+        self.threads.join();
+    }
+}
+
+/// The threads of a group.
+struct Running {
+    raft: Thread,
+    journal: Thread,
+    fill: Thread,
+    stop_fill: StopSignal,
+}
+
+impl Running {
+    /// Starts all, or none: those already running end before an error is returned.
+    fn start<S: StateMachine + 'static>(
+        raft: RaftThread<S>,
+        journal: JournalThread<S::Output>,
+        filler: Filler,
+        on_failure: impl FnOnce(GroupError) + Send + 'static,
+    ) -> Result<Running, GroupError> {
+        let stop_fill = StopSignal::default();
+        let stop = stop_fill.clone();
+        let fill = start_thread("fill", move || filler.run(&stop))?;
+        let journal = match start_thread("journal", move || journal.run()) {
+            Ok(journal) => journal,
+            Err(error) => {
+                stop_fill.stop();
+                fill.join();
+                return Err(error);
+            }
+        };
+        match start_thread("raft", move || raft.run(on_failure)) {
+            Ok(raft) => Ok(Running {
+                raft,
+                journal,
+                fill,
+                stop_fill,
+            }),
+            Err(error) => {
+                // The journal's queue closed with the thread that was to write to it.
+                journal.join();
+                stop_fill.stop();
+                fill.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the Raft thread, which was told to stop or failed, and then ends the others.
+    fn join(self) {
         self.raft.join();
         self.journal.join();
         self.stop_fill.stop();
@@ -359,40 +381,9 @@ fn open<S: StateMachine>(
     let fs = options.fs.as_ref();
     let dir = options.dir.display().to_string();
     let journal_dir = options.dir.join(JOURNAL_DIR);
-    let io = |action, what: &PathBuf| {
-        let what = what.display().to_string();
-        move |source| GroupError::Io {
-            action,
-            what,
-            source,
-        }
-    };
-    let has_journal = Journal::exists(fs, &journal_dir).map_err(io("list", &journal_dir))?;
-    let found = Identity::read(fs, &options.dir)?;
-    let mut identity = match (found, options.bootstrap) {
-        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
-        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
-        (None, Bootstrap::New) => {
-            fs.create_dir_all(&options.dir)
-                .map_err(io("make", &options.dir))?;
-            let identity = Identity::random()?;
-            identity.write(fs, &options.dir)?;
-            identity
-        }
-        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
-            return Err(GroupError::NotBootstrapped { dir });
-        }
-        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
-    };
-    if identity.voters.len() != 1 {
-        let voters = identity.voters.len();
-        return Err(GroupError::NotAlone { dir, voters });
-    }
-    if identity.is_ready && !has_journal {
-        return Err(GroupError::JournalMissing { dir });
-    }
+    let mut identity = identify(options, &journal_dir)?;
     fs.create_dir_all(&journal_dir)
-        .map_err(io("make", &journal_dir))?;
+        .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
@@ -429,4 +420,44 @@ fn open<S: StateMachine>(
         log::info!("group: made peer {} in {dir}", identity.peer);
     }
     Ok((identity, journal, recovered))
+}
+
+/// Finds or makes the identity, unless the journal says that it must not be used.
+fn identify(options: &GroupOptions, journal_dir: &Path) -> Result<Identity, GroupError> {
+    let fs = options.fs.as_ref();
+    let dir = options.dir.display().to_string();
+    let has_journal = Journal::exists(fs, journal_dir).map_err(io_error("list", journal_dir))?;
+    let found = Identity::read(fs, &options.dir)?;
+    let identity = match (found, options.bootstrap) {
+        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
+        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
+        (None, Bootstrap::New) => {
+            fs.create_dir_all(&options.dir)
+                .map_err(io_error("make", &options.dir))?;
+            let identity = Identity::random()?;
+            identity.write(fs, &options.dir)?;
+            identity
+        }
+        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
+            return Err(GroupError::NotBootstrapped { dir });
+        }
+        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
+    };
+    if identity.voters.len() != 1 {
+        let voters = identity.voters.len();
+        return Err(GroupError::NotAlone { dir, voters });
+    }
+    if identity.is_ready && !has_journal {
+        return Err(GroupError::JournalMissing { dir });
+    }
+    Ok(identity)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> GroupError {
+    let what = path.display().to_string();
+    move |source| GroupError::Io {
+        action,
+        what,
+        source,
+    }
 }

@@ -1,7 +1,6 @@
 //! The group as its users see it: threads, callbacks, restart, failure; on a real directory and on
 //! the disk in memory.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
