@@ -1,7 +1,7 @@
 //! A small file that is replaced as a whole: after a crash it has the old content or the new.
 //!
-//! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when [`write`]
-//! returns, the new content is durable. After an error of [`write`] either content may be there.
+//! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when `write`
+//! returns, the new content is durable. After an error of `write` either content may be there.
 //!
 //! Little-endian:
 //!

@@ -57,8 +57,8 @@ pub struct LogOptions {
     /// The size at which a segment is full: 4 KiB to 1 GiB, 64 MiB by default. Half of it means
     /// twice the open files and a pause for making one twice as often.
     pub segment_bytes: u64,
-    /// Free space that [`Log::write`] leaves on the disk, 32 MiB by default: room for the releases
-    /// and a compacted segment's beginning. 0 leaves none.
+    /// Free space that [`Log::write`] leaves on the disk, 32 MiB by default: half a segment, in
+    /// which a million releases find room. 0 leaves none.
     pub reserve_bytes: u64,
     /// Makes this opening's segments differ from all others; random by default, given in tests.
     pub salt: u64,
@@ -132,14 +132,14 @@ impl Log {
         let Opened {
             segments,
             current,
-            end,
-            epoch,
+            tail,
             recovery,
         } = opened;
-        let end = Position {
+        let position = |offset| Position {
             segment: current.number,
-            offset: end,
+            offset,
         };
+        let (end, announced) = (position(tail.end), position(tail.announced));
         let allocated = current
             .file
             .len()
@@ -161,8 +161,8 @@ impl Log {
             end,
             synced: end,
             records_end: end,
-            announced: end,
-            epoch,
+            announced,
+            epoch: tail.epoch,
             poisoned: false,
             slot: Arc::new(Slot::default()),
         };

@@ -27,7 +27,7 @@ impl LogReader {
         LogReader { segments }
     }
 
-    /// The record at a location that [`Log::stage`] or `visit` gave, its checksum verified (A5).
+    /// The record at a location that `Log::stage` or `visit` gave, its checksum verified (A5).
     /// One that is staged only is not there yet: it reads as damage.
     pub fn read(&self, location: Location) -> Result<OwnedRecord, LogError> {
         let segment = self.segments.read().get(&location.segment).cloned();

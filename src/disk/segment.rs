@@ -1,4 +1,4 @@
-//! The headers of segments and groups, and positions in a log. Pure but for the open [`Segment`].
+//! The headers of segments and groups, and positions in a log. Pure but for the open segment.
 //!
 //! Little-endian. A **segment header** fills one sector and is there twice, so that one bad sector
 //! does not cost a segment; it is synced before the segment has its name, so it is never torn.
