@@ -25,7 +25,7 @@
 //!
 //! # Files
 //!
-//! In the data directory: `lock`, `cluster.id`, `member.id`, `incarnation` and `fence` (see
+//! In the data directory: `LOCK`, `cluster.id`, `member.id`, `incarnation` and `fence` (see
 //! [`identity`]), `log/` (see `disk::log`).
 
 pub mod append;
