@@ -19,7 +19,10 @@ const DIR: &str = "/log";
 const LONG_SEGMENT_BYTES: u64 = 64 << 10;
 const SHORT_SEGMENT_BYTES: u64 = 4 << 10;
 
+/// Number and payload size of each record of a group.
 type Group = Vec<(u64, usize)>;
+
+type Opened = Result<(Log, Recovery, Group), LogError>;
 
 /// The payload of a record follows from its number and size, so that wrong bytes show.
 fn payload(number: u64, size: usize) -> Vec<u8> {
@@ -29,14 +32,11 @@ fn payload(number: u64, size: usize) -> Vec<u8> {
 }
 
 /// Opens the log and checks every record that it has, visited and read.
-fn open(fs: &MemFileSystem) -> Result<(Log, Recovery, Vec<(u64, usize)>), LogError> {
+fn open(fs: &MemFileSystem) -> Opened {
     open_with(fs, SHORT_SEGMENT_BYTES)
 }
 
-fn open_with(
-    fs: &MemFileSystem,
-    segment_bytes: u64,
-) -> Result<(Log, Recovery, Vec<(u64, usize)>), LogError> {
+fn open_with(fs: &MemFileSystem, segment_bytes: u64) -> Opened {
     let options = LogOptions {
         segment_bytes,
         reserve_bytes: 0,
@@ -479,6 +479,24 @@ fn a_full_disk_refuses_groups_and_leaves_the_log_valid() {
     }
 }
 
+#[test]
+fn a_log_opened_on_a_full_disk_tells_what_is_synced_once_there_is_room() {
+    let mut run = Run::new(MemFileSystem::new());
+    run.write(&[22]).expect("written");
+    run.sync().expect("synced");
+    run.fs.set_capacity(Some(0));
+    run.reopen();
+    run.idle().expect("a full disk is no failure");
+    run.fs.set_capacity(None);
+    run.idle().expect("idle");
+    assert!(run.fs.flip_bit(&files(&run.fs)[0], 1100, 0));
+    let (_, recovery, seen) = open(&run.fs).expect("opened");
+    assert_eq!(
+        (seen.len(), recovery.damaged.len(), recovery.cut),
+        (0, 1, None)
+    );
+}
+
 impl Run {
     fn check_image_on_full_disk(&self) {
         for loss in [Loss::Everything, Loss::Nothing] {
@@ -504,6 +522,10 @@ enum Step {
     CrashTwice(u64, u64),
     /// The process ends and starts again.
     Restart,
+    /// The disk has room for so many more bytes.
+    Room(u64),
+    /// The disk has room for anything.
+    RoomForAll,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -516,6 +538,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<u64>().prop_map(Step::Crash),
         2 => (any::<u64>(), 0..12_u64).prop_map(|(seed, call)| Step::CrashTwice(seed, call)),
         1 => Just(Step::Restart),
+        1 => (0..3000_u64).prop_map(Step::Room),
+        2 => Just(Step::RoomForAll),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -532,12 +556,16 @@ impl Run {
 
     fn step(&mut self, step: &Step) {
         match step {
-            Step::Write(sizes) => self.write(sizes).expect("written"),
+            Step::Write(sizes) => match self.write(sizes) {
+                Ok(()) | Err(LogError::Full) => {}
+                Err(error) => panic!("{error}"),
+            },
             Step::Sync => self.sync().expect("synced"),
             Step::Idle => self.idle().expect("idle"),
             Step::Fill => {
+                // It may be short of space.
                 let filled = self.log.filler().fill(&StopSignal::default());
-                filled.expect("filled");
+                drop(filled);
             }
             Step::Crash(seed) => {
                 self.fs.crash(Loss::Random(*seed));
@@ -552,6 +580,13 @@ impl Run {
                 self.reopen();
             }
             Step::Restart => self.reopen(),
+            Step::Room(bytes) => {
+                let paths = files(&self.fs);
+                let contents = paths.iter().filter_map(|path| self.fs.content(path));
+                let used: usize = contents.map(|content| content.len()).sum();
+                self.fs.set_capacity(Some(used as u64 + bytes));
+            }
+            Step::RoomForAll => self.fs.set_capacity(None),
         }
     }
 }
@@ -566,5 +601,36 @@ proptest! {
             run.step(step);
         }
         run.reopen();
+    }
+
+    #[test]
+    fn any_flipped_bit_after_any_life_is_reported_where_it_costs_a_record(
+        steps in steps(),
+        place in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+    ) {
+        let mut run = Run::new(MemFileSystem::new());
+        for step in &steps {
+            run.step(step);
+        }
+        run.fs.set_capacity(None);
+        run.idle().expect("idle");
+        let bytes: Vec<(PathBuf, u64)> = files(&run.fs)
+            .into_iter()
+            .flat_map(|path| {
+                let length = run.fs.content(&path).expect("there").len() as u64;
+                (0..length).map(move |offset| (path.clone(), offset))
+            })
+            .collect();
+        let (path, offset) = place.get(&bytes);
+        run.fs.flip_bit(path, *offset, bit);
+        let all: Group = run.groups.concat();
+        for _ in 0..2 {
+            let (_, recovery, seen) = open(&run.fs).expect("opened");
+            let mut left = all.iter();
+            prop_assert!(seen.iter().all(|record| left.any(|other| other == record)));
+            prop_assert!(seen.len() == all.len() || !recovery.damaged.is_empty());
+            run.fs.crash(Loss::Everything);
+        }
     }
 }

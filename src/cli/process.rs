@@ -10,21 +10,24 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use log::LevelFilter;
 use parking_lot::Mutex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{Leader, Member, ServerArgs};
 use super::exit::ToolError;
 use super::signals::SignalWatch;
-use crate::cluster::Strategy;
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
-use crate::config::{self, ConfigError, Loaded, Tls};
+use crate::config::{ConfigError, Loaded, Sources, Tls};
 use crate::coordinator;
+use crate::disk::cluster_file;
+use crate::disk::fs::OsFileSystem;
 use crate::group::Bootstrap;
 use crate::ids::ClusterId;
 use crate::leader::{self, server::Leader as LeaderServer};
@@ -97,48 +100,81 @@ impl<C> Default for Reload<C> {
 
 /// Runs a leader until it is told to stop.
 pub fn run_leader(args: &ServerArgs<Leader>) -> Result<(), ToolError> {
-    let sources = args.sources();
-    let load = move || LeaderConfig::load(&sources);
-    let loaded = load().map_err(usage)?;
-    start_logging(
-        &loaded.config.name,
-        loaded.config.log_level,
-        &loaded.warnings,
-    )?;
-    if loaded.config.metrics_bind.is_some() {
-        log::warn!("metrics_bind is given; metrics are not served yet");
-    }
-    follow_parent(args.supervised)?;
-    let (stop, reload) = (StopSignal::default(), Reload::default());
-    let signals = watch_signals(&stop, {
-        let reload = reload.clone();
-        move || reloaded(&load, &reload, |config: &LeaderConfig| config.log_level)
-    })?;
-    let result = serve_leader(loaded.config, &stop, &reload);
-    signals.finish();
-    Ok(result?)
+    run(args, serve_leader)
 }
 
 /// Runs a member until it is told to stop.
 pub fn run_member(args: &ServerArgs<Member>) -> Result<(), ToolError> {
+    run(args, serve_member)
+}
+
+/// What both kinds of settings have.
+trait Settings: Sized + 'static {
+    fn load(sources: &Sources) -> Result<Loaded<Self>, ConfigError>;
+    fn name(&self) -> &str;
+    fn log_level(&self) -> LevelFilter;
+    fn metrics_bind(&self) -> Option<SocketAddr>;
+}
+
+impl Settings for LeaderConfig {
+    fn load(sources: &Sources) -> Result<Loaded<LeaderConfig>, ConfigError> {
+        LeaderConfig::load(sources)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.log_level
+    }
+
+    fn metrics_bind(&self) -> Option<SocketAddr> {
+        self.metrics_bind
+    }
+}
+
+impl Settings for MemberConfig {
+    fn load(sources: &Sources) -> Result<Loaded<MemberConfig>, ConfigError> {
+        MemberConfig::load(sources)
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.log_level
+    }
+
+    fn metrics_bind(&self) -> Option<SocketAddr> {
+        self.metrics_bind
+    }
+}
+
+fn run<S, C: Settings>(
+    args: &ServerArgs<S>,
+    serve: impl FnOnce(C, &StopSignal, &Reload<C>) -> anyhow::Result<()>,
+) -> Result<(), ToolError> {
     let sources = args.sources();
-    let load = move || MemberConfig::load(&sources);
-    let loaded = load().map_err(usage)?;
-    start_logging(
-        &loaded.config.name,
-        loaded.config.log_level,
-        &loaded.warnings,
-    )?;
-    if loaded.config.metrics_bind.is_some() {
+    let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
+    let config = loaded.config;
+    logging::init(config.name(), config.log_level()).context("cannot start logging")?;
+    threads::exit_on_panic();
+    loaded
+        .warnings
+        .iter()
+        .for_each(|warning| log::warn!("{warning}"));
+    if config.metrics_bind().is_some() {
         log::warn!("metrics_bind is given; metrics are not served yet");
     }
-    follow_parent(args.supervised)?;
     let (stop, reload) = (StopSignal::default(), Reload::default());
     let signals = watch_signals(&stop, {
         let reload = reload.clone();
-        move || reloaded(&load, &reload, |config: &MemberConfig| config.log_level)
+        move || reload_settings(&sources, &reload)
     })?;
-    let result = serve_member(loaded.config, &stop, &reload);
+    // From here on SIGTERM, from whomever, is an orderly stop.
+    let result = follow_parent(args.supervised).and_then(|()| serve(config, &stop, &reload));
     signals.finish();
     Ok(result?)
 }
@@ -153,7 +189,7 @@ fn serve_leader(
     let control = leader.control();
     reload.on_reload(move |config| {
         control.reload_certificates();
-        control.set_strategy(strategy(config.strategy));
+        control.set_strategy(config.strategy);
         match tolerance::read(&config.tolerance_conf) {
             Ok(tolerance) => control.set_tolerance(tolerance),
             Err(error) => log::error!("the tolerance stays as it is: {error}"),
@@ -180,15 +216,16 @@ fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Sett
     } else {
         Bootstrap::Existing
     };
+    let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     Ok(leader::server::Settings {
         name: config.name.clone(),
         data_dir: config.data_dir.clone(),
-        cluster_id: cluster_id(config.cluster_id)?,
+        cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         bootstrap,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
         client_advertise: config.hatokuse_advertise.clone(),
-        tls: tls_settings(&config.tls),
+        tls,
         limits: coordinator::Limits {
             copy_timeout: config.copy_timeout,
             hedge_after: config.read_hedge,
@@ -205,7 +242,7 @@ fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Sett
             ..net::Limits::default()
         },
         cache_bytes: config.cache_bytes,
-        strategy: strategy(config.strategy),
+        strategy: config.strategy,
         tolerance,
     })
 }
@@ -216,15 +253,16 @@ fn serve_member(
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> anyhow::Result<()> {
+    let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     let settings = member::Settings {
         name: config.name.clone(),
         rpc_bind: config.rpc_bind,
         rpc_advertise: config.rpc_advertise.clone(),
         leaders: config.leaders.clone(),
         data_dir: config.data_dir.clone(),
-        cluster_id: cluster_id(config.cluster_id)?,
+        cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         zone: config.zone.clone(),
-        tls: tls_settings(&config.tls),
+        tls,
         segment_bytes: config.segment_bytes,
         limits: member::Limits {
             read_threads: config.readers,
@@ -245,49 +283,35 @@ fn serve_member(
     member.wait()
 }
 
-fn strategy(configured: config::leader::Strategy) -> Strategy {
-    match configured {
-        config::leader::Strategy::LeastLoaded => Strategy::LeastLoaded,
-        config::leader::Strategy::P2c => Strategy::P2c,
+/// The configured cluster, or that of the last start, or the one that the CA's key names.
+fn cluster_id(
+    configured: Option<ClusterId>,
+    data_dir: &Path,
+    tls: &TlsSettings,
+) -> anyhow::Result<ClusterId> {
+    if let Some(id) = configured {
+        return Ok(id);
     }
+    Ok(match cluster_file::read(&OsFileSystem, data_dir)? {
+        Some(id) => id,
+        None => ClusterId(tls.authority_id()?),
+    })
 }
 
-fn cluster_id(configured: Option<ClusterId>) -> anyhow::Result<ClusterId> {
-    configured.context("cluster_id is not set")
-}
-
-fn tls_settings(tls: &Tls) -> TlsSettings {
+fn tls_settings(tls: &Tls, leader_name: &str) -> TlsSettings {
     TlsSettings {
         ca: tls.ca.clone(),
         certificate: tls.cert.clone(),
         key: tls.key.clone(),
+        leader_name: leader_name.to_owned(),
     }
 }
 
-fn usage(error: ConfigError) -> ToolError {
-    ToolError::usage(error.to_string())
-}
-
-fn start_logging(
-    name: &str,
-    level: log::LevelFilter,
-    warnings: &[String],
-) -> Result<(), ToolError> {
-    logging::init(name, level).context("cannot start logging")?;
-    threads::exit_on_panic();
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    Ok(())
-}
-
 /// Reads the settings again. Bad ones are reported and change nothing.
-fn reloaded<C>(
-    load: &impl Fn() -> Result<Loaded<C>, ConfigError>,
-    reload: &Reload<C>,
-    level: impl Fn(&C) -> log::LevelFilter,
-) {
-    match load() {
+fn reload_settings<C: Settings>(sources: &Sources, reload: &Reload<C>) {
+    match C::load(sources) {
         Ok(loaded) => {
-            logging::set_level(level(&loaded.config));
+            logging::set_level(loaded.config.log_level());
             loaded
                 .warnings
                 .iter()
@@ -295,12 +319,15 @@ fn reloaded<C>(
             log::info!("SIGHUP: settings are read again");
             reload.call(&loaded.config);
         }
-        Err(error) => log::error!("SIGHUP: the settings stay as they are: {error}"),
+        Err(error) => {
+            let problems = error.problems.iter();
+            problems.for_each(|problem| log::error!("SIGHUP: nothing is changed: {problem}"));
+        }
     }
 }
 
 /// Ends this process with its parent, if the parent is the `tolerex up` that gave its pid.
-fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
+fn follow_parent(expected: Option<u32>) -> anyhow::Result<()> {
     let Some(expected) = expected else {
         return Ok(());
     };
@@ -311,9 +338,7 @@ fn follow_parent(expected: Option<u32>) -> Result<(), ToolError> {
     if parent.and_then(|pid| u32::try_from(pid).ok()) == Some(expected) {
         return Ok(());
     }
-    Err(ToolError::failed(
-        "the `tolerex up` that started this process has ended",
-    ))
+    anyhow::bail!("the `tolerex up` that started this process has ended")
 }
 
 /// Turns signals into the stop signal and reloads.

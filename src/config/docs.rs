@@ -72,6 +72,7 @@ fn toml_value(setting: &Setting) -> String {
         }
         Kind::Name
         | Kind::Text
+        | Kind::Filled
         | Kind::Path
         | Kind::BaseDir
         | Kind::Bind

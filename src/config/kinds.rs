@@ -21,6 +21,8 @@ pub enum Kind {
     Name,
     /// Any text without control characters, also none.
     Text,
+    /// The same, but some.
+    Filled,
     /// A file or directory, relative to `base_dir`; `{name}` stands for the node's name.
     Path,
     /// The directory that relative paths start from; none is the working directory.
@@ -50,7 +52,7 @@ pub enum Kind {
 /// A checked value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// Of `Name`, `Text`, `OneOf`.
+    /// Of `Name`, `Text`, `Filled`, `OneOf`.
     Text(String),
     /// Of `Path`.
     Path(PathBuf),
@@ -75,8 +77,8 @@ impl Kind {
     pub fn read(self, text: &str) -> Option<Value> {
         match self {
             Kind::Name => is_name(text).then(|| Value::Text(text.to_owned())),
-            Kind::Text => is_plain(text).then(|| Value::Text(text.to_owned())),
-            Kind::Path if text.is_empty() => None,
+            Kind::Path | Kind::Filled if text.is_empty() => None,
+            Kind::Text | Kind::Filled => is_plain(text).then(|| Value::Text(text.to_owned())),
             Kind::BaseDir if text.is_empty() => Some(Value::None),
             Kind::Path | Kind::BaseDir => is_plain(text).then(|| Value::Path(text.into())),
             Kind::BindOrNone | Kind::Advertise | Kind::Cluster if text.is_empty() => {
@@ -116,6 +118,7 @@ impl Kind {
             Kind::Count(..) => "count",
             Kind::Name
             | Kind::Text
+            | Kind::Filled
             | Kind::Path
             | Kind::BaseDir
             | Kind::Bind
@@ -137,7 +140,8 @@ impl fmt::Display for Kind {
                 f,
                 "1 to {NAME_BYTES_MAX} letters, digits and '-', first and last no '-'"
             ),
-            Kind::Text => f.write_str("text"),
+            Kind::Text => f.write_str("text or \"\""),
+            Kind::Filled => f.write_str("text"),
             Kind::Path => f.write_str("a path"),
             Kind::BaseDir => f.write_str("a path or \"\""),
             Kind::Bind => f.write_str("an IP address and port such as 127.0.0.1:5555"),
@@ -202,7 +206,9 @@ mod tests {
 
     #[test]
     fn each_kind_takes_its_own_and_nothing_else() {
-        let table: [(Kind, &[&str], &[&str]); 12] = [
+        let table: [(Kind, &[&str], &[&str]); 14] = [
+            (Kind::Text, &["", "a b"], &["a\tb"]),
+            (Kind::Filled, &["a b"], &["", "a\0"]),
             (
                 Kind::Name,
                 &["member-1", "A"],

@@ -1,5 +1,6 @@
 //! The settings of a leader: their table, and the checked result.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +51,8 @@ pub const SETTINGS: &[Setting] = &[
         default: "",
         originals: &[],
         short_flags: &[],
-        meaning: "the cluster this node belongs to; empty: made by bootstrap",
+        meaning: "the cluster this node belongs to; empty: as at its last start, or by the key of \
+                  tls.ca",
     },
     Setting {
         name: "bootstrap",
@@ -216,6 +218,14 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "what is logged; RUST_LOG goes before it; re-read on SIGHUP",
     },
     Setting {
+        name: "expected_leader_cn",
+        kind: Kind::Text,
+        default: "leader",
+        originals: &[],
+        short_flags: &[],
+        meaning: "the CN of a leader's certificate, this one's included",
+    },
+    Setting {
         name: "tls.ca",
         kind: Kind::Path,
         default: "certs/ca.crt",
@@ -241,13 +251,22 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// How members are chosen for a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How members are picked among equals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Strategy {
-    /// The members with the fewest records first.
+    /// The one with the fewest records.
     LeastLoaded,
-    /// The better of two random choices.
+    /// The better of two random ones.
     P2c,
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Strategy::LeastLoaded => "least_loaded",
+            Strategy::P2c => "p2c",
+        })
+    }
 }
 
 /// The checked settings of a leader. Each field is the setting of its name; see [`SETTINGS`].
@@ -276,6 +295,7 @@ pub struct LeaderConfig {
     pub unread_reply_bytes_max: usize,
     pub client_buffer_bytes_max: usize,
     pub cache_bytes: usize,
+    pub expected_leader_cn: String,
     pub log_level: LevelFilter,
     pub tls: Tls,
 }
@@ -354,6 +374,7 @@ fn build(values: &Values) -> LeaderConfig {
         unread_reply_bytes_max: values.count("unread_reply_bytes_max"),
         client_buffer_bytes_max: values.count("client_buffer_bytes_max"),
         cache_bytes: values.count("cache_bytes"),
+        expected_leader_cn: values.text("expected_leader_cn"),
         log_level: values.level("log_level"),
         tls: values.tls(),
     }

@@ -42,7 +42,8 @@ pub const SETTINGS: &[Setting] = &[
         default: "",
         originals: &[],
         short_flags: &[],
-        meaning: "the cluster this node belongs to; empty: that of its leader",
+        meaning: "the cluster this node belongs to; empty: as at its last start, or by the key of \
+                  tls.ca",
     },
     Setting {
         name: "leaders",
@@ -78,11 +79,11 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "expected_leader_cn",
-        kind: Kind::Text,
+        kind: Kind::Filled,
         default: "leader",
         originals: &[("MEMBER_EXPECTED_LEADER_CN", Part::Whole)],
         short_flags: &[],
-        meaning: "the CN a certificate must have to store, retrieve or release here",
+        meaning: "the CN of a leader's certificate: only it may store, retrieve or release here",
     },
     Setting {
         name: "zone",

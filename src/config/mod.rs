@@ -460,24 +460,40 @@ mod tests {
     use super::leader::{LeaderConfig, Strategy};
     use super::member::MemberConfig;
     use super::*;
+    use std::ops::Deref;
+    use tempfile::TempDir;
 
-    fn sources(flags: &[(&str, &str)], environment: &[(&str, &str)], file: &str) -> Sources {
+    /// Sources, and the directory their file is in.
+    struct Given {
+        sources: Sources,
+        _dir: TempDir,
+    }
+
+    impl Deref for Given {
+        type Target = Sources;
+
+        fn deref(&self) -> &Sources {
+            &self.sources
+        }
+    }
+
+    fn sources(flags: &[(&str, &str)], environment: &[(&str, &str)], file: &str) -> Given {
         let own = |pairs: &[(&str, &str)]| {
             let pairs = pairs.iter();
             pairs
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect()
         };
-        let path = (!file.is_empty()).then(|| {
-            let dir = tempfile::tempdir().expect("a directory").keep();
-            let path = dir.join("x.toml");
-            std::fs::write(&path, file).expect("written");
-            path
-        });
-        Sources {
-            flags: own(flags),
-            environment: own(environment),
-            file: path,
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.toml");
+        std::fs::write(&path, file).expect("written");
+        Given {
+            sources: Sources {
+                flags: own(flags),
+                environment: own(environment),
+                file: Some(path),
+            },
+            _dir: dir,
         }
     }
 
@@ -554,7 +570,7 @@ mod tests {
             file,
         );
         let text = problems(&given);
-        let path = given.file.expect("a file").display().to_string();
+        let path = given.file.as_ref().expect("a file").display();
         for expected in [
             format!("{path}: workers is \"0\"; accepted: a number from 1 to 4096"),
             format!("{path}: unknown key colour; accepted: name, base_dir"),

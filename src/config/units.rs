@@ -56,7 +56,7 @@ pub fn show_time(time: Duration) -> String {
 fn show(units: &[(&str, u64)], value: u64) -> String {
     let exact = units
         .iter()
-        .find(|(_, factor)| value != 0 && value % factor == 0);
+        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor));
     let (unit, factor) = exact.or(units.last()).expect("both tables have rows");
     format!("{}{unit}", value / factor)
 }

@@ -120,13 +120,13 @@ impl BulkWrite {
     /// See [`super::Coordinator::next_deadline`].
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
-            Phase::New | Phase::Reserving => self.deadline,
+            Phase::Reserving => self.deadline,
             Phase::Storing => self
                 .parts
                 .values()
                 .map(WriteBatch::next_deadline)
                 .fold(NEVER, Instant::min),
-            Phase::Done => NEVER,
+            Phase::New | Phase::Done => NEVER,
         }
     }
 
@@ -225,9 +225,8 @@ impl BulkWrite {
             let count = self.part_messages.min(self.revisions.count - self.started);
             let number = u32::try_from(self.started / self.part_messages + 1)
                 .expect("a bulk write has at most a million parts");
-            let ids = self.first_id + self.started..self.first_id + self.started + count;
-            let writes = ids.map(|id| Write::Set {
-                key: Key::Id(id),
+            let writes = (self.started..self.started + count).map(|position| Write::Set {
+                key: Key::Id(self.first_id + position),
                 payload: self.payload.clone(),
             });
             let revisions = self.revisions.part(self.started, count);

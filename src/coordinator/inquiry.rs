@@ -90,9 +90,7 @@ impl Inquiry {
                 }
             }
             Event::Counted(count) if self.phase == Phase::Reading => Reply::Count(count),
-            Event::Tick if self.deadline <= now && !self.is_done() && self.phase != Phase::New => {
-                Reply::Failed(Failure::ReadTimedOut)
-            }
+            Event::Tick if self.next_deadline() <= now => Reply::Failed(Failure::ReadTimedOut),
             Event::Start
             | Event::Tick
             | Event::ReadConfirmed
@@ -113,8 +111,8 @@ impl Inquiry {
     /// See [`super::Coordinator::next_deadline`].
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
-            Phase::New | Phase::Confirming | Phase::Reading => self.deadline,
-            Phase::Done => NEVER,
+            Phase::Confirming | Phase::Reading => self.deadline,
+            Phase::New | Phase::Done => NEVER,
         }
     }
 

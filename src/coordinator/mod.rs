@@ -13,7 +13,7 @@
 //!                                                           v copies, or failed
 //!      nothing to propose ─> Settle, Done <────────────── Propose
 //!                                                           ├─> Applied        ─> Done: stored …
-//!                                                           ├─> NotProposed    ─> Settle, Done: failed
+//!                                                           ├─> NotProposed    ─> Settle, Done
 //!                                                           ├─> Superseded     ─> Done: failed
 //!                                                           ├─> OutcomeUnknown ─> Done: unknown
 //!                                                           └─> deadline       ─> Done: unknown
@@ -211,7 +211,7 @@ impl Coordinator {
         }
     }
 
-    /// A `Tick` is due no later than this.
+    /// A `Tick` is due no later than this, once it was started.
     pub fn next_deadline(&self) -> Instant {
         match self {
             Coordinator::Write(batch) => batch.next_deadline(),

@@ -19,6 +19,9 @@ use crate::rpc::message::{FetchResult, Refusal, StoreResult};
 
 type Copy = (Revision, MemberId);
 
+/// All that may be in flight to one member.
+const FULL: u64 = 64 << 20;
+
 /// What a test does next; numbers choose among what is there.
 #[derive(Clone, Debug)]
 enum Action {
@@ -31,6 +34,8 @@ enum Action {
     Apply(usize),
     Reject(usize, Reject),
     Confirm,
+    /// Others take up all that may be in flight to a member, or give it back.
+    Fill(u64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +78,7 @@ fn action() -> impl Strategy<Value = Action> {
         4 => any::<usize>().prop_map(Action::Apply),
         1 => (any::<usize>(), reject).prop_map(|(n, reject)| Action::Reject(n, reject)),
         2 => Just(Action::Confirm),
+        1 => (1..6u64).prop_map(Action::Fill),
     ]
 }
 
@@ -334,6 +340,7 @@ proptest! {
         world.limits.run_messages_max = 2;
         world.limits.part_messages_max = 3;
         let mut model = Model::default();
+        let mut filled = BTreeSet::new();
         world.start(batch.clone());
         model.look(&world);
         for action in actions {
@@ -356,6 +363,13 @@ proptest! {
                     let at = n % world.proposals.len();
                     model.reject(&mut world, at, reject);
                 }
+                Action::Fill(n) if filled.remove(&n) => {
+                    world.cluster.settle(member(n), 1, FULL);
+                }
+                Action::Fill(n) => {
+                    filled.insert(n);
+                    world.cluster.charge(member(n), 1, FULL);
+                }
                 Action::End(..) | Action::Apply(_) | Action::Reject(..) | Action::Confirm => {}
             }
             model.look(&world);
@@ -363,6 +377,9 @@ proptest! {
         }
         run_out(&mut world);
         model.look(&world);
+        for n in filled {
+            world.cluster.settle(member(n), 1, FULL);
+        }
         while !world.stores.is_empty() {
             model.end_store(&mut world, 0, End::Good);
         }
@@ -407,7 +424,7 @@ proptest! {
                         put(&mut world, &mut ever, id, &set);
                     }
                 }
-                Action::End(..) | Action::Reject(..) => {}
+                Action::End(..) | Action::Reject(..) | Action::Fill(_) => {}
             }
         }
         run_out(&mut world);

@@ -173,7 +173,7 @@ impl ReadBatch {
     /// See [`super::Coordinator::next_deadline`].
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
-            Phase::New => Instant::default(),
+            Phase::New | Phase::Done => NEVER,
             Phase::Confirming => self.deadline,
             Phase::Reading => self
                 .calls
@@ -181,7 +181,6 @@ impl ReadBatch {
                 .filter(|call| !call.late)
                 .map(|call| call.hedge_at)
                 .fold(self.deadline, Instant::min),
-            Phase::Done => NEVER,
         }
     }
 
@@ -467,4 +466,53 @@ fn next_replica(
         .into_iter()
         .take_while(|member| cluster.state(*member, now) == best)
         .min_by_key(|member| weights.get(member).copied().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::testing::{World, key, member};
+    use crate::metadata::replica_sets::ReplicaSet;
+    use std::time::Duration;
+
+    #[test]
+    fn a_copy_that_fails_while_the_key_is_looked_up_again_decides_nothing() {
+        let mut world = World::new(2, 2);
+        let mut batch = ReadBatch::new(vec![key("a")], 3, Limits::default());
+        let mut step = |event| {
+            let mut effects = Vec::new();
+            world.now = world.now + Duration::from_millis(300);
+            batch.step(event, world.now, &mut world.cluster, &mut effects);
+            effects
+        };
+        let found = |revision| {
+            let entry = Entry {
+                revision: Revision::from_u64(revision),
+                replicas: ReplicaSet::new(&[member(1), member(2)]).expect("distinct"),
+                length: 0,
+            };
+            let cached = None;
+            vec![Some(Found { entry, cached })]
+        };
+        let asked = |effects: Vec<Effect>| match effects.as_slice() {
+            [Effect::LookUp { tag, .. } | Effect::Fetch { tag, .. }] => *tag,
+            other => panic!("not one question: {other:?}"),
+        };
+        step(Event::Start);
+        let tag = asked(step(Event::ReadConfirmed));
+        let tag = asked(step(Event::LookedUp {
+            tag,
+            found: found(1),
+        }));
+        let second = asked(step(Event::Tick));
+        let answer = Answer::Results(vec![FetchResult::Missing]);
+        let lookup = asked(step(Event::FetchAnswered { tag, answer }));
+        let answer = Answer::LinkLost;
+        let tag = second;
+        assert_eq!(step(Event::FetchAnswered { tag, answer }), []);
+        asked(step(Event::LookedUp {
+            tag: lookup,
+            found: found(2),
+        }));
+    }
 }

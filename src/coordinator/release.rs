@@ -4,7 +4,7 @@
 //! ```text
 //!            released (apply), settled (given up)
 //!                        │
-//!                        v      next: closed ones         answered
+//!                        v  next_release: closed ones  answered
 //!   not queued ──────> queued ───────────────> unanswered ────────> gone
 //!                        │                        │    ^
 //!                        │ member down,  link lost │    │ next, first on a later link
@@ -146,7 +146,7 @@ impl ReleaseQueue {
     }
 
     /// The next release to send to anyone, if there is one; one at a time for each member.
-    pub fn next(&mut self) -> Option<Release> {
+    pub fn next_release(&mut self) -> Option<Release> {
         self.serving?;
         for (member, queue) in &mut self.members {
             if !queue.is_up || queue.unanswered.is_some() {
@@ -177,10 +177,9 @@ impl ReleaseQueue {
         let Some(queue) = self.members.get_mut(&member) else {
             return;
         };
-        if let Some(release) = queue.unanswered.take_if(|call| call.number == release) {
-            if !done {
-                self.dropped += release.revisions.len() as u64;
-            }
+        let release = queue.unanswered.take_if(|call| call.number == release);
+        if let Some(release) = release.filter(|_| !done) {
+            self.dropped += release.revisions.len() as u64;
         }
     }
 
@@ -320,12 +319,15 @@ mod tests {
         let mut queue = serving();
         queue.open(revisions(1, 10));
         queue.released(&[(revision(5), on_m()), (revision(11), on_m())]);
-        let release = queue.next().expect("one is closed");
+        let release = queue.next_release().expect("one is closed");
         assert_eq!(release.revisions, [revision(11)]);
         queue.answered(release.number, M, true);
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.next_release(), None);
         queue.settle(settlement(5, 1, &[]));
-        assert_eq!(queue.next().expect("closed now").revisions, [revision(5)]);
+        assert_eq!(
+            queue.next_release().expect("closed now").revisions,
+            [revision(5)]
+        );
     }
 
     #[test]
@@ -342,7 +344,7 @@ mod tests {
         queue.settle(settlement(1, 2, &[]));
         assert_eq!(open(&queue), [11, 12, 13, 14, 15]);
         queue.settle(settlement(11, 5, &[]));
-        assert_eq!(open(&queue), []);
+        assert!(open(&queue).is_empty());
     }
 
     #[test]
@@ -351,12 +353,12 @@ mod tests {
         queue.member_up(M);
         queue.settle(settlement(1, 1, &[1]));
         queue.released(&[(revision(2), on_m())]);
-        assert_eq!((queue.next(), queue.dropped()), (None, 2));
+        assert_eq!((queue.next_release(), queue.dropped()), (None, 2));
         queue.begin_term(6);
         queue.open(revisions(3, 1));
         assert!(!queue.is_open(revision(3)));
         queue.settle(settlement(3, 1, &[3]));
-        assert_eq!((queue.next(), queue.dropped()), (None, 3));
+        assert_eq!((queue.next_release(), queue.dropped()), (None, 3));
     }
 
     #[test]
@@ -364,13 +366,13 @@ mod tests {
         let mut queue = serving();
         queue.open(revisions(1, 1));
         queue.settle(settlement(9, 0, &[2, 3]));
-        let release = queue.next().expect("two are closed");
+        let release = queue.next_release().expect("two are closed");
         queue.settle(settlement(9, 0, &[4]));
         queue.end_term();
         assert!(!queue.is_open(revision(1)) && !queue.is_pending(revision(2), M));
         queue.begin_term(6);
         queue.answered(release.number, M, true);
-        assert_eq!((queue.next(), queue.queued(M)), (None, 0));
+        assert_eq!((queue.next_release(), queue.queued(M)), (None, 0));
     }
 
     #[test]
@@ -379,11 +381,11 @@ mod tests {
         for sequence in 0..RELEASE_BATCH_MAX as u64 + 1 {
             queue.released(&[(revision(sequence), on_m())]);
         }
-        let first = queue.next().expect("there are some");
+        let first = queue.next_release().expect("there are some");
         assert_eq!(first.revisions.len(), RELEASE_BATCH_MAX);
-        assert_eq!(queue.next(), None);
+        assert_eq!(queue.next_release(), None);
         queue.answered(first.number, M, true);
-        let second = queue.next().expect("one is left");
+        let second = queue.next_release().expect("one is left");
         queue.answered(first.number, M, true);
         assert!(queue.is_pending(second.revisions[0], M));
         queue.answered(second.number, M, true);
@@ -404,14 +406,14 @@ mod tests {
     fn a_release_that_a_broken_link_left_behind_stays_pending_until_a_later_one_did_it() {
         let mut queue = serving();
         queue.settle(settlement(9, 0, &[1]));
-        let lost = queue.next().expect("it is closed");
+        let lost = queue.next_release().expect("it is closed");
         queue.settle(settlement(9, 0, &[2]));
         queue.member_down(M);
-        assert_eq!((queue.next(), queue.dropped()), (None, 1));
+        assert_eq!((queue.next_release(), queue.dropped()), (None, 1));
         assert!(queue.is_pending(revision(1), M) && !queue.is_pending(revision(2), M));
         queue.answered(lost.number, M, true);
         queue.member_up(M);
-        let again = queue.next().expect("the next link carries it");
+        let again = queue.next_release().expect("the next link carries it");
         assert_eq!(again.revisions, lost.revisions);
         queue.answered(again.number, M, true);
         assert!(!queue.is_pending(revision(1), M));

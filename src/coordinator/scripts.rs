@@ -225,7 +225,7 @@ impl Runner {
     }
 
     fn send_releases(&mut self) {
-        while let Some(release) = self.world.releases.next() {
+        while let Some(release) = self.world.releases.next_release() {
             let names: Vec<String> = release.revisions.iter().map(|r| short(*r)).collect();
             let names = names.join(" ");
             self.world

@@ -194,7 +194,7 @@ impl WriteBatch {
     /// See [`super::Coordinator::next_deadline`].
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
-            Phase::New => Instant::default(),
+            Phase::New | Phase::Done => NEVER,
             Phase::Collecting => self
                 .calls
                 .values()
@@ -203,7 +203,6 @@ impl WriteBatch {
                 .chain(self.retry_at)
                 .fold(self.give_up_at, Instant::min),
             Phase::Proposed { deadline, .. } => deadline,
-            Phase::Done => NEVER,
         }
     }
 

@@ -1,7 +1,7 @@
 //! A small file that is replaced as a whole: after a crash it has the old content or the new.
 //!
-//! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when [`write`]
-//! returns, the new content is durable. After an error of [`write`] either content may be there.
+//! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when `write`
+//! returns, the new content is durable. After an error of `write` either content may be there.
 //!
 //! Little-endian:
 //!
@@ -64,6 +64,35 @@ pub fn read(fs: &dyn FileSystem, path: &Path) -> Result<Option<Vec<u8>>, LogErro
             known: VERSION,
         }),
     }
+}
+
+/// The version of the content of files that hold one integer.
+const INTEGER_VERSION: u8 = 1;
+
+/// The integer that [`write_integer`] put in the file; `None` if there is no such file.
+pub fn read_integer(fs: &dyn FileSystem, path: &Path) -> Result<Option<u64>, LogError> {
+    let Some(content) = read(fs, path)? else {
+        return Ok(None);
+    };
+    let value = match content.split_first() {
+        Some((&INTEGER_VERSION, rest)) => <[u8; 8]>::try_from(rest).ok(),
+        Some(_) | None => None,
+    };
+    match value {
+        Some(value) => Ok(Some(u64::from_le_bytes(value))),
+        None => Err(LogError::Damaged {
+            file: path.display().to_string(),
+            offset: 0,
+            what: format!("{} bytes of no known format", content.len()),
+        }),
+    }
+}
+
+/// Makes the file hold one integer.
+pub fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), LogError> {
+    let mut content = vec![INTEGER_VERSION];
+    content.extend_from_slice(&value.to_le_bytes());
+    write(fs, path, &content)
 }
 
 /// Replaces the content of the file, or makes it, in an existing directory.

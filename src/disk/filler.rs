@@ -1,9 +1,9 @@
-//! Fills the next segment with zeros ahead of its use, so that a sync of the log need not change the
-//! file's metadata (100 µs instead of 143 on the machine that was measured).
+//! Fills the next segment with zeros ahead of its use, so that a sync of the log need not change
+//! the file's metadata (100 µs instead of 143 on the machine that was measured).
 //!
-//! One thread runs [`Filler::run`]; it owns the file `next.tmp` while it fills it. The log takes the
-//! complete file, gives it a header and a name, and asks for the next. Without a filler the log makes
-//! its segments itself, and they grow as they are written.
+//! One thread runs [`Filler::run`]; it owns the file `next.tmp` while it fills it. The log takes
+//! the complete file, gives it a header and a name, and asks for the next. Without a filler the log
+//! makes its segments itself, and they grow as they are written.
 
 use std::io;
 use std::path::{Path, PathBuf};

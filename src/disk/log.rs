@@ -6,6 +6,7 @@
 //! Invariants: a group is in one segment, and so is a record. `announced <= synced <= end`. Only
 //! the last segment has anything unsynced: it is synced before its successor has a name, and the
 //! successor's header tells its end.
+//! So beginning a segment costs a sync in every write mode, of 64 MiB at most.
 //!
 //! A segment takes groups until the next record would pass `segment_bytes`; the group that is being
 //! staged then may pass it, and a record that is longer begins a segment of its own. So a group is
@@ -15,29 +16,29 @@
 //! more ([`LogError::Io`] once, then [`LogError::Poisoned`]). No space is [`LogError::Full`]: the
 //! group's bytes are cut off again, durably, so that it cannot come back after a crash.
 //!
-//! Space: [`Log::write`] leaves `reserve_bytes` of the disk free, [`Log::write_reserved`] uses them.
-//! Looking at the free space costs one system call for a group that is not within space filled
-//! ahead, and needs no file to give up and restore; a neighbour on the same disk can take the
-//! reserve, and then releases are refused too, and tried again.
+//! Space: [`Log::write`] leaves `reserve_bytes` of the disk free, [`Log::write_reserved`] uses
+//! them. Looking at the free space costs one system call for a group that is not within space
+//! filled ahead, and needs no file to give up and restore; a neighbour on the same disk can take
+//! the reserve, and then releases are refused too, and tried again.
 
 pub use super::error::LogError;
 pub use super::filler::Filler;
+pub use super::reader::LogReader;
 pub use super::record::{Location, OwnedRecord, Record};
 pub use super::recovery::{Cut, Damage, Recovery};
 pub use super::segment::Position;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::error::is_full;
 use super::filler::Slot;
-use super::fs::{FileSystem, read_full_at};
+use super::fs::FileSystem;
 use super::opening::{Opened, make_segment, open_segments};
-use super::record::{RECORD_HEADER_BYTES, Seed};
+use super::reader::Segments;
+use super::record::Seed;
 use super::recovery::mark;
 use super::segment::{
     DATA_START, GROUP_HEADER_BYTES, GroupHeader, Segment, SegmentHeader, align_up,
@@ -56,8 +57,8 @@ pub struct LogOptions {
     /// The size at which a segment is full: 4 KiB to 1 GiB, 64 MiB by default. Half of it means
     /// twice the open files and a pause for making one twice as often.
     pub segment_bytes: u64,
-    /// Free space that [`Log::write`] leaves on the disk, 32 MiB by default: room for the releases
-    /// and a compacted segment's beginning. 0 leaves none.
+    /// Free space that [`Log::write`] leaves on the disk, 32 MiB by default: half a segment, in
+    /// which a million releases find room. 0 leaves none.
     pub reserve_bytes: u64,
     /// Makes this opening's segments differ from all others; random by default, given in tests.
     pub salt: u64,
@@ -110,14 +111,13 @@ pub struct Log {
     slot: Arc<Slot>,
 }
 
-type Segments = Arc<RwLock<BTreeMap<u32, Arc<Segment>>>>;
-
 impl Log {
     /// Opens the log in `dir`, or makes one, and hands every intact record to `visit` in order. On
-    /// return all that was visited is synced, and the torn tail, if there was one, is gone for good.
-    /// Needs the directory for itself ([`super::lock`]).
+    /// return all that was visited is synced, and the torn tail, if there was one, is gone for
+    /// good. Needs the directory for itself ([`super::lock`]).
     ///
-    /// Damage is in the [`Recovery`], not an error; whether to go on with it is the owner's decision.
+    /// Damage is in the [`Recovery`], not an error; whether to go on with it is the owner's
+    /// decision.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
@@ -132,14 +132,14 @@ impl Log {
         let Opened {
             segments,
             current,
-            end,
-            epoch,
+            tail,
             recovery,
         } = opened;
-        let end = Position {
+        let position = |offset| Position {
             segment: current.number,
-            offset: end,
+            offset,
         };
+        let (end, announced) = (position(tail.end), position(tail.announced));
         let allocated = current
             .file
             .len()
@@ -161,8 +161,8 @@ impl Log {
             end,
             synced: end,
             records_end: end,
-            announced: end,
-            epoch,
+            announced,
+            epoch: tail.epoch,
             poisoned: false,
             slot: Arc::new(Slot::default()),
         };
@@ -427,9 +427,7 @@ impl Log {
 
     /// A reader of all that is written, now and later.
     pub fn reader(&self) -> LogReader {
-        LogReader {
-            segments: Arc::clone(&self.segments),
-        }
+        LogReader::new(Arc::clone(&self.segments))
     }
 
     /// The work of the thread that fills segments ahead; there is one such thread at most.
@@ -471,56 +469,5 @@ pub(crate) fn segment_salt(salt: u64, number: u32) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Reads records by location, from any thread.
-#[derive(Clone)]
-pub struct LogReader {
-    segments: Segments,
-}
-
-impl LogReader {
-    /// The record at a location that [`Log::stage`] or `visit` gave, its checksum verified (A5). One
-    /// that is staged only is not there yet: it reads as damage.
-    pub fn read(&self, location: Location) -> Result<OwnedRecord, LogError> {
-        let segment = self.segments.read().get(&location.segment).cloned();
-        let offset = u64::from(location.offset);
-        let damaged = |file: &str, what: String| LogError::Damaged {
-            file: file.to_owned(),
-            offset,
-            what,
-        };
-        let Some(segment) = segment else {
-            let name = super::segment::file_name(location.segment);
-            return Err(damaged(&name, "there is no such segment".to_owned()));
-        };
-        let mut bytes = vec![0; location.length as usize];
-        let read =
-            read_full_at(&*segment.file, &mut bytes, offset).map_err(|source| LogError::Io {
-                action: "read",
-                file: segment.path.clone(),
-                source,
-            })?;
-        if read < bytes.len() {
-            return Err(damaged(&segment.path, "the file ends here".to_owned()));
-        }
-        let record = Record::decode(segment.seed, &bytes)
-            .map_err(|bad| damaged(&segment.path, bad.to_string()))?;
-        let Record {
-            kind,
-            number,
-            key,
-            payload,
-        } = record;
-        let (key_end, payload_len) = (RECORD_HEADER_BYTES + key.len(), payload.len());
-        let bytes = Bytes::from(bytes);
-        Ok(OwnedRecord {
-            kind,
-            number,
-            key: bytes.slice(RECORD_HEADER_BYTES..key_end),
-            payload: bytes.slice(key_end..key_end + payload_len),
-        })
-    }
-}
-
 #[cfg(test)]
-#[path = "log_tests.rs"]
 mod tests;

@@ -10,15 +10,16 @@
 //!   whatever the order of the writes. [`Loss::BehindBytes`] even cuts within one.
 //! * A change of a file's length, a name made, given or removed is kept or lost, each on its own,
 //!   until `sync_data` or `sync_dir`. Directories themselves are always durable.
-//! * A **failed sync** loses what it should have made durable, and later syncs do not bring it back,
-//!   though reads still see it: what Linux does with pages after a failed write-back.
+//! * A **failed sync** loses what it should have made durable, and later syncs do not bring it
+//!   back, though reads still see it: what Linux does with pages after a failed write-back.
 //! * A file opened before a crash is dead after it.
 //! * The capacity counts the bytes of files as reads see them. A write that does not fit writes
 //!   what does.
 //!
 //! Known limits: no torn sectors but by [`Loss::BehindBytes`]; no read errors except injected ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod state;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::fs::{File, FileSystem};
-use super::segment::SECTOR_BYTES;
+use state::{Armed, Change, Disk, Inode, NameChange, fault_error, name_of, not_found};
 
 /// The disk; see the header of this file.
 #[derive(Clone, Default)]
@@ -112,56 +113,6 @@ pub enum Loss<'a> {
     Choose(&'a mut dyn FnMut(usize, &Unsynced) -> bool),
 }
 
-#[derive(Clone, Default)]
-struct Disk {
-    files: BTreeMap<u64, Inode>,
-    /// Names as they are seen.
-    names: BTreeMap<PathBuf, u64>,
-    /// Names as they are on the disk.
-    durable_names: BTreeMap<PathBuf, u64>,
-    unsynced_names: Vec<(u64, NameChange)>,
-    dirs: BTreeSet<PathBuf>,
-    /// Numbers of files and of changes: the order in which they were done.
-    last_number: u64,
-    /// Grows with each crash; a file of an earlier one is dead.
-    generation: u64,
-    capacity: Option<u64>,
-    armed: Vec<Armed>,
-    /// What was done, while it is recorded.
-    trace: Option<Vec<String>>,
-}
-
-#[derive(Clone, Default)]
-struct Inode {
-    path: PathBuf,
-    /// As it is seen.
-    content: Vec<u8>,
-    /// As it is on the disk.
-    durable: Vec<u8>,
-    unsynced: Vec<(u64, Change)>,
-}
-
-#[derive(Clone)]
-enum Change {
-    Data { offset: u64, data: Vec<u8> },
-    Length(u64),
-}
-
-#[derive(Clone)]
-enum NameChange {
-    Create(PathBuf, u64),
-    Rename(PathBuf, PathBuf, u64),
-    Remove(PathBuf),
-}
-
-#[derive(Clone)]
-struct Armed {
-    operation: Operation,
-    /// Calls that still succeed before.
-    after: u64,
-    fault: Fault,
-}
-
 impl MemFileSystem {
     /// An empty disk without a limit.
     pub fn new() -> MemFileSystem {
@@ -245,233 +196,6 @@ impl MemFileSystem {
             .map(std::mem::take)
             .unwrap_or_default()
     }
-}
-
-impl Disk {
-    fn named(&mut self, path: &Path) -> Option<&mut Inode> {
-        let number = self.names.get(path)?;
-        self.files.get_mut(number)
-    }
-
-    fn next_number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
-    }
-
-    fn used(&self) -> u64 {
-        self.names
-            .values()
-            .filter_map(|number| self.files.get(number))
-            .map(|file| file.content.len() as u64)
-            .sum()
-    }
-
-    fn note(&mut self, line: impl FnOnce() -> String) {
-        if let Some(trace) = &mut self.trace {
-            trace.push(line());
-        }
-    }
-
-    /// Whether this call is to fail, and how; counts it.
-    fn fault(&mut self, operation: Operation) -> Option<Fault> {
-        let applies =
-            |armed: &Armed| armed.operation == operation || armed.operation == Operation::Any;
-        let due = self
-            .armed
-            .iter()
-            .position(|armed| applies(armed) && armed.after == 0);
-        for armed in self.armed.iter_mut().filter(|armed| applies(armed)) {
-            armed.after = armed.after.saturating_sub(1);
-        }
-        due.map(|at| self.armed.remove(at).fault)
-    }
-
-    fn check(&mut self, operation: Operation) -> io::Result<()> {
-        match self.fault(operation) {
-            None => Ok(()),
-            Some(fault) => Err(fault_error(fault)),
-        }
-    }
-
-    fn change_name(&mut self, change: NameChange) {
-        let number = self.next_number();
-        change.apply(&mut self.names);
-        self.unsynced_names.push((number, change));
-    }
-
-    fn unsynced(&self) -> Vec<(u64, Unsynced)> {
-        let names = self.unsynced_names.iter().map(|(number, change)| {
-            let what = match change {
-                NameChange::Create(path, _) => Unsynced::Create(path.clone()),
-                NameChange::Rename(from, to, _) => Unsynced::Rename(from.clone(), to.clone()),
-                NameChange::Remove(path) => Unsynced::Remove(path.clone()),
-            };
-            (*number, what)
-        });
-        let data = self.files.values().flat_map(|file| {
-            file.unsynced.iter().map(|(number, change)| {
-                let path = file.path.clone();
-                let what = match change {
-                    Change::Data { offset, data } => Unsynced::Sector {
-                        path,
-                        offset: *offset,
-                        bytes: data.len(),
-                    },
-                    Change::Length(len) => Unsynced::Length { path, len: *len },
-                };
-                (*number, what)
-            })
-        });
-        let mut all: Vec<_> = names.chain(data).collect();
-        all.sort_unstable_by_key(|(number, _)| *number);
-        all
-    }
-
-    fn crash(&mut self, loss: Loss<'_>) -> Vec<Unsynced> {
-        let unsynced = self.unsynced();
-        // How many bytes of each change are kept: all, none, or the first part of a sector.
-        let kept = keep(&unsynced, loss);
-        for file in self.files.values_mut() {
-            for (number, change) in std::mem::take(&mut file.unsynced) {
-                match kept.get(&number).copied().unwrap_or(0) {
-                    0 => {}
-                    bytes => change.apply(&mut file.durable, bytes),
-                }
-            }
-            file.content.clone_from(&file.durable);
-        }
-        for (number, change) in std::mem::take(&mut self.unsynced_names) {
-            if kept.get(&number).copied().unwrap_or(0) > 0 {
-                change.apply(&mut self.durable_names);
-            }
-        }
-        self.names.clone_from(&self.durable_names);
-        let named: BTreeMap<u64, PathBuf> = self
-            .names
-            .iter()
-            .map(|(path, number)| (*number, path.clone()))
-            .collect();
-        self.files.retain(|number, _| named.contains_key(number));
-        for (number, path) in named {
-            if let Some(file) = self.files.get_mut(&number) {
-                file.path = path;
-            }
-        }
-        self.generation += 1;
-        self.armed.clear();
-        let is_lost = |number: &u64| kept.get(number).copied().unwrap_or(0) == 0;
-        let lost = unsynced.into_iter().filter(|(number, _)| is_lost(number));
-        lost.map(|(_, what)| what).collect()
-    }
-}
-
-/// The bytes kept of each unsynced change; `usize::MAX` for all.
-fn keep(unsynced: &[(u64, Unsynced)], loss: Loss<'_>) -> BTreeMap<u64, usize> {
-    let mut kept = BTreeMap::new();
-    let mut behind = |mut left: u64| {
-        for (number, what) in unsynced {
-            let bytes = match what {
-                Unsynced::Sector { bytes, .. } => {
-                    let bytes = usize::try_from(left).unwrap_or(usize::MAX).min(*bytes);
-                    left -= bytes as u64;
-                    bytes
-                }
-                Unsynced::Length { .. }
-                | Unsynced::Create(_)
-                | Unsynced::Rename(..)
-                | Unsynced::Remove(_) => usize::MAX,
-            };
-            kept.insert(*number, bytes);
-        }
-    };
-    match loss {
-        Loss::Everything => {}
-        Loss::Nothing => behind(u64::MAX),
-        Loss::BehindBytes(bytes) => behind(bytes),
-        Loss::Random(seed) => {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let total: u64 = unsynced.len() as u64 * SECTOR_BYTES as u64;
-            match random.u32(..8) {
-                0 => {}
-                1 | 2 => behind(random.u64(..=total)),
-                likely => {
-                    for (number, _) in unsynced {
-                        let keep = random.u32(..8) < likely;
-                        kept.insert(*number, if keep { usize::MAX } else { 0 });
-                    }
-                }
-            }
-        }
-        Loss::Choose(keeps) => {
-            for (at, (number, what)) in unsynced.iter().enumerate() {
-                kept.insert(*number, if keeps(at, what) { usize::MAX } else { 0 });
-            }
-        }
-    }
-    kept
-}
-
-fn fault_error(fault: Fault) -> io::Error {
-    match fault {
-        Fault::Io | Fault::ShortWrite => io::Error::other("input/output error (injected)"),
-        Fault::NoSpace => io::ErrorKind::StorageFull.into(),
-    }
-}
-
-impl Change {
-    /// Applies the first `bytes` bytes of it.
-    fn apply(&self, content: &mut Vec<u8>, bytes: usize) {
-        match self {
-            Change::Data { offset, data } => {
-                let data = data.get(..bytes).unwrap_or(data);
-                let start = *offset as usize;
-                let end = start + data.len();
-                if content.len() < end {
-                    content.resize(end, 0);
-                }
-                content[start..end].copy_from_slice(data);
-            }
-            Change::Length(len) => content.resize(*len as usize, 0),
-        }
-    }
-}
-
-impl NameChange {
-    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
-        match self {
-            NameChange::Create(path, number) => {
-                names.insert(path.clone(), *number);
-            }
-            NameChange::Rename(from, to, number) => {
-                names.remove(from);
-                names.insert(to.clone(), *number);
-            }
-            NameChange::Remove(path) => {
-                names.remove(path);
-            }
-        }
-    }
-
-    fn is_in(&self, dir: &Path) -> bool {
-        let (NameChange::Create(path, _)
-        | NameChange::Rename(_, path, _)
-        | NameChange::Remove(path)) = self;
-        path.parent() == Some(dir)
-    }
-}
-
-fn not_found(path: &Path) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("{} is not there", path.display()),
-    )
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }
 
 impl FileSystem for MemFileSystem {
@@ -597,60 +321,6 @@ impl MemFile {
     }
 }
 
-impl Disk {
-    fn file(&mut self, inode: u64) -> &mut Inode {
-        self.files.get_mut(&inode).expect("the caller looked")
-    }
-
-    /// Writes what fits; true if that is all.
-    fn write(&mut self, inode: u64, data: &[u8], offset: u64) -> bool {
-        let free = self
-            .capacity
-            .map(|capacity| capacity.saturating_sub(self.used()));
-        let len = self.file(inode).content.len() as u64;
-        let fits = match free {
-            None => data.len(),
-            Some(free) => {
-                let writable = (len + free).saturating_sub(offset);
-                data.len()
-                    .min(usize::try_from(writable).unwrap_or(usize::MAX))
-            }
-        };
-        let data_fits = &data[..fits];
-        let mut start = 0;
-        while start < fits {
-            let at = offset + start as u64;
-            let left_in_sector = SECTOR_BYTES - at as usize % SECTOR_BYTES;
-            let end = fits.min(start + left_in_sector);
-            let number = self.next_number();
-            let change = Change::Data {
-                offset: at,
-                data: data_fits[start..end].to_vec(),
-            };
-            let file = self.file(inode);
-            change.apply(&mut file.content, usize::MAX);
-            file.unsynced.push((number, change));
-            start = end;
-        }
-        fits == data.len()
-    }
-
-    fn sync(&mut self, inode: u64) -> io::Result<()> {
-        let fault = self.fault(Operation::Sync);
-        let file = self.file(inode);
-        let changes = std::mem::take(&mut file.unsynced);
-        if let Some(fault) = fault {
-            return Err(fault_error(fault));
-        }
-        for (_, change) in changes {
-            change.apply(&mut file.durable, usize::MAX);
-        }
-        let name = name_of(&file.path);
-        self.note(|| format!("sync {name}"));
-        Ok(())
-    }
-}
-
 impl File for MemFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|disk| {
@@ -710,5 +380,4 @@ impl File for MemFile {
 }
 
 #[cfg(test)]
-#[path = "mem_tests.rs"]
 mod tests;

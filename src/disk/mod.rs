@@ -10,8 +10,8 @@
 //! * After a crash it holds a prefix of the groups that were written, with every group whose sync
 //!   returned (A6). A group is there as a whole or not at all.
 //! * Bytes whose checksum does not match are never returned (A5).
-//! * What is known to have been synced is never cut: if it is bad, that is damage, and reported with
-//!   file and offset. See [`recovery`] for how that is known.
+//! * What is known to have been synced is never cut: if it is bad, that is damage, and reported
+//!   with file and offset. See [`recovery`] for how that is known.
 //! * A failed write or sync ends it: it is poisoned, and only opening it again goes on. No space is
 //!   the one exception: the group is refused and the log stays valid.
 //!
@@ -41,6 +41,7 @@
 //! * The loss of the last whole segment file cannot be told from its never having been made.
 
 pub mod atomic_file;
+pub mod cluster_file;
 pub mod error;
 pub mod filler;
 pub mod fs;
@@ -48,6 +49,7 @@ pub mod lock;
 pub mod log;
 pub mod mem;
 mod opening;
+pub mod reader;
 pub mod record;
 pub mod recovery;
 pub mod segment;

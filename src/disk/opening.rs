@@ -28,10 +28,19 @@ pub(crate) struct Opened {
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
     /// The last one.
     pub(crate) current: Arc<Segment>,
-    /// Where groups are appended to it.
-    pub(crate) end: u32,
-    pub(crate) epoch: u64,
+    pub(crate) tail: Tail,
     pub(crate) recovery: Recovery,
+}
+
+/// Where the last segment ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Tail {
+    /// Where groups are appended; all before it is synced.
+    pub(crate) end: u32,
+    /// The known-synced offset that the disk tells; less than `end` on a full disk.
+    pub(crate) announced: u32,
+    /// The epoch to go on with.
+    pub(crate) epoch: u64,
 }
 
 /// A segment file with its header, if that is intact.
@@ -68,7 +77,7 @@ pub(crate) fn open_segments(
                     .map(|end| end.offset),
             ),
         };
-        let end = read_segment(segment, fate, &mut recovery, visit)?;
+        let tail = read_segment(segment, fate, &mut recovery, visit)?;
         if let Some(header) = segment.header {
             let open = Arc::new(Segment {
                 number: segment.number,
@@ -76,13 +85,13 @@ pub(crate) fn open_segments(
                 seed: Seed::of(header.salt),
                 file: Arc::clone(&segment.file),
             });
-            last = end.map(|(end, epoch)| (Arc::clone(&open), end, epoch));
+            last = tail.map(|tail| (Arc::clone(&open), tail));
             segments.insert(segment.number, open);
         } else {
             last = None;
         }
     }
-    let (current, end, epoch) = match last {
+    let (current, tail) = match last {
         Some(last) => last,
         None => {
             // There is none yet, or the last one's header is damaged.
@@ -95,14 +104,18 @@ pub(crate) fn open_segments(
             };
             let made = Arc::new(make_segment(fs, dir, &header, None)?);
             segments.insert(number, Arc::clone(&made));
-            (made, DATA_START, header.epoch)
+            let tail = Tail {
+                end: DATA_START,
+                announced: DATA_START,
+                epoch: header.epoch,
+            };
+            (made, tail)
         }
     };
     Ok(Opened {
         segments,
         current,
-        end,
-        epoch,
+        tail,
         recovery,
     })
 }
@@ -197,14 +210,14 @@ fn find(
     Ok(found)
 }
 
-/// Visits what is intact in a segment and notes what is not. The last one is repaired, and its end
-/// and the epoch to go on with returned.
+/// Visits what is intact in a segment and notes what is not. The last one is repaired, and its tail
+/// returned.
 fn read_segment(
     segment: &Found,
     fate: Fate,
     recovery: &mut Recovery,
     visit: Visit<'_>,
-) -> Result<Option<(u32, u64)>, LogError> {
+) -> Result<Option<Tail>, LogError> {
     let Some(header) = &segment.header else {
         return Ok(None);
     };
@@ -244,13 +257,17 @@ fn read_segment(
                     bytes: scan.dirty as u64,
                 });
             }
-            let end = repair(&*segment.file, &segment.path, &bytes, header, &scan)?;
-            let end = u32::try_from(end).map_err(|_| LogError::Damaged {
+            let (end, announced) = repair(&*segment.file, &segment.path, &bytes, header, &scan)?;
+            let too_long = |_| LogError::Damaged {
                 file: segment.path.clone(),
                 offset: u64::from(u32::MAX),
                 what: "the segment is longer than a segment can be".to_owned(),
-            })?;
-            Ok(Some((end, scan.epoch + 1)))
+            };
+            Ok(Some(Tail {
+                end: u32::try_from(end).map_err(too_long)?,
+                announced: u32::try_from(announced).map_err(too_long)?,
+                epoch: scan.epoch + 1,
+            }))
         }
     }
 }

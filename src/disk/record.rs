@@ -145,8 +145,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The length on disk of the record at the start of `bytes`, as its header says; not checked against
-/// the checksum. `None` if it cannot be one.
+/// The length on disk of the record at the start of `bytes`, as its header says; not checked
+/// against the checksum. `None` if it cannot be one.
 pub(crate) fn encoded_len_at(bytes: &[u8]) -> Option<usize> {
     let payload = u32_at(bytes, 4)? as usize;
     let key = usize::from(u16_at(bytes, 16)?);

@@ -1,13 +1,13 @@
-//! Reading a segment after a crash: what is whole, what is damaged, what is a torn tail. The scan is
-//! pure; [`repair`] makes its verdict durable.
+//! Reading a segment after a crash: what is whole, what is damaged, what is a torn tail. The scan
+//! is pure; `repair` makes its verdict durable.
 //!
 //! Three things may be wrong behind the last good group, and they must be told apart:
 //!
 //! * The **known-synced position** is the highest that any intact header of the segment tells. All
 //!   before it was synced, so a bad group there is **damage**: reported, kept, passed over. For a
 //!   segment that has a successor it is the segment's end, which the successor's header tells.
-//! * At or above it, the first group that is not whole begins the **torn tail**. Sectors of unsynced
-//!   writes land in any order, so whatever lies behind it is cut too, intact or not.
+//! * At or above it, the first group that is not whole begins the **torn tail**. Sectors of
+//!   unsynced writes land in any order, so whatever lies behind it is cut too, intact or not.
 //! * Zeros are space that was filled ahead, and the end.
 //!
 //! Headers are looked for on every sector, not only where the chain of lengths leads, so one bad
@@ -180,7 +180,7 @@ impl Piece {
 /// Decides what of a segment stays. `bytes` is its whole file.
 pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
     let seed = Seed::of(header.salt);
-    let data_end = bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count();
+    let data_end = data_end(bytes);
     let (pieces, epoch) = pieces(bytes, header, seed, data_end);
     let told = pieces.iter().filter_map(|piece| match piece {
         Piece::Group(group, _) if group.synced.segment == header.number => {
@@ -231,6 +231,20 @@ pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
     }
     scan.dirty = data_end.saturating_sub(scan.end);
     scan
+}
+
+/// The end of the last byte that is not zero. By sectors first: most of a segment that was filled
+/// ahead is zeros, and comparing memory takes a tenth of the time of looking at bytes.
+fn data_end(bytes: &[u8]) -> usize {
+    const ZEROS: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
+    let mut end = bytes.len();
+    for sector in bytes.rchunks(SECTOR_BYTES) {
+        if sector != ZEROS.get(..sector.len()).unwrap_or(&ZEROS) {
+            return end - sector.iter().rev().take_while(|byte| **byte == 0).count();
+        }
+        end -= sector.len();
+    }
+    0
 }
 
 /// Splits a segment at its intact group headers.
@@ -316,14 +330,14 @@ pub(crate) fn walk(
 }
 
 /// Makes the verdict on the last segment durable, in the order that the header of this file gives.
-/// Returns the end of the log, behind the mark.
+/// Returns the end of the log, behind the mark, and the known-synced offset that the disk tells.
 pub(crate) fn repair(
     file: &dyn File,
     path: &str,
     bytes: &[u8],
     header: &SegmentHeader,
     scan: &Scan,
-) -> Result<usize, LogError> {
+) -> Result<(usize, usize), LogError> {
     let failed = |action| {
         move |source| LogError::Io {
             action,
@@ -346,10 +360,10 @@ pub(crate) fn repair(
         Ok(()) => file.sync_data().map_err(failed("sync"))?,
         Err(error) if is_full(&error) => {
             // A full disk must not keep a log from opening: its releases make room. The cut is
-            // durable without the mark; the known-synced position may be lower than it was.
+            // durable without the mark; the known-synced position is told by the next group.
             file.set_len(scan.end as u64).map_err(failed("cut"))?;
             file.sync_data().map_err(failed("sync"))?;
-            return Ok(scan.end);
+            return Ok((scan.end, scan.synced));
         }
         Err(error) => return Err(failed("write")(error)),
     }
@@ -359,7 +373,7 @@ pub(crate) fn repair(
         zero(file, clean, dirty_end).map_err(failed("clear the tail of"))?;
         file.sync_data().map_err(failed("sync"))?;
     }
-    Ok(clean)
+    Ok((clean, scan.end))
 }
 
 /// An empty group, which tells the known-synced position.
@@ -384,7 +398,7 @@ pub(crate) fn mark(
 
 /// Writes zeros from `start` to `end`, in steps of a bounded size.
 fn zero(file: &dyn File, start: usize, end: usize) -> std::io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut start = start;
     while start < end {
         let step = ZEROS.len().min(end - start);
@@ -392,4 +406,67 @@ fn zero(file: &dyn File, start: usize, end: usize) -> std::io::Result<()> {
         start += step;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_data_is_found_at_any_byte() {
+        for len in [0, 1, 511, 512, 513, 2000] {
+            assert_eq!(data_end(&vec![0; len]), 0, "{len} zeros");
+            for end in 1..=len {
+                let mut bytes = vec![0; len];
+                bytes[end - 1] = 1;
+                assert_eq!(data_end(&bytes), end, "of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn walking_goes_on_behind_a_bad_record_only_where_its_length_leads_to_a_good_one() {
+        let seed = Seed::of(1);
+        let mut bytes = vec![0; DATA_START as usize + GROUP_HEADER_BYTES];
+        let first = bytes.len();
+        for number in 0..3 {
+            let record = Record {
+                kind: 0,
+                number,
+                key: b"",
+                payload: b"data",
+            };
+            record.encode(seed, &mut bytes);
+        }
+        let length = bytes.len() - first;
+        let group = GroupHeader {
+            position: Position {
+                segment: 1,
+                offset: DATA_START,
+            },
+            synced: Position::default(),
+            epoch: 1,
+            length: length as u32,
+            count: 3,
+            body: 0,
+        };
+        // The byte that is bad, the records that are seen, the bytes given up.
+        for (bad_byte, visited, lost) in [
+            (first + 24 + 22, &[0, 2][..], 24),
+            (first + 24 + 4, &[0], 48),
+            (first + 48 + 22, &[0, 1], 24),
+            (first + 7, &[], 72),
+        ] {
+            let mut bytes = bytes.clone();
+            bytes[bad_byte] ^= 0x40;
+            let (mut seen, mut given_up) = (Vec::new(), 0);
+            let mut visit = |_: Location, record: &Record<'_>| {
+                seen.push(record.number);
+                Ok(())
+            };
+            let mut bad = |_, bytes, _| given_up += bytes;
+            walk(&bytes, seed, &group, &mut visit, &mut bad).expect("walked");
+            assert_eq!((&seen[..], given_up), (visited, lost), "byte {bad_byte}");
+        }
+    }
 }

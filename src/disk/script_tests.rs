@@ -221,6 +221,22 @@ fn dump_groups(output: &mut String, bytes: &[u8], header: &SegmentHeader) -> std
     Ok(())
 }
 
+fn parse_fault(operation: &str, fault: &str) -> Result<(Operation, Fault), Box<dyn Error>> {
+    let operation = match operation {
+        "write" => Operation::Write,
+        "sync" => Operation::Sync,
+        "read" => Operation::Read,
+        other => return Err(format!("unknown operation {other}").into()),
+    };
+    let fault = match fault {
+        "io" => Fault::Io,
+        "full" => Fault::NoSpace,
+        "short" => Fault::ShortWrite,
+        other => return Err(format!("unknown fault {other}").into()),
+    };
+    Ok((operation, fault))
+}
+
 fn shown(record: &Record<'_>) -> String {
     let text = String::from_utf8_lossy(record.payload);
     let text = text.trim_end_matches('.');
@@ -300,18 +316,7 @@ impl goldenscript::Runner for Runner {
                 fault,
                 after,
             } => {
-                let operation = match operation.as_str() {
-                    "write" => Operation::Write,
-                    "sync" => Operation::Sync,
-                    "read" => Operation::Read,
-                    other => return Err(format!("unknown operation {other}").into()),
-                };
-                let fault = match fault.as_str() {
-                    "io" => Fault::Io,
-                    "full" => Fault::NoSpace,
-                    "short" => Fault::ShortWrite,
-                    other => return Err(format!("unknown fault {other}").into()),
-                };
+                let (operation, fault) = parse_fault(operation, fault)?;
                 self.fs.fail(operation, after.unwrap_or(0), fault);
             }
             Command::Capacity(bytes) => self.fs.set_capacity(Some(*bytes)),

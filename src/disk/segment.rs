@@ -1,4 +1,4 @@
-//! The headers of segments and groups, and positions in a log. Pure but for the open [`Segment`].
+//! The headers of segments and groups, and positions in a log. Pure but for the open segment.
 //!
 //! Little-endian. A **segment header** fills one sector and is there twice, so that one bad sector
 //! does not cost a segment; it is synced before the segment has its name, so it is never torn.
@@ -16,8 +16,8 @@
 //!
 //! A **group header** stands at the start of each group, on a sector boundary. Sectors are what a
 //! disk writes whole: so the write of a group, however torn, leaves the groups before it as they
-//! are. That costs 256 bytes a group on average, 3 % for a group of 64 records of 100 bytes; with 64
-//! bytes instead a torn sector could take an acknowledged group with it.
+//! are. That costs 256 bytes a group on average, 3 % for a group of 64 records of 100 bytes; with
+//! 64 bytes instead a torn sector could take an acknowledged group with it.
 //!
 //! | offset | size | meaning |
 //! |---|---|---|

@@ -1,9 +1,9 @@
 //! One Raft participant as a value: the `raft` crate behind our own types. Pure.
 //!
-//! The only file, with its `storage`, that knows the crate. The caller feeds it ticks, proposals and messages, asks for
-//! [`Core::ready`] until there is nothing more, and does what each [`Batch`] says: hand `persist` to
-//! the disk, send `messages`, apply `committed`; then tell it [`Core::persisted`] and
-//! [`Core::applied`].
+//! The only file, with its `storage`, that knows the crate. The caller feeds it ticks, proposals
+//! and messages, asks for [`Core::ready`] until there is nothing more, and does what each [`Batch`]
+//! says: hand `persist` to the disk, send `messages`, apply `committed`; then it tells
+//! [`Core::persisted`] and [`Core::applied`].
 //!
 //! # The order that Raft needs, and who keeps it
 //!
@@ -20,11 +20,11 @@
 //!
 //! # Traps of the crate
 //!
-//! The log starts behind (index 1, term 1), the same on every peer, because PreVote panics at term 0
-//! and a storage with a configuration must not be empty. `pre_vote` and `check_quorum` are set, they
-//! are off by default. Sizes are limited: one append message, what is uncommitted, what one batch
-//! applies. Its random election time-outs come from the thread's generator; a test that needs them
-//! fixed gives a range of one.
+//! The log starts behind (index 1, term 1), the same on every peer, because PreVote panics at term
+//! 0 and a storage with a configuration must not be empty. `pre_vote` and `check_quorum` are set,
+//! they are off by default. Sizes are limited: one append message, what is uncommitted, what one
+//! batch applies. Its random election time-outs come from the thread's generator; a test that needs
+//! them fixed gives a range of one.
 //!
 //! Known limits: no snapshots and no configuration changes yet; entries that left the window cannot
 //! be sent to a peer.
@@ -119,7 +119,8 @@ pub struct Batch {
 /// One write to the journal: the entries first, then the hard state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Persist {
-    /// Grows with each write; to be given to [`Core::persisted`] once this and all before are durable.
+    /// Grows with each write; to be given to [`Core::persisted`] once this and all before are
+    /// durable.
     pub number: u64,
     /// The first one overrides entries of its index and above.
     pub entries: Vec<LogEntry>,

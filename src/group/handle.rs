@@ -4,8 +4,8 @@
 //! state is published by the Raft thread in atomics, so that looking costs no hand-over. Term, role
 //! and serving flag stand in one word and always belong together.
 //!
-//! Invariant: every callback given to [`GroupHandle::propose`] is called exactly once, whatever ends,
-//! a thread that panics included: what carries it calls it when dropped.
+//! Invariant: every callback given to [`GroupHandle::propose`] is called exactly once, whatever
+//! ends, a thread that panics included: what carries it calls it when dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -93,9 +93,9 @@ impl<O> GroupHandle<O> {
     /// Proposes an entry in `term`, at most once and in no other term (R2). `data` has 1 to
     /// [`ENTRY_BYTES_MAX`] bytes.
     ///
-    /// `done` is called exactly once: on this thread when the proposal is refused at once, otherwise
-    /// on the Raft thread, after the entry is applied and before the next one is. It must neither
-    /// block nor take long; everything waits for it.
+    /// `done` is called exactly once: on this thread when the proposal is refused at once,
+    /// otherwise on the Raft thread, after the entry is applied and before the next one is. It must
+    /// neither block nor take long; everything waits for it.
     pub fn propose(
         &self,
         term: u64,

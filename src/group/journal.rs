@@ -13,10 +13,9 @@
 //! | 2 hard state | term | none | 8 B owner, 8 B vote or 0, 8 B commit index |
 //!
 //! An entry overrides all earlier ones with its index or a higher one, which is never one that is
-//! committed. A write is its entries followed by the hard state that goes with them, so that a tail
-//! torn anywhere leaves a log that contains the hard state's commit index; if it takes the hard state
-//! with it, the term is at least that of the last entry, and no vote of that term had left. The
-//! owner is the peer id of the data directory: a journal copied to another one is refused.
+//! committed. A write is its entries followed by the hard state that goes with them, whose term is
+//! not below theirs; the log keeps it as a whole or not at all. The owner is the peer id of the
+//! data directory: a journal copied to another one is refused.
 //!
 //! # Failure and durability
 //!
@@ -93,8 +92,9 @@ impl Journal {
         }
     }
 
-    /// Opens the journal of `owner`, or makes an empty one. Each entry known to be committed is given
-    /// to `apply`, once and in order. `None` when it holds no hard state: it was never written to.
+    /// Opens the journal of `owner`, or makes an empty one. Each entry known to be committed is
+    /// given to `apply`, once and in order. `None` when it holds no hard state: it was never
+    /// written to.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
@@ -272,7 +272,8 @@ impl<'a> Replay<'a> {
                 self.window.last_index()
             ));
         }
-        if self.hard_state.is_some_and(|before| term < before.term) {
+        let before = self.hard_state.map_or(0, |before| before.term);
+        if term < before.max(self.window.last().term) {
             return Err(format!("the term falls to {term}"));
         }
         self.hard_state = Some(state);
@@ -288,17 +289,7 @@ impl<'a> Replay<'a> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let Some(mut hard_state) = self.hard_state else {
-            return Ok(None);
-        };
-        let last_term = self.window.last().term;
-        if hard_state.term < last_term {
-            // The tail was torn between entries of a new term and the hard state behind them, which
-            // was not synced: no vote of that term was given.
-            hard_state.term = last_term;
-            hard_state.vote = None;
-        }
-        Ok(Some(Recovered {
+        Ok(self.hard_state.map(|hard_state| Recovered {
             hard_state,
             window: self.window,
         }))
@@ -419,7 +410,8 @@ mod tests {
                 vec![write(vec![entry(2, 3, ""), entry(3, 2, "")], 3, 1)],
                 "term 2 after term 3",
             ),
-            (vec![write(vec![], 3, 1), write(vec![], 2, 1)], "falls"),
+            (vec![write(vec![], 3, 1), write(vec![], 2, 1)], "falls to 2"),
+            (vec![write(vec![entry(2, 3, "")], 2, 1)], "falls to 2"),
         ];
         for (writes, what) in cases {
             let fs = new_disk();

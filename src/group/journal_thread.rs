@@ -1,16 +1,16 @@
 //! The `journal` thread: merges the writes that wait into one, makes it durable, and says so.
 //!
-//! It owns the [`Journal`] and waits on its queue. After [`IDLE_AFTER`] without a write it makes the
-//! journal's known-synced offset durable, once, and then sleeps until the next. When the queue is
-//! closed it does the same and ends.
+//! It owns the [`Journal`] and waits on its queue. After [`IDLE_AFTER`] without a write it makes
+//! the journal's known-synced offset durable, once, and then sleeps until the next. When the queue
+//! is closed it does the same and ends.
 //!
 //! # Failure
 //!
 //! A failed write or sync is final: the thread reports it and ends, and no number it did not report
-//! will ever count as durable. A full disk is not a failure. What was appended cannot be taken back,
-//! so the thread tries the same write again every [`FULL_RETRY_INTERVAL`] until there is space;
-//! meanwhile the handle refuses proposals ([`Reason::DiskFull`]) and what waits goes on waiting, its
-//! clients running into their deadlines with an unknown outcome, which is what it is.
+//! will ever count as durable. A full disk is not a failure. What was appended cannot be taken
+//! back, so the thread tries the same write again every [`FULL_RETRY_INTERVAL`] until there is
+//! space; meanwhile the handle refuses proposals ([`Reason::DiskFull`]) and what waits goes on
+//! waiting, its clients running into their deadlines with an unknown outcome, which is what it is.
 //!
 //! [`Reason::DiskFull`]: crate::group::proposals::Reason::DiskFull
 

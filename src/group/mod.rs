@@ -8,10 +8,10 @@
 //! The protocol is TiKV's `raft` crate, a port of etcd's: elections, replication, commitment,
 //! ReadIndex. Ours is all around it: the journal and its recovery, the order of persisting, sending
 //! and applying, who waits for what, and identity. Only [`core`] knows the crate. Thesis sections
-//! (Ongaro, "Consensus: Bridging Theory and Practice"): elections 3.4, commitment 3.6.2 (an entry of
-//! an older term is committed by one of the current term, hence the empty entry that begins each),
-//! persisted state 3.8, reads without log writes 6.4, PreVote 9.6, a leader that writes to its disk
-//! in parallel 10.2.1.
+//! (Ongaro, "Consensus: Bridging Theory and Practice"): elections 3.4, commitment 3.6.2 (an entry
+//! of an older term is committed by one of the current term, hence the empty entry that begins
+//! each), persisted state 3.8, reads without log writes 6.4, PreVote 9.6, a leader that writes to
+//! its disk in parallel 10.2.1.
 //!
 //! # The way of a proposal
 //!
@@ -25,10 +25,12 @@
 //!
 //! # Rules kept here (DESIGN.md §5)
 //!
-//! * R2: a proposal is appended in the term it names, at most once, or refused; nothing is forwarded.
+//! * R2: a proposal is appended in the term it names, at most once, or refused; nothing is
+//!   forwarded.
 //! * R4: a read is confirmed by a request issued after it arrived.
 //! * R5: *serving* begins when the empty entry of the own term is applied.
-//! * R15: `NotProposed` and `Lost` are said only when the entry is not and never will be in the log.
+//! * R15: `NotProposed` and `Lost` are said only when the entry is not and never will be in the
+//!   log.
 //! * A term is served by one start of one process: each start begins a new term, durable before
 //!   anything is proposed in it, so revisions made of it are never made again.
 //!
@@ -36,18 +38,18 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `raft` | the core, the state machine, the callbacks | inbox; next tick, with peers only | `Stop` in its inbox |
-//! | `journal` | the journal's files | its queue; 100 ms, once, to mark what is synced | queue closed, by the end of `raft` |
+//! | `raft` | core, state machine, callbacks | inbox; next tick, if it has peers | `Stop` event |
+//! | `journal` | the journal's files | queue; 100 ms, once, when idle | queue closed, by `raft` |
 //! | `fill` | the segment being zero-filled | request | stop signal |
 //!
 //! # Failure
 //!
-//! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is told
-//! *unknown*, and `on_failure` is called. A full disk does not: see [`journal_thread`].
+//! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is
+//! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread`.
 //!
 //! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,7 +57,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
-use crate::disk::log::{LogError, LogOptions};
+use crate::disk::log::{Filler, LogError, LogOptions};
 use crate::ids::PeerId;
 use crate::threads::{StopSignal, Thread, spawn};
 
@@ -103,10 +105,10 @@ pub trait StateMachine: Send {
     /// What applying an entry answers to whoever proposed it.
     type Output: Send;
 
-    /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each committed
-    /// entry once, in the order of indices, which has gaps where Raft put entries of its own. At start
-    /// it is called for what the journal holds, before any thread exists, the answer being dropped;
-    /// everything that it changes must follow from the entries alone (A3).
+    /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each
+    /// committed entry once, in the order of indices, which has gaps where Raft put entries of its
+    /// own. At start it is called for what the journal holds, before any thread exists, the answer
+    /// being dropped; everything that it changes must follow from the entries alone (A3).
     fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Self::Output;
 
     /// This process begins or ceases to serve.
@@ -214,25 +216,24 @@ pub struct GroupOptions {
     /// Of the journal.
     pub log: LogOptions,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
-    /// fails while running. The process should then stop: it cannot serve any more.
+    /// fails while running. The process should then stop: it cannot serve any more. It must not
+    /// join the group's threads itself; setting a signal is enough.
     pub on_failure: Box<dyn FnOnce(GroupError) + Send>,
 }
 
-/// A running group.
+/// A running group. Its owner ends it with [`Group::stop`]; dropped otherwise, its threads go on.
 pub struct Group<O> {
     peer: PeerId,
     handle: GroupHandle<O>,
     /// For the stop event, which must not be lost to a full inbox.
     inbox: Sender<Event<O>>,
-    raft: Thread,
-    journal: Thread,
-    fill: Thread,
-    stop_fill: StopSignal,
+    threads: Running,
 }
 
 impl<O: Send + 'static> Group<O> {
-    /// Opens the directory, applies what is known to be committed, and starts the threads. On return
-    /// the group is not serving yet; it is as soon as the first write of its term is durable.
+    /// Opens the directory, applies what is known to be committed, and starts the threads. On
+    /// return the group is not serving yet; it is as soon as the first write of its term is
+    /// durable.
     pub fn start<S>(options: GroupOptions, mut machine: S) -> Result<Group<O>, GroupError>
     where
         S: StateMachine<Output = O> + 'static,
@@ -269,7 +270,6 @@ impl<O: Send + 'static> Group<O> {
             serving: None,
             stop_at: None,
         };
-        let stop_fill = StopSignal::default();
         let filler = journal.filler();
         let journal = JournalThread {
             journal,
@@ -277,36 +277,12 @@ impl<O: Send + 'static> Group<O> {
             raft: inbox.clone(),
             shared: shared.clone(),
         };
-        let on_failure = options.on_failure;
-        let journal = start_thread("journal", move || journal.run())?;
-        let raft = start_thread("raft", move || raft.run(on_failure));
-        let raft = match raft {
-            Ok(raft) => raft,
-            Err(error) => {
-                // The journal's queue went with what was to write to it.
-                journal.join();
-                return Err(error);
-            }
-        };
-        let stop = stop_fill.clone();
-        let fill = start_thread("fill", move || filler.run(&stop));
-        let fill = match fill {
-            Ok(fill) => fill,
-            Err(error) => {
-                _ = inbox.send(Event::Stop(Duration::ZERO));
-                raft.join();
-                journal.join();
-                return Err(error);
-            }
-        };
+        let threads = Running::start(raft, journal, filler, options.on_failure)?;
         Ok(Group {
             peer: identity.peer,
             handle: GroupHandle::new(inbox.clone(), shared),
             inbox,
-            raft,
-            journal,
-            fill,
-            stop_fill,
+            threads,
         })
     }
 
@@ -320,7 +296,8 @@ impl<O: Send + 'static> Group<O> {
         self.handle.clone()
     }
 
-    /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the threads.
+    /// Takes no more proposals, finishes what is appended (5 s at most), syncs, and joins the
+    /// threads.
     pub fn stop(self) {
         self.stop_within(STOP_TIMEOUT);
     }
@@ -328,6 +305,56 @@ impl<O: Send + 'static> Group<O> {
     fn stop_within(self, timeout: Duration) {
         // An error means that the Raft thread has ended already.
         _ = self.inbox.send(Event::Stop(timeout));
+        self.threads.join();
+    }
+}
+
+/// The threads of a group.
+struct Running {
+    raft: Thread,
+    journal: Thread,
+    fill: Thread,
+    stop_fill: StopSignal,
+}
+
+impl Running {
+    /// Starts all, or none: those already running end before an error is returned.
+    fn start<S: StateMachine + 'static>(
+        raft: RaftThread<S>,
+        journal: JournalThread<S::Output>,
+        filler: Filler,
+        on_failure: impl FnOnce(GroupError) + Send + 'static,
+    ) -> Result<Running, GroupError> {
+        let stop_fill = StopSignal::default();
+        let stop = stop_fill.clone();
+        let fill = start_thread("fill", move || filler.run(&stop))?;
+        let journal = match start_thread("journal", move || journal.run()) {
+            Ok(journal) => journal,
+            Err(error) => {
+                stop_fill.stop();
+                fill.join();
+                return Err(error);
+            }
+        };
+        match start_thread("raft", move || raft.run(on_failure)) {
+            Ok(raft) => Ok(Running {
+                raft,
+                journal,
+                fill,
+                stop_fill,
+            }),
+            Err(error) => {
+                // The journal's queue closed with the thread that was to write to it.
+                journal.join();
+                stop_fill.stop();
+                fill.join();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the Raft thread, which was told to stop or failed, and then ends the others.
+    fn join(self) {
         self.raft.join();
         self.journal.join();
         self.stop_fill.stop();
@@ -354,40 +381,9 @@ fn open<S: StateMachine>(
     let fs = options.fs.as_ref();
     let dir = options.dir.display().to_string();
     let journal_dir = options.dir.join(JOURNAL_DIR);
-    let io = |action, what: &PathBuf| {
-        let what = what.display().to_string();
-        move |source| GroupError::Io {
-            action,
-            what,
-            source,
-        }
-    };
-    let has_journal = Journal::exists(fs, &journal_dir).map_err(io("list", &journal_dir))?;
-    let found = Identity::read(fs, &options.dir)?;
-    let mut identity = match (found, options.bootstrap) {
-        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
-        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
-        (None, Bootstrap::New) => {
-            fs.create_dir_all(&options.dir)
-                .map_err(io("make", &options.dir))?;
-            let identity = Identity::random()?;
-            identity.write(fs, &options.dir)?;
-            identity
-        }
-        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
-            return Err(GroupError::NotBootstrapped { dir });
-        }
-        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
-    };
-    if identity.voters.len() != 1 {
-        let voters = identity.voters.len();
-        return Err(GroupError::NotAlone { dir, voters });
-    }
-    if identity.is_ready && !has_journal {
-        return Err(GroupError::JournalMissing { dir });
-    }
+    let mut identity = identify(options, &journal_dir)?;
     fs.create_dir_all(&journal_dir)
-        .map_err(io("make", &journal_dir))?;
+        .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
@@ -424,4 +420,44 @@ fn open<S: StateMachine>(
         log::info!("group: made peer {} in {dir}", identity.peer);
     }
     Ok((identity, journal, recovered))
+}
+
+/// Finds or makes the identity, unless the journal says that it must not be used.
+fn identify(options: &GroupOptions, journal_dir: &Path) -> Result<Identity, GroupError> {
+    let fs = options.fs.as_ref();
+    let dir = options.dir.display().to_string();
+    let has_journal = Journal::exists(fs, journal_dir).map_err(io_error("list", journal_dir))?;
+    let found = Identity::read(fs, &options.dir)?;
+    let identity = match (found, options.bootstrap) {
+        (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
+        (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
+        (None, Bootstrap::New) => {
+            fs.create_dir_all(&options.dir)
+                .map_err(io_error("make", &options.dir))?;
+            let identity = Identity::random()?;
+            identity.write(fs, &options.dir)?;
+            identity
+        }
+        (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
+            return Err(GroupError::NotBootstrapped { dir });
+        }
+        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
+    };
+    if identity.voters.len() != 1 {
+        let voters = identity.voters.len();
+        return Err(GroupError::NotAlone { dir, voters });
+    }
+    if identity.is_ready && !has_journal {
+        return Err(GroupError::JournalMissing { dir });
+    }
+    Ok(identity)
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> GroupError {
+    let what = path.display().to_string();
+    move |source| GroupError::Io {
+        action,
+        what,
+        source,
+    }
 }

@@ -4,8 +4,8 @@
 //! one that shows that its own never will be (R15). The waiter is opaque: the Raft thread keeps the
 //! callbacks here, tests keep numbers.
 //!
-//! Invariants: waiters are in the order of their indices, and their terms never fall; a waiter leaves
-//! once. At most [`WAITING_MAX`] wait (A8).
+//! Invariants: waiters are in the order of their indices, and their terms never fall; a waiter
+//! leaves once. At most [`WAITING_MAX`] wait (A8).
 
 use std::collections::VecDeque;
 

@@ -1,10 +1,10 @@
 //! The `raft` thread: takes what its inbox has, steps the core, applies, and calls back.
 //!
-//! It owns the [`Core`], the state machine, and all that wait. It waits on its inbox only, and for the
-//! next tick when there are peers: an idle group of one never wakes up. Each round drains the inbox
-//! before it makes batches, so all proposals that wait become one write (group commit). It never
-//! blocks on the journal: at most [`WRITES_IN_FLIGHT_MAX`] writes are out, which its queue holds;
-//! meanwhile entries gather and become the next, larger write.
+//! It owns the [`Core`], the state machine, and all that wait. It waits on its inbox only, and for
+//! the next tick when there are peers: an idle group of one never wakes up. Each round drains the
+//! inbox before it makes batches, so all proposals that wait become one write (group commit). It
+//! never blocks on the journal: at most [`WRITES_IN_FLIGHT_MAX`] writes are out, which its queue
+//! holds; meanwhile entries gather and become the next, larger write.
 //!
 //! # Order
 //!
@@ -31,8 +31,8 @@ use crate::group::window::LogEntry;
 use crate::group::{GroupError, Leadership, StateMachine};
 
 /// Events that wait for the Raft thread. When full, proposals and reads are refused as busy, the
-/// journal waits. Four for each of 1,024 workers and parked batches; a tenth of it refuses work in
-/// the time of one slow write.
+/// journal waits. As many as batches may be parked: with half of it, all of them going on at once
+/// would be refused although there is room for them.
 pub(super) const INBOX_MAX: usize = 4096;
 
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are

@@ -1,7 +1,6 @@
 //! The group as its users see it: threads, callbacks, restart, failure; on a real directory and on
 //! the disk in memory.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -538,4 +537,49 @@ fn a_crash_while_a_group_is_made_is_made_good_by_the_next_bootstrap() {
         assert_eq!(run.group.peer(), peer);
         run.group.stop();
     }
+}
+
+/// A state machine that waits at each entry until it is let on.
+struct Gated(Receiver<()>);
+
+impl StateMachine for Gated {
+    type Output = u64;
+
+    fn apply(&mut self, index: u64, _term: u64, _data: &[u8]) -> u64 {
+        // Once the sender is gone, nothing waits any more.
+        _ = self.0.recv_timeout(LONG);
+        index
+    }
+}
+
+#[test]
+fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
+    let (gate, gated) = bounded(1);
+    let options = GroupOptions {
+        fs: Arc::new(MemFileSystem::new()),
+        dir: PathBuf::from("group"),
+        clock: SystemClock::shared(),
+        bootstrap: Bootstrap::New,
+        log: LogOptions::default(),
+        on_failure: Box::new(|error| panic!("{error}")),
+    };
+    let group = Group::start(options, Gated(gated)).unwrap();
+    let handle = group.handle();
+    assert!(handle.wait_serving(LONG));
+    let term = handle.status().term;
+    let count = 2 * (proposals::WAITING_MAX + INBOX_MAX);
+    let waiting: Vec<_> = (0..count).map(|_| propose(&handle, term, b"x")).collect();
+    let busy = ProposalOutcome::NotProposed(Reason::Busy);
+    assert_eq!(outcome(&waiting[count - 1]), busy, "while all wait");
+    drop(gate);
+    let mut applied = 0;
+    for receiver in &waiting[..count - 1] {
+        match outcome(receiver) {
+            ProposalOutcome::Applied(_) => applied += 1,
+            other => assert_eq!(other, busy),
+        }
+        assert!(receiver.recv().is_err(), "answered once");
+    }
+    assert!(applied >= INBOX_MAX, "{applied} of {count} were taken");
+    group.stop();
 }

@@ -255,7 +255,10 @@ impl Run {
     }
 
     fn propose(&self, tag: Tag, command: &Command, settlement: Settlement) {
-        assert_eq!(command.term, self.term, "a batch is proposed in its own term");
+        assert_eq!(
+            command.term, self.term,
+            "a batch is proposed in its own term"
+        );
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         debug!("batch {}: propose", self.number);
         self.shared

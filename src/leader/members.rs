@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use log::{info, warn};
 
+use crate::clock::Clock;
 use crate::group::ProposalOutcome;
 use crate::ids::MemberId;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
+use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command, Registration};
 use crate::rpc::PeerInfo;
 use crate::rpc::link::Link;
 use crate::rpc::message::{Refusal, RegisterRequest, Request, Response, Role};
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
-use crate::clock::Clock;
-use crate::leader::state::View;
 
 /// Answers members.
 pub struct MemberService {
@@ -86,10 +86,9 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
         }),
         Applied::Retired => Err(Refusal::Retired(registration.id)),
         Applied::WrongTerm => Err(Refusal::NotLeader),
-        Applied::Write { .. }
-        | Applied::Reserved { .. }
-        | Applied::IdsExhausted
-        | Applied::Set => unreachable!("a registration is answered as one"),
+        Applied::Write { .. } | Applied::Reserved { .. } | Applied::IdsExhausted | Applied::Set => {
+            unreachable!("a registration is answered as one")
+        }
     }
 }
 
@@ -109,7 +108,11 @@ impl Service for MemberService {
             Request::Heartbeat(counters) => {
                 let now = self.shared.clock.now();
                 let id = MemberId(peer.node_id);
-                self.shared.view.cluster.lock().heartbeat(id, &counters, now);
+                self.shared
+                    .view
+                    .cluster
+                    .lock()
+                    .heartbeat(id, &counters, now);
                 responder.send(Response::Heartbeat);
             }
             Request::Store(_) | Request::Fetch(_) | Request::Release(_) => {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, SystemClock};
 use crate::cluster::{Cluster, Strategy};
 use crate::coordinator::Limits;
+use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
@@ -113,6 +114,7 @@ impl Leader {
         fs.create_dir_all(dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
         let lock = DirLock::acquire(dir)?;
+        cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
         let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
         let rpc_listener = bind(settings.rpc_bind, "rpc")?;
         let client_listener = bind(settings.client_bind, "hatokuse")?;
@@ -205,7 +207,8 @@ impl Leader {
         while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
         info!("stopping");
         let mut late = Vec::new();
-        let mut keep = |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
+        let mut keep =
+            |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
         keep(self.clients.stop(self.clock.now() + DRAIN_TIMEOUT));
         let deadline = self.clock.now() + STOP_TIMEOUT;
         keep(self.rpc.stop(deadline));

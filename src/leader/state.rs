@@ -132,7 +132,7 @@ impl View {
 
     /// The next release to send.
     pub fn next_release(&self) -> Option<Release> {
-        self.releases.lock().queue.next()
+        self.releases.lock().queue.next_release()
     }
 
     /// The member forgot what release `number` named.

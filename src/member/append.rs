@@ -2,8 +2,8 @@
 //!
 //! Owns the engine's write side, the replica core and the fence file. Whatever waits in the queue
 //! makes up the next group: the busier the member, the larger the groups, the fewer syncs a record.
-//! A group's order: stage all, persist the fence if raised (R10), commit, then send the answers. When
-//! a step fails nothing of the group is answered, and the thread ends with the error.
+//! A group's order: stage all, persist the fence if raised (R10), commit, then send the answers.
+//! When a step fails nothing of the group is answered, and the thread ends with the error.
 
 use std::io;
 use std::path::PathBuf;
@@ -154,7 +154,8 @@ impl Appender {
         Arc::clone(&self.shared_fence)
     }
 
-    /// Executes requests until the queue is closed and empty, then leaves the log synced to its end.
+    /// Executes requests until the queue is closed and empty, then leaves the log synced to its
+    /// end.
     pub fn run(mut self) -> Result<(), Fatal> {
         // Whether nothing happened since the engine was told so last.
         let mut idle = false;

@@ -1,8 +1,8 @@
 //! What becomes of a leader's call: stores and releases go to the append thread, fetches to the
 //! readers, both through bounded queues; a full one refuses the call as busy.
 //!
-//! Calls arrive on their connection's thread in the order in which the leader sent them, and enter the
-//! append queue in that order. Roles were checked by the RPC server.
+//! Calls arrive on their connection's thread in the order in which the leader sent them, and enter
+//! the append queue in that order. Roles were checked by the RPC server.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::rpc::message::{FetchRequest, FetchResult, Refusal, Request, Response}
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
 
-/// Bytes of the records in the answer to one fetch. At twice of it the answer would not fit a frame,
-/// at a fraction reading many large messages takes more calls.
+/// Bytes of the records in the answer to one fetch. At twice of it the answer would not fit a
+/// frame, at a fraction reading many large messages takes more calls.
 const FETCH_ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
 
 /// The member's side of its leaders' calls.

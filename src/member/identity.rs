@@ -2,7 +2,7 @@
 //!
 //! | file | content | written |
 //! |---|---|---|
-//! | `cluster.id` | version 1, u64 cluster id | at the first start |
+//! | `cluster.id` | see `disk::cluster_file` | at the first start |
 //! | `member.id` | version 1, u64 member id | last of all when a new identity is made |
 //! | `incarnation` | version 1, u64 count of starts | at each start, before registering |
 //! | `fence` | see `replica::fence` | before the effect of a request that raises it |
@@ -10,25 +10,22 @@
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
 //!
 //! **R11.** `member.id` claims that fence, incarnation and log are complete: leaders count on the
-//! copies of that id. So it is written after the others, and when one of them is missing or damaged it
-//! is removed, durably, before anything is put in their place; the member gets a new id, under which it
-//! holds nothing. Its old records stay where they are, for the audit to release.
+//! copies of that id. So it is written after the others, and when one of them is missing or damaged
+//! it is removed, durably, before anything is put in their place; the member gets a new id, under
+//! which it holds nothing. Its old records stay where they are, for the audit to release.
 //!
 //! Not seen: a log directory that lost some of its newest segments as whole files.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use crate::disk::atomic_file;
+use crate::disk::atomic_file::{self, read_integer, write_integer};
 use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
-use crate::ids::{ClusterId, Fence, MemberId};
+use crate::ids::{Fence, MemberId};
 use crate::replica::fence;
-
-/// The version of the files that hold one integer.
-const VERSION: u8 = 1;
 
 /// Who this member is, since this start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,21 +66,8 @@ pub fn log_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("log")
 }
 
-/// Binds the data directory to the cluster, or refuses it if it belongs to another.
-pub fn check_cluster(fs: &dyn FileSystem, data_dir: &Path, id: ClusterId) -> anyhow::Result<()> {
-    let path = data_dir.join("cluster.id");
-    let Some(stored) = read_integer(fs, &path)? else {
-        return Ok(write_integer(fs, &path, id.0)?);
-    };
-    if stored != id.0 {
-        let (dir, stored) = (data_dir.display(), ClusterId(stored));
-        bail!("{dir} belongs to cluster {stored}, the configuration says cluster_id = {id}");
-    }
-    Ok(())
-}
-
-/// Looks at what is there, before the log is opened. What claims an identity that is not complete any
-/// more is removed for good.
+/// Looks at what is there, before the log is opened. What claims an identity that is not complete
+/// any more is removed for good.
 pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
     let id = found(read_integer(fs, &id_path))?;
@@ -154,8 +138,8 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
 /// What [`found`] says of a file that does not exist.
 const MISSING: &str = "missing";
 
-/// The value, or why there is none. A file that cannot be read at the moment is an error: an identity
-/// is not given up for that.
+/// The value, or why there is none. A file that cannot be read at the moment is an error: an
+/// identity is not given up for that.
 fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, String>> {
     match read {
         Ok(Some(value)) => Ok(Ok(value)),
@@ -202,14 +186,6 @@ fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, Log
     read_with(fs, &path, fence::decode)
 }
 
-fn read_integer(fs: &dyn FileSystem, path: &Path) -> Result<Option<u64>, LogError> {
-    let decode = |bytes: &[u8]| match bytes.split_first() {
-        Some((&VERSION, rest)) => <[u8; 8]>::try_from(rest).ok().map(u64::from_le_bytes),
-        Some(_) | None => None,
-    };
-    read_with(fs, path, decode)
-}
-
 fn read_with<T>(
     fs: &dyn FileSystem,
     path: &Path,
@@ -226,16 +202,12 @@ fn read_with<T>(
     decode(&bytes).map(Some).ok_or_else(damaged)
 }
 
-fn write_integer(fs: &dyn FileSystem, path: &Path, value: u64) -> Result<(), LogError> {
-    let mut bytes = vec![VERSION];
-    bytes.extend_from_slice(&value.to_le_bytes());
-    atomic_file::write(fs, path, &bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::cluster_file;
     use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+    use crate::ids::ClusterId;
 
     const DIR: &str = "data";
 
@@ -243,7 +215,7 @@ mod tests {
     fn start(fs: &MemFileSystem) -> anyhow::Result<Identity> {
         let dir = Path::new(DIR);
         fs.create_dir_all(dir)?;
-        check_cluster(fs, dir, ClusterId(1))?;
+        cluster_file::bind(fs, dir, ClusterId(1))?;
         let past = examine(fs, dir)?;
         let log = log_dir(dir);
         fs.create_dir_all(&log)?;
@@ -272,16 +244,6 @@ mod tests {
         let incarnations = [first, second, third].map(|identity| identity.incarnation);
         assert_eq!(incarnations, [1, 2, 3]);
         assert!(first.nonce != second.nonce && second.nonce != third.nonce);
-    }
-
-    #[test]
-    fn another_cluster_is_refused() {
-        let fs = MemFileSystem::new();
-        start(&fs).unwrap();
-        let error = check_cluster(&fs, Path::new(DIR), ClusterId(2)).unwrap_err();
-        let expected = "data belongs to cluster 0000000000000001, \
-            the configuration says cluster_id = 0000000000000002";
-        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `append` | engine, replica core, fence file | append queue, 100 ms | queue closed, after a last sync |
+//! | `append` | engine, fence file | append queue, 100 ms | queue closed, after a last sync |
 //! | `fill` | the segment being zero-filled | request | stop signal |
 //! | `read-N` | one fetch at a time | read queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
@@ -15,9 +15,9 @@
 //! # Stop
 //!
 //! On the stop signal: the queues close (a request that comes later is refused as busy), `append`
-//! drains its queue, commits, and marks the log as synced to its end, `read-N` drain theirs; then the
-//! RPC server sends the answers that wait and closes. When a part fails, the others stop in the same
-//! way and [`server::run`] returns the error; nothing is acknowledged after a failed sync.
+//! drains its queue, commits, and marks the log as synced to its end, `read-N` drain theirs; then
+//! the RPC server sends the answers that wait and closes. When a part fails, the others stop in the
+//! same way and [`server::run`] returns the error; nothing is acknowledged after a failed sync.
 //!
 //! # Locks
 //!
@@ -25,7 +25,7 @@
 //!
 //! # Files
 //!
-//! In the data directory: `lock`, `cluster.id`, `member.id`, `incarnation` and `fence` (see
+//! In the data directory: `LOCK`, `cluster.id`, `member.id`, `incarnation` and `fence` (see
 //! [`identity`]), `log/` (see `disk::log`).
 
 pub mod append;

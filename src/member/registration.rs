@@ -1,11 +1,11 @@
-//! Keeps this member known to one leader address: dials it, registers, sends a heartbeat each second,
-//! and begins again when the link is lost. One `beat-N` thread each, so that a silent leader holds up
-//! no other.
+//! Keeps this member known to one leader address: dials it, registers, sends a heartbeat each
+//! second, and begins again when the link is lost. One `beat-N` thread each, so that a silent
+//! leader holds up no other.
 //!
-//! A leader that is not the active one refuses the registration; it is tried again with each heartbeat,
-//! so that the member is registered wherever the active leader turns up. A refusal that says that this
-//! data directory is a rolled back or cloned one, or was replaced, ends the process: serving on would
-//! count copies that are not there.
+//! A leader that is not the active one refuses the registration; it is tried again before long, so
+//! that the member is registered wherever the active leader turns up. A refusal that says that this
+//! data directory is a rolled back or cloned one, or was replaced, ends the process: serving on
+//! would count copies that are not there.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +24,10 @@ use crate::threads::StopSignal;
 /// Between two heartbeats. Leaders call a member *down* in their status after three without one.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Between two attempts to register with a leader that is not the active one, or not yet: how long
+/// a cluster that starts waits for its members, at most.
+const REGISTER_INTERVAL: Duration = Duration::from_millis(250);
+
 /// How often the wait for the next heartbeat looks whether the link is still open: how long a
 /// restarted leader goes without this member, at most, beside [`RETRY_INTERVAL`].
 const LINK_CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -31,8 +35,8 @@ const LINK_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Between two attempts to reach a leader.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a call may take; a registration is committed by the leader group meanwhile. Shorter than
-/// the time that an orderly stop allows.
+/// How long a call may take; a registration is committed by the leader group meanwhile. Shorter
+/// than the time that an orderly stop allows.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The body of a `beat-N` thread; a clone for each.
@@ -63,7 +67,8 @@ enum End {
 }
 
 impl Registration {
-    /// Keeps registered with `leader`, `host:port`, until the stop signal; an error is a refusal after which the member must exit.
+    /// Keeps registered with `leader`, `host:port`, until the stop signal; an error is a refusal
+    /// after which the member must exit.
     pub fn run(&self, leader: &str) -> Result<(), Refusal> {
         // What was logged last, so that a leader that stays away does not fill the log.
         let mut reported = String::new();
@@ -97,13 +102,18 @@ impl Registration {
             if !registered {
                 registered = self.call(&link, Request::Register(self.request.clone()))?;
                 if registered {
-                    log::info!("registered with leader {} ({})", link.peer().name, leader);
+                    let name = &link.peer().name;
+                    log::info!("registered with leader {name} ({leader})");
                     reported.clear();
                 }
             }
             // A leader that refuses it as not the active one may have to be told who we are later.
             registered &= self.call(&link, Request::Heartbeat(self.counters()))?;
-            self.wait_for_next(&link);
+            let interval = match registered {
+                true => HEARTBEAT_INTERVAL,
+                false => REGISTER_INTERVAL,
+            };
+            self.wait(&link, interval);
         }
         Ok(())
     }
@@ -135,8 +145,9 @@ impl Registration {
         }
     }
 
-    fn wait_for_next(&self, link: &Link) {
-        let until = self.clock.now() + HEARTBEAT_INTERVAL;
+    /// Waits so long, or until the link is closed or the stop signal set.
+    fn wait(&self, link: &Link, interval: Duration) {
+        let until = self.clock.now() + interval;
         while link.is_open() && self.clock.now() < until {
             if self.stop.wait_timeout(LINK_CHECK_INTERVAL) {
                 return;

@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock};
+use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
@@ -39,8 +40,8 @@ const BEAT_STOP_TIMEOUT: Duration = Duration::from_secs(4);
 /// The sizes that a segment of the log may have.
 const SEGMENT_BYTES: RangeInclusive<u64> = 4 << 10..=1 << 30;
 
-/// Runs a member until `stop` is set or a part fails. `ready` is called once with the address that is
-/// really bound.
+/// Runs a member until `stop` is set or a part fails. `ready` is called once with the address that
+/// is really bound.
 pub fn run(
     settings: &Settings,
     stop: StopSignal,
@@ -68,18 +69,30 @@ pub struct Member {
 }
 
 impl Member {
-    /// Starts all parts; when this returns, leaders can call. Setting `stop` stops it, and so does the
-    /// failure of a part, which sets `stop`.
+    /// Starts all parts; when this returns, leaders can call. Setting `stop` stops it, and so does
+    /// the failure of a part, which sets `stop`.
     pub fn start(settings: &Settings, stop: StopSignal) -> anyhow::Result<Member> {
-        let outcome = Outcome::new(stop);
-        // What was started before the part that cannot start ends by the signal.
-        Member::start_parts(settings, &outcome).inspect_err(|_| outcome.stop.stop())
+        Member::start_on(Arc::new(OsFileSystem), settings, stop)
     }
 
-    fn start_parts(settings: &Settings, outcome: &Outcome) -> anyhow::Result<Member> {
+    /// Starts with another file system under everything but the lock.
+    pub(super) fn start_on(
+        fs: Arc<dyn FileSystem>,
+        settings: &Settings,
+        stop: StopSignal,
+    ) -> anyhow::Result<Member> {
+        let outcome = Outcome::new(stop);
+        // What was started before the part that cannot start ends by the signal.
+        Member::start_parts(fs, settings, &outcome).inspect_err(|_| outcome.stop.stop())
+    }
+
+    fn start_parts(
+        fs: Arc<dyn FileSystem>,
+        settings: &Settings,
+        outcome: &Outcome,
+    ) -> anyhow::Result<Member> {
         check(settings)?;
         let clock = SystemClock::shared();
-        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = settings.data_dir.as_path();
         fs.create_dir_all(dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
@@ -142,7 +155,8 @@ impl Member {
         self.reader.counters()
     }
 
-    /// Waits for the stop signal, then stops all parts; the error of the part that failed, if one did.
+    /// Waits for the stop signal, then stops all parts; the error of the part that failed, if one
+    /// did.
     pub fn wait(self) -> anyhow::Result<()> {
         while !self.outcome.stop.wait_timeout(Duration::from_secs(3600)) {}
         log::info!("stopping");
@@ -251,7 +265,7 @@ fn open_store(
     settings: &Settings,
 ) -> anyhow::Result<(LogEngine, Identity)> {
     let dir = settings.data_dir.as_path();
-    identity::check_cluster(fs.as_ref(), dir, settings.cluster_id)?;
+    cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
     let past = identity::examine(fs.as_ref(), dir)?;
     let options = LogOptions {
         segment_bytes: settings.segment_bytes,

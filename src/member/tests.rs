@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::clock::{Clock, SystemClock};
+use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
 use crate::ids::{ClusterId, Fence, Key, Revision};
 use crate::member::server::Member;
 use crate::member::{Limits, Settings};
@@ -340,6 +341,68 @@ fn a_member_whose_incarnation_is_stale_exits_with_both_numbers() {
     let error = format!("{:#}", member.wait().unwrap_err());
     assert!(error.contains("incarnation 1 is not above 5"), "{error}");
     leader.stop(rig.clock.now() + PATIENCE).unwrap();
+}
+
+#[test]
+fn a_failed_sync_is_not_acknowledged_and_ends_the_member() {
+    let rig = Rig::new();
+    let disk = MemFileSystem::new();
+    std::fs::create_dir_all(rig.data_dir()).unwrap();
+    let settings = rig.settings(Vec::new());
+    let stop = StopSignal::default();
+    let member = Member::start_on(Arc::new(disk.clone()), &settings, stop.clone()).unwrap();
+    let member = RunningMember { member, stop };
+    let link = rig.dial(&member, 1);
+    let stored = Response::Store(vec![StoreResult::Stored]);
+    assert_eq!(rig.call(&link, store(fence(1, 1), &[1])), stored);
+    disk.fail(Operation::Sync, 0, Fault::Io);
+    let deadline = rig.clock.now() + PATIENCE;
+    let answer = link.call_wait(1, store(fence(1, 1), &[2]), deadline);
+    assert!(!matches!(answer, Ok(Response::Store(_))), "{answer:?}");
+    let error = format!("{:#}", member.member.wait().unwrap_err());
+    assert!(error.contains("sync"), "{error}");
+
+    disk.crash(Loss::Everything);
+    let stop = StopSignal::default();
+    let member = Member::start_on(Arc::new(disk), &settings, stop.clone()).unwrap();
+    assert_eq!(member.counters().records, 1);
+    RunningMember { member, stop }.stop();
+}
+
+#[test]
+fn an_orderly_stop_under_load_keeps_what_was_acknowledged() {
+    let rig = Rig::new();
+    let member = rig.start();
+    let link = rig.dial(&member, 1);
+    let (answers, received) = bounded(10_000);
+    let deadline = rig.clock.now() + PATIENCE;
+    let mut called = 0;
+    let stored = Response::Store(vec![StoreResult::Stored]);
+    assert_eq!(rig.call(&link, store(fence(1, 1), &[5_001])), stored);
+    for sequence in 1..=5_000 {
+        let answers = answers.clone();
+        let completion = Box::new(move |answer| answers.send((sequence, answer)).unwrap());
+        let request = store(fence(1, 1), &[sequence]);
+        if link.call(1, request, deadline, completion).is_ok() {
+            called += 1;
+        }
+    }
+    member.stop();
+    let answers = (0..called).map(|_| received.recv_timeout(PATIENCE).unwrap());
+    let acknowledged = answers.filter(|(_, answer)| *answer == Ok(stored.clone()));
+    let mut acknowledged: Vec<u64> = acknowledged.map(|(sequence, _)| sequence).collect();
+    acknowledged.push(5_001);
+
+    let member = rig.start();
+    let link = rig.dial(&member, 2);
+    for some in acknowledged.chunks(1_000) {
+        let all = some.iter().copied().map(found).collect();
+        assert_eq!(
+            rig.call(&link, fetch(fence(1, 2), some)),
+            Response::Fetch(all)
+        );
+    }
+    member.stop();
 }
 
 #[test]

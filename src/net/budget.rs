@@ -12,9 +12,9 @@
 //!   that never read cannot keep it crossed.
 //!
 //! So small requests of clients that read their replies are served at all times, and what is held
-//! is at most the budget, the two allowances for each connection that uses them, and what the workers
-//! hold at that moment: a read, or the replies to one batch. What is counted is bytes held; a buffer
-//! that grows by doubling may take up to twice as much memory.
+//! is at most the budget, the two allowances for each connection that uses them, and what the
+//! workers hold at that moment: a read, or the replies to one batch. What is counted is bytes held;
+//! a buffer that grows by doubling may take up to twice as much memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,8 +1,8 @@
 //! Accepts connections on the poller's thread, up to the limit.
 //!
-//! Beyond the limit a client is told so, and closed as any connection that the server ends. When the
-//! process or the system is out of descriptors or memory, accepting pauses: the error would come
-//! again at once, and the clients wait in the kernel's queue meanwhile.
+//! Beyond the limit a client is told so, and closed as any connection that the server ends. When
+//! the process or the system is out of descriptors or memory, accepting pauses: the error would
+//! come again at once, and the clients wait in the kernel's queue meanwhile.
 
 use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::connection::{Connection, Farewell};
 use super::slots::Shared;
 use crate::clock::Instant;
 
-/// How long accepting pauses after an error. Long enough not to spin, short enough not to be noticed
-/// once a descriptor is free.
+/// How long accepting pauses after an error. Long enough not to spin, short enough not to be
+/// noticed once a descriptor is free.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The most connections accepted between two looks at other events.

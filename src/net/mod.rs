@@ -20,7 +20,7 @@
 //! | what | limit | beyond it |
 //! |---|---|---|
 //! | connections | [`Limits::connections_max`] | the protocol's refusal, then close |
-//! | unread replies of a client | [`Limits::output_bytes_max`] | not read from until half is taken |
+//! | unread replies | [`Limits::output_bytes_max`] | not read from until half is taken |
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
@@ -47,14 +47,15 @@ pub use self::server::{Limits, Server};
 /// What a [`Handler`] made of a batch.
 pub enum Progress {
     /// The replies, one for each request of the batch in its order (one for a bulk write). To a
-    /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is handed
-    /// to [`Handler::begin`] again.
+    /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is
+    /// handed to [`Handler::begin`] again.
     Done(Vec<Reply>),
     /// It can only wait, and gives its worker back meanwhile.
     Parked(Box<dyn Parked>),
 }
 
 /// Executes batches. Called by many workers at once; may block for a batch that makes progress.
+/// Replies of a wrong number are a bug of the handler, and panic.
 pub trait Handler: Send + Sync {
     /// Executes a batch.
     fn begin(&self, batch: Batch) -> Progress;

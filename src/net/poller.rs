@@ -39,8 +39,8 @@ impl Poller {
         Ok(Poller { poll, listener })
     }
 
-    /// Runs until the stop is over: all connections are closed, or its deadline has passed. Then the
-    /// workers are told to end.
+    /// Runs until the stop is over: all connections are closed, or its deadline has passed. Then
+    /// the workers are told to end.
     pub fn run(mut self, shared: &Arc<Shared>) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         loop {

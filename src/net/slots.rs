@@ -5,13 +5,13 @@
 //! * A worker gives a connection back by registering its socket and filling the slot under one hold
 //!   of the lock. An event that comes earlier finds the slot `Taken` and is dropped, which is safe:
 //!   registering again raises it again if it still holds.
-//! * A wake-up that comes while a batch is being armed is noted in `Arming`, and the worker goes on at
-//!   once instead of parking.
+//! * A wake-up that comes while a batch is being armed is noted in `Arming`, and the worker goes on
+//!   at once instead of parking.
 //! * Each stay in a slot has a ticket of its own. A wake-up or timer of an earlier stay has another
 //!   ticket and does nothing.
 //!
-//! Lock order: a slot, then the timers; nothing else is locked under either. Under a slot's lock the
-//! socket is registered, a system call that does not block.
+//! Lock order: a slot, then the timers; nothing else is locked under either. Under a slot's lock
+//! the socket is registered, a system call that does not block.
 //!
 //! The job queue has a place for every slot and every worker's end. A connection is queued once at
 //! most, as it is moved into its job, so the queue cannot be full.

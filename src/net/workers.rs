@@ -1,11 +1,12 @@
 //! The `work-N` threads: each takes a ready connection, serves it for a turn, and hands it on.
 //!
-//! A turn reads, executes and writes until there is nothing to do without waiting, or its bounds are
-//! reached; then the connection queues again behind the others. A worker waits only for the
+//! A turn reads, executes and writes until there is nothing to do without waiting, or its bounds
+//! are reached; then the connection queues again behind the others. A worker waits only for the
 //! handler.
 //!
 //! A batch is answered `busy` before it begins while as many batches as allowed are parked: once
-//! begun it cannot be taken back. So up to one batch for each worker may be parked beyond the limit.
+//! begun it cannot be taken back. So up to one batch for each worker may be parked beyond the
+//! limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const TURN_READS: usize = 16;
 /// See [`TURN_READS`].
 const TURN_BATCHES: usize = 32;
 
-/// Replies that have waited this long for later batches of their turn are sent at once.
+/// Replies that have waited this long for later batches of their turn are sent before the next.
 const FLUSH_DELAY: Duration = Duration::from_millis(1);
 
 /// One worker.
@@ -60,8 +61,6 @@ enum Executed {
     Turn,
     /// Up to a batch that can only wait.
     Parked(Box<dyn Parked>),
-    /// The connection failed.
-    Failed,
 }
 
 impl Worker {
@@ -141,7 +140,6 @@ impl Worker {
                     return Next::Again;
                 }
                 Executed::Parked(parked) => return self.park(connection, parked),
-                Executed::Failed => return Next::Close,
             }
             connection.shed_if_crossed();
             let now = self.shared.clock.now();
@@ -180,7 +178,8 @@ impl Worker {
     /// Executes the input at hand, batch after batch.
     fn execute(&self, connection: &mut Connection) -> Executed {
         let shared = &self.shared;
-        let mut flushed_at = shared.clock.now();
+        // What waits before the first batch is sent at once: the handler may block.
+        let mut flush_at = Instant::default();
         for _ in 0..TURN_BATCHES {
             if shared.is_stopping() {
                 return Executed::All;
@@ -196,6 +195,12 @@ impl Worker {
                 };
             };
             connection.recharge();
+            let now = shared.clock.now();
+            if now >= flush_at {
+                // If the client is gone, the flush behind the batch will find out.
+                let _ = connection.flush(now);
+                flush_at = now + FLUSH_DELAY;
+            }
             let progress = if shared.parked() >= shared.limits.parked_max {
                 Progress::Done(busy(&batch))
             } else {
@@ -203,13 +208,6 @@ impl Worker {
             };
             if let Some(parked) = absorb(connection, progress) {
                 return Executed::Parked(parked);
-            }
-            let now = shared.clock.now();
-            if now.since(flushed_at) >= FLUSH_DELAY {
-                if connection.flush(now).is_err() {
-                    return Executed::Failed;
-                }
-                flushed_at = now;
             }
         }
         Executed::Turn

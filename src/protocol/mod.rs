@@ -1,9 +1,10 @@
 //! Client protocols: bytes to requests, replies to bytes. Pure.
 //!
-//! A protocol is a [`Session`]: a value that is fed what a client sent and drained of what the client
-//! is to receive. In between it offers [`request::Batch`]es, one at a time, and takes their replies.
-//! Replies leave in the order of their requests, and a batch is offered only when the one before it
-//! is complete, so that a request sees the effect of each earlier one of its connection (A7).
+//! A protocol is a [`Session`]: a value that is fed what a client sent and drained of what the
+//! client is to receive. In between it offers [`request::Batch`]es, one at a time, and takes their
+//! replies. Replies leave in the order of their requests, and a batch is offered only when the one
+//! before it is complete, so that a request sees the effect of each earlier one of its connection
+//! (A7).
 //!
 //! A session parses no further than the batch it offers: the input behind it stays bytes. The host
 //! therefore bounds memory by not calling [`Session::receive`] until [`Session::next_batch`] has

@@ -1,8 +1,8 @@
 //! From single requests to batches, and from replies back to their places. Pure.
 //!
 //! A run of consecutive writes becomes one batch, a run of consecutive reads another; anything else
-//! is a batch of its own. Steps that need no execution (an error, a help text) may stand between the
-//! requests of a run: they neither end it nor lose their place among the replies.
+//! is a batch of its own. Steps that need no execution (an error, a help text) may stand between
+//! the requests of a run: they neither end it nor lose their place among the replies.
 //!
 //! Invariants, asserted below:
 //! * at most one batch is out, and the next begins behind it (A7);

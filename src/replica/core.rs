@@ -1,8 +1,8 @@
 //! The replica core: requests in, engine operations and answers out. Pure (see the module above).
 //!
-//! Invariants: the fence only grows (A4); nothing of a refused request reaches the engine; no group is
-//! committed while its raised fence is not durable (R10); an answer is given only with the outcome of
-//! the commit that made it true (A1).
+//! Invariants: the fence only grows (A4); nothing of a refused request reaches the engine; no group
+//! is committed while its raised fence is not durable (R10); an answer is given only with the
+//! outcome of the commit that made it true (A1).
 //!
 //! On a fatal error of the engine the whole group stays unanswered: the caller drops it and stops.
 
@@ -14,10 +14,6 @@ use crate::rpc::message::{
     FetchRequest, FetchResult, Refusal, ReleaseRequest, Response, StoreRequest, StoreResult,
 };
 use crate::storage::{Committed, Engine, Fatal, ReadError, Reader, Staged};
-
-/// Revisions that one fetch may name, so that its answer fits a frame even if none of them is here.
-/// A leader's batch names 4,096 at most.
-pub const FETCH_REVISIONS_MAX: usize = 1 << 16;
 
 /// Bytes that an answer's record takes beside key and payload, at most: revision, lengths and tags
 /// of the wire format, with room to spare.
@@ -106,8 +102,8 @@ impl<T> Replica<T> {
         self.fence.executed()
     }
 
-    /// Refuses the whole group, because its fence cannot be made durable; nothing of it has an effect
-    /// and the fence is not raised.
+    /// Refuses the whole group, because its fence cannot be made durable; nothing of it has an
+    /// effect and the fence is not raised.
     pub fn refuse(&mut self, engine: &mut dyn Engine, refusal: &Refusal) -> Vec<(T, Response)> {
         engine.discard();
         self.fence.forget_unsaved();
@@ -171,10 +167,6 @@ pub fn fetch(
         return Response::Refused(refusal);
     }
     let named = request.revisions.len();
-    if named > FETCH_REVISIONS_MAX {
-        let reason = format!("a fetch of {named} revisions, {FETCH_REVISIONS_MAX} are allowed");
-        return Response::Refused(Refusal::Other(reason));
-    }
     let mut results = Vec::with_capacity(named);
     let mut room = Room {
         used: 0,
@@ -402,8 +394,8 @@ mod properties {
     }
 
     proptest! {
-        /// Against a plain map that executes requests one at a time: fences never go back, also over
-        /// a restart; a stale request has no effect; what is answered as stored is stored.
+        /// Against a plain map that executes requests one at a time: fences never go back, also
+        /// over a restart; a stale request has no effect; what is answered as stored is stored.
         #[test]
         fn fences_never_go_back_and_stale_requests_have_no_effect(
             steps in prop::collection::vec(any_step(), 0..60)

@@ -1,8 +1,9 @@
-//! The highest fence that a member has executed: compared in the order of the effects, raised, never
-//! lowered. Pure; the shell writes [`encode`]d bytes to the fence file when told to.
+//! The highest fence that a member has executed: compared in the order of the effects, raised,
+//! never lowered. Pure; the shell writes [`encode`]d bytes to the fence file when told to.
 //!
 //! Invariants (A4, R10): `durable <= executed`; nothing has an effect while they differ; both only
-//! grow, except that `executed` falls back to `durable` when the requests that raised it are refused.
+//! grow, except that `executed` falls back to `durable` when the requests that raised it are
+//! refused.
 //!
 //! The fence file, integers little endian, wrapped and checksummed by `disk::atomic_file`:
 //!

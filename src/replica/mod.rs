@@ -1,8 +1,8 @@
-//! What a member does with each request of a leader, in execution order. Pure: the storage engine and
-//! its reader are handed in.
+//! What a member does with each request of a leader, in execution order. Pure: the storage engine
+//! and its reader are handed in.
 //!
-//! Stores and releases pass through one [`core::Replica`], owned by the append thread, in the order of
-//! its queue:
+//! Stores and releases pass through one [`core::Replica`], owned by the append thread, in the order
+//! of its queue:
 //!
 //! 1. [`core::Replica::stage`] compares each request's fence with the highest executed (R8, R10). A
 //!    lower one is refused, a higher one raises it; what is admitted is staged in the engine.

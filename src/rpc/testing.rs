@@ -57,6 +57,7 @@ impl TestPki {
             ca: self.dir.join("ca.pem"),
             certificate: self.dir.join(format!("{name}.pem")),
             key: self.dir.join(format!("{name}.key")),
+            leader_name: "leader".to_owned(),
         };
         write(&settings.certificate, &certificate.pem());
         write(&settings.key, &key.serialize_pem());

@@ -1,7 +1,7 @@
 //! Mutual TLS 1.3: certificates from PEM files, the role and names in them, reload.
 //!
 //! One CA for a cluster. A certificate's common name (CN) is the role of its holder, `leader`,
-//! `member` or `client`; its subject alternative names (SAN) hold the node's name (`member-1`), and
+//! `member` or `client` (a leader's may be given another one in the settings); its subject alternative names (SAN) hold the node's name (`member-1`), and
 //! by convention `localhost` and `127.0.0.1` for other tools.
 //!
 //! # Verification
@@ -54,6 +54,22 @@ pub struct TlsSettings {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// The common name of a leader's certificate, `leader` unless a cluster was given its own.
+    pub leader_name: String,
+}
+
+impl TlsSettings {
+    /// A number that follows from the key of the (first) CA: nodes that were told no cluster id agree
+    /// on this one. FNV-1a of the key's DER; it tells clusters apart and proves nothing.
+    pub fn authority_id(&self) -> Result<u64, TlsError> {
+        let certificates = read_certificates(&self.ca)?;
+        let (_, certificate) = X509Certificate::from_der(&certificates[0])
+            .map_err(|error| file_error(&self.ca, format!("is not X.509: {error}")))?;
+        let key = certificate.public_key().raw;
+        Ok(key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        }))
+    }
 }
 
 /// What is wrong with certificates or with a TLS connection.
@@ -88,6 +104,7 @@ struct Loaded {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     own: PeerCertificate,
+    leader_name: String,
 }
 
 impl TlsContext {
@@ -130,7 +147,7 @@ pub struct PeerCertificate {
 }
 
 impl PeerCertificate {
-    fn parse(der: &CertificateDer<'_>) -> Result<PeerCertificate, String> {
+    fn parse(der: &CertificateDer<'_>, leader_name: &str) -> Result<PeerCertificate, String> {
         let (_, certificate) =
             X509Certificate::from_der(der).map_err(|error| format!("is not X.509: {error}"))?;
         let common_names: Vec<&str> = certificate
@@ -139,12 +156,12 @@ impl PeerCertificate {
             .map(|name| name.as_str().unwrap_or("(not text)"))
             .collect();
         let role = match common_names[..] {
-            ["leader"] => Role::Leader,
+            [name] if name == leader_name => Role::Leader,
             ["member"] => Role::Member,
             ["client"] => Role::Client,
             _ => {
                 return Err(format!(
-                    "has the common name {common_names:?} instead of leader, member or client"
+                    "has the common name {common_names:?} instead of {leader_name}, member or client"
                 ));
             }
         };
@@ -177,7 +194,7 @@ impl Loaded {
         let chain = read_certificates(&settings.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&settings.key)
             .map_err(|error| file_error(&settings.key, error))?;
-        let own = check_own(&settings.certificate, &chain, &roots, &provider, wall_ms)?;
+        let own = check_own(settings, &chain, &roots, &provider, wall_ms)?;
         let on_pair = |error| file_error(&settings.certificate, error);
 
         let verifier = ChainVerifier {
@@ -210,6 +227,7 @@ impl Loaded {
             client: Arc::new(client),
             server: Arc::new(server),
             own,
+            leader_name: settings.leader_name.clone(),
         })
     }
 }
@@ -243,17 +261,18 @@ fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
 
 /// A certificate that no peer would accept is found here and not when the first connection fails.
 fn check_own(
-    path: &Path,
+    settings: &TlsSettings,
     chain: &[CertificateDer<'static>],
     roots: &RootCertStore,
     provider: &CryptoProvider,
     wall_ms: u64,
 ) -> Result<PeerCertificate, TlsError> {
+    let path = &settings.certificate;
     let (own, intermediates) = chain.split_first().expect("checked not to be empty");
     let now = UnixTime::since_unix_epoch(Duration::from_millis(wall_ms));
     verify_chain(own, intermediates, roots, provider, now)
         .map_err(|error| file_error(path, format!("not valid under the CA: {error}")))?;
-    PeerCertificate::parse(own).map_err(|problem| file_error(path, problem))
+    PeerCertificate::parse(own, &settings.leader_name).map_err(|problem| file_error(path, problem))
 }
 
 fn verify_chain(

@@ -1,10 +1,10 @@
 //! The location index of a member: revision -> where its record lies and how long its payload is.
 //! Pure; the engine puts it behind its lock.
 //!
-//! Revisions are allotted in order, so a member's revisions come in long, nearly sorted runs. They are
-//! kept in chunks of 2^10 consecutive revisions, each a sorted vector: appending is the common case,
-//! an entry costs 20 bytes (27 on average with the vectors' spare room) where a hash map would take
-//! about 50, and a range of revisions can be walked in order, as an audit does.
+//! Revisions are allotted in order, so a member's revisions come in long, nearly sorted runs. They
+//! are kept in chunks of 2^10 consecutive revisions, each a sorted vector: appending is the common
+//! case, an entry costs 20 bytes (27 on average with the vectors' spare room) where a hash map
+//! would take about 50, and a range of revisions can be walked in order, as an audit does.
 //!
 //! Invariant: no chunk is empty, each is strictly sorted, and the counters equal the sums over all.
 
@@ -163,11 +163,11 @@ mod tests {
         proptest! {
             #[test]
             fn it_behaves_as_a_map(
-                operations in prop::collection::vec((any::<bool>(), 0u64..3000, any::<u16>()), 0..400)
+                operations in prop::collection::vec(any::<(bool, u16, u16)>(), 0..400)
             ) {
                 let (mut index, mut map) = (LocationIndex::default(), BTreeMap::new());
                 for (insert, number, value) in operations {
-                    let revision = Revision::from_u64(number);
+                    let revision = Revision::from_u64(u64::from(number % 3000));
                     if insert {
                         let place = place(u32::from(value));
                         prop_assert_eq!(index.insert(revision, place), map.insert(revision, place));

@@ -4,17 +4,21 @@
 //! operations at most and never over I/O. Memory: about 27 bytes a record for the index, and the
 //! group being staged.
 //!
-//! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the message's),
-//! each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload). The later record
-//! of a revision rules, so replaying all in order gives the index again.
+//! Each store is a record of kind [`KIND_STORE`] (number: revision, key and payload: the
+//! message's), each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload).
+//! The later record of a revision rules, so replaying all in order gives the index again.
 //!
 //! A group goes from the log's memory to the disk in one write and one `fdatasync`, then into the
 //! index: readers see committed records only, and each is on disk. A record found damaged stays in
 //! the index, so that it is reported as damaged and not as missing, until it is stored anew.
 //!
 //! After any error but a full disk the log is poisoned and each call fails.
+//!
+//! Known limits: `io = sync` only. The other write modes end [`Engine::commit`] earlier, all in
+//! `reach_write_mode`: `unbuffered` after the write, `buffered` before it, with readers served from
+//! the overlay until then. Space is not given back; opening reads the whole log.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +28,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions, LogReader, Recovery};
 use crate::disk::record::{Location, Record};
+use crate::disk::segment;
 use crate::ids::{Key, Revision};
 use crate::storage::location_index::{LocationIndex, Place};
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
@@ -33,7 +38,7 @@ pub const KIND_STORE: u8 = 1;
 /// The kind of a record that releases a revision.
 pub const KIND_RELEASE: u8 = 2;
 
-/// Changes that go into the index under one hold of its lock: some 30 µs. At many times that, reads
+/// Changes that go into the index under one hold of its lock: some 30 us. At many times that, reads
 /// would wait noticeably; at a fraction, taking the lock costs as much as the changes.
 const CHANGES_PER_LOCK: usize = 256;
 
@@ -52,6 +57,8 @@ pub struct LogEngine {
 /// What the engine shares with its readers.
 struct Shared {
     records: LogReader,
+    /// The log's directory, to name files in errors.
+    dir: PathBuf,
     /// Guards the index alone; no I/O and no other lock while it is held.
     index: RwLock<LocationIndex>,
 }
@@ -64,18 +71,19 @@ enum Change {
 }
 
 impl LogEngine {
-    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged is
-    /// in [`Recovery`], for the caller to report.
+    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged
+    /// is in [`Recovery`], for the caller to report.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
         options: LogOptions,
     ) -> Result<(LogEngine, Recovery), LogError> {
         let mut index = LocationIndex::default();
-        let mut visit = |location, record: &Record<'_>| replay(&mut index, location, record);
+        let mut visit = |location, record: &Record<'_>| replay(&mut index, dir, location, record);
         let (log, recovery) = Log::open(fs, dir, options, &mut visit)?;
         let shared = Arc::new(Shared {
             records: log.reader(),
+            dir: dir.to_owned(),
             index: RwLock::new(index),
         });
         let engine = LogEngine {
@@ -242,7 +250,7 @@ impl Reader for Shared {
         };
         let record = self.records.read(place.location).map_err(read_error)?;
         let damaged = |what| ReadError::Damaged {
-            file: format!("segment {}", place.location.segment),
+            file: segment_path(&self.dir, place.location),
             offset: u64::from(place.location.offset),
             what,
         };
@@ -263,6 +271,7 @@ impl Reader for Shared {
 /// Takes one record of the log into the index, in the log's order.
 fn replay(
     index: &mut LocationIndex,
+    dir: &Path,
     location: Location,
     record: &Record<'_>,
 ) -> Result<(), LogError> {
@@ -272,13 +281,18 @@ fn replay(
         KIND_RELEASE => _ = index.remove(revision),
         kind => {
             return Err(LogError::Damaged {
-                file: format!("segment {}", location.segment),
+                file: segment_path(dir, location),
                 offset: u64::from(location.offset),
                 what: format!("record of unknown kind {kind}: written by a newer version?"),
             });
         }
     }
     Ok(())
+}
+
+fn segment_path(dir: &Path, location: Location) -> String {
+    let path = dir.join(segment::file_name(location.segment));
+    path.display().to_string()
 }
 
 fn place(location: Location, payload_bytes: usize) -> Place {
@@ -328,7 +342,8 @@ mod tests {
     use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
     use crate::storage::model::ModelEngine;
 
-    /// The engine on a disk in memory beside the model; each operation is done to both and compared.
+    /// The engine on a disk in memory beside the model; each operation is done to both and
+    /// compared.
     pub(super) struct Pair {
         pub(super) fs: MemFileSystem,
         pub(super) engine: LogEngine,
@@ -587,8 +602,8 @@ mod properties {
             pair.reopen(Some(Loss::Everything));
         }
 
-        /// A commit during which the disk fails and the power goes is there as a whole or not at all,
-        /// and takes nothing of what was committed before with it.
+        /// A commit during which the disk fails and the power goes is there as a whole or not at
+        /// all, and takes nothing of what was committed before with it.
         #[test]
         fn a_failed_commit_is_all_or_nothing(
             before in prop::collection::vec(any_step(), 0..20),

@@ -3,8 +3,8 @@
 //!
 //! The append thread owns the [`Engine`], the write side; any thread reads through its [`Reader`].
 //! What is staged becomes visible, and may be acknowledged, when [`Engine::commit`] returns `Done`;
-//! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract in
-//! its plainest form, and every engine is compared with it.
+//! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract
+//! in its plainest form, and every engine is compared with it.
 
 pub mod location_index;
 pub mod log_engine;
@@ -18,25 +18,26 @@ use crate::ids::{Key, Revision};
 
 /// The write side, owned by one thread.
 pub trait Engine: Send {
-    /// Adds a record to the group that the next [`Engine::commit`] completes. A revision that exists,
-    /// committed or earlier in the group, is compared: the same key and bytes are no new record,
-    /// others are a conflict. One whose copy here is damaged is stored anew.
+    /// Adds a record to the group that the next [`Engine::commit`] completes. A revision that
+    /// exists, committed or earlier in the group, is compared: the same key and bytes are no new
+    /// record, others are a conflict. One whose copy here is damaged is stored anew.
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal>;
 
     /// Adds the release of a revision to the group; an unknown one is passed over. Takes effect in
     /// the order of the calls: a later store of the revision in the same group makes a new record.
     fn release(&mut self, revision: Revision) -> Result<(), Fatal>;
 
-    /// Brings the group to the write mode: buffered, written or synced. On return what [`Committed`]
-    /// says took effect is acknowledgeable and visible to readers, the rest is forgotten. After an
-    /// error the engine takes nothing more, and nothing of the group may be acknowledged.
+    /// Brings the group to the write mode: buffered, written or synced. On return what
+    /// [`Committed`] says took effect is acknowledgeable and visible to readers, the rest is
+    /// forgotten. After an error the engine takes nothing more, and nothing of the group may be
+    /// acknowledged.
     fn commit(&mut self) -> Result<Committed, Fatal>;
 
     /// Forgets what was staged.
     fn discard(&mut self);
 
-    /// Called when nothing was committed for a while and before an orderly end: brings everything to
-    /// the disk and makes the known-synced offset durable. Nothing may be staged.
+    /// Called when nothing was committed for a while and before an orderly end: brings everything
+    /// to the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;
 
     /// The read side.

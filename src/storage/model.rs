@@ -1,5 +1,5 @@
-//! The storage contract in its plainest form: an in-memory engine that the others are compared with.
-//! Pure but for the lock that the read side needs.
+//! The storage contract in its plainest form: an in-memory engine that the others are compared
+//! with. Pure but for the lock that the read side needs.
 //!
 //! A tool of tests and simulations, never of a member: it survives nothing.
 

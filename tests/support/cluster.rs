@@ -337,6 +337,23 @@ impl Cluster {
         self.join_drain();
     }
 
+    /// Kills `up` alone.
+    pub fn kill_up(&mut self) {
+        let mut up = self.up.take().expect("it runs");
+        kill_child(&mut up);
+        self.join_drain();
+    }
+
+    /// The `--port-offset` it runs with.
+    pub fn port_offset(&self) -> u16 {
+        self.ports.offset
+    }
+
+    /// Replaces the flags that the next [`Cluster::up`] gives.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     fn kill_children(&self) {
         let text = fs::read(self.dir().join("cluster.json")).unwrap_or_default();
         let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -416,6 +433,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts `tolerex ARGS` and waits until it is ready. Ports may be 0. Its log goes to `log`.
     pub fn start(args: &[&str], log: &Path) -> Server {
         Server::run(Command::new(TOLEREX).args(args), log)

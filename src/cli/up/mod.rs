@@ -118,8 +118,9 @@ impl Up {
         for planned in &self.plan.processes {
             self.children
                 .push(Running::start(&self.plan, planned, strategy)?);
+            // At once: the next `up` must find it if we are killed now.
+            self.write_manifest()?;
         }
-        self.write_manifest()?;
         for child in &self.children {
             let planned = &child.planned;
             let (name, role, pid) = (&planned.name, planned.role.as_str(), child.pid());

@@ -17,7 +17,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::super::args::{self, UpArgs};
 use super::super::certs;
@@ -160,6 +160,14 @@ pub fn prepare(
     let warnings = prepare_tolerance(args, &config, existing.is_some())?;
     let certs = dir.join("certs");
     if !has_pair(&certs, "ca") {
+        // Certificates of another authority would be refused by the new ones.
+        if let Some(old) = processes
+            .iter()
+            .find(|planned| has_pair(&certs, &planned.name))
+        {
+            let (dir, name) = (certs.display(), &old.name);
+            bail!("{dir} holds {name}.crt but not ca.crt and ca.key; restore them, or remove all");
+        }
         certs::init(&certs)?;
     }
     let cluster_id = match &processes.first() {
@@ -317,4 +325,176 @@ fn write_if_absent(path: &Path, text: &str) -> Result<()> {
             .and_then(|()| file.sync_all()),
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::exit::Exit;
+    use super::*;
+    use crate::config::member::MemberConfig;
+
+    fn args(dir: &Path) -> UpArgs {
+        UpArgs {
+            members: None,
+            leaders: None,
+            tolerance: None,
+            strategy: None,
+            data_dir: dir.to_owned(),
+            port_offset: 0,
+            quiet: true,
+        }
+    }
+
+    /// Sets up as `up` does, without starting anything.
+    fn set_up(args: &UpArgs) -> anyhow::Result<Plan> {
+        let dir = args.data_dir.as_path();
+        let existing = Manifest::read(dir)?;
+        let processes = plan(args, dir, existing.as_ref()).map_err(|error| anyhow!("{error}"))?;
+        let plan = prepare(args, dir, processes, existing.as_ref())?;
+        let rows = plan
+            .processes
+            .iter()
+            .map(|planned| row(planned, 1, State::Stopped));
+        let processes = rows.collect();
+        Manifest { processes }.write(dir)?;
+        Ok(plan)
+    }
+
+    fn file(plan: &Plan, name: &str) -> Sources {
+        Sources {
+            file: Some(config_path(&plan.dir, name)),
+            ..Sources::default()
+        }
+    }
+
+    #[test]
+    fn a_new_directory_gets_what_the_processes_need() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let asked = UpArgs {
+            tolerance: Some(3),
+            strategy: Some(args::StrategyArg::P2c),
+            ..args(dir.path())
+        };
+        let plan = set_up(&asked).expect("set up");
+        assert!(plan.bootstrap && plan.warnings.is_empty());
+        let leader = LeaderConfig::load(&file(&plan, "leader-1"))
+            .expect("valid")
+            .config;
+        assert_eq!(leader.cluster_id, Some(plan.cluster_id));
+        assert_eq!(leader.strategy, crate::config::leader::Strategy::P2c);
+        assert_eq!(leader.data_dir, dir.path().join("leader-1"));
+        assert_eq!(tolerance::read(&leader.tolerance_conf), Ok(3));
+        let member = MemberConfig::load(&file(&plan, "member-3"))
+            .expect("valid")
+            .config;
+        assert_eq!(member.cluster_id, Some(plan.cluster_id));
+        assert_eq!(member.leaders, [leader.rpc_bind.to_string()]);
+        assert_eq!(member.rpc_bind.port(), 5558);
+        for path in [
+            &leader.tls.ca,
+            &leader.tls.key,
+            &member.tls.cert,
+            &member.data_dir,
+        ] {
+            assert!(path.exists(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn an_existing_cluster_is_kept_and_may_move_and_grow() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = set_up(&args(dir.path())).expect("set up");
+        note_bootstrapped(dir.path()).expect("noted");
+        let kept = ["certs/ca.crt", "certs/member-1.key", "config/leader-1.toml"];
+        let read = |name: &&str| fs::read(dir.path().join(name)).expect("a file");
+        let before: Vec<Vec<u8>> = kept.iter().map(read).collect();
+        let grown = UpArgs {
+            members: Some(5),
+            tolerance: Some(3),
+            port_offset: 7,
+            ..args(dir.path())
+        };
+        let plan = set_up(&grown).expect("set up again");
+        assert_eq!(before, kept.iter().map(read).collect::<Vec<_>>());
+        assert_eq!((plan.cluster_id, plan.bootstrap), (first.cluster_id, false));
+        assert_eq!(plan.processes.len(), 6);
+        assert_eq!(plan.processes[0].addresses.rpc.port(), 5562);
+        let warning = plan.warnings.concat();
+        assert!(warning.contains("--tolerance 3 is ignored"), "{warning}");
+        let later = set_up(&args(dir.path())).expect("set up again");
+        assert_eq!((later.processes.len(), later.warnings.len()), (6, 0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_as_usage() {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up(&args(dir.path())).expect("set up");
+        let existing = Manifest::read(dir.path()).expect("readable");
+        let refused = |asked: UpArgs, existing: Option<&Manifest>| {
+            let error = plan(&asked, dir.path(), existing).expect_err("refused");
+            assert_eq!(error.exit, Exit::Usage, "{error}");
+        };
+        let fits = args(dir.path());
+        refused(
+            UpArgs {
+                members: Some(2),
+                ..fits.clone()
+            },
+            existing.as_ref(),
+        );
+        refused(
+            UpArgs {
+                leaders: Some(3),
+                ..fits.clone()
+            },
+            existing.as_ref(),
+        );
+        refused(
+            UpArgs {
+                members: Some(1),
+                ..fits.clone()
+            },
+            None,
+        );
+        refused(
+            UpArgs {
+                tolerance: Some(4),
+                ..fits.clone()
+            },
+            None,
+        );
+        refused(
+            UpArgs {
+                port_offset: 60_000,
+                ..fits
+            },
+            None,
+        );
+    }
+
+    #[test]
+    fn an_interrupted_set_up_is_continued() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = set_up(&args(dir.path())).expect("set up");
+        fs::remove_file(dir.path().join("cluster.json")).expect("removed");
+        fs::remove_file(config_path(dir.path(), "member-2")).expect("removed");
+        let again = set_up(&args(dir.path())).expect("continued");
+        assert_eq!(
+            (again.cluster_id, again.bootstrap),
+            (first.cluster_id, true)
+        );
+        assert!(config_path(dir.path(), "member-2").exists());
+    }
+
+    #[test]
+    fn a_lost_authority_is_not_replaced_behind_certificates_it_signed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        set_up(&args(dir.path())).expect("set up");
+        fs::remove_file(dir.path().join("certs/ca.key")).expect("removed");
+        let error = set_up(&args(dir.path())).expect_err("refused").to_string();
+        assert!(
+            error.contains("leader-1.crt but not ca.crt and ca.key"),
+            "{error}"
+        );
+    }
 }

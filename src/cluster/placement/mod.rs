@@ -11,46 +11,9 @@
 mod least_loaded;
 mod p2c;
 
-use std::fmt;
-use std::str::FromStr;
-
 use crate::cluster::liveness::Fitness;
+pub use crate::config::leader::Strategy;
 use crate::ids::MemberId;
-
-/// How members are picked among equals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Strategy {
-    /// The one with the fewest records.
-    LeastLoaded,
-    /// The better of two random ones.
-    P2c,
-}
-
-/// A strategy's name is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("strategy must be least_loaded or p2c")]
-pub struct UnknownStrategy;
-
-impl FromStr for Strategy {
-    type Err = UnknownStrategy;
-
-    fn from_str(text: &str) -> Result<Strategy, UnknownStrategy> {
-        match text {
-            "least_loaded" => Ok(Strategy::LeastLoaded),
-            "p2c" => Ok(Strategy::P2c),
-            _ => Err(UnknownStrategy),
-        }
-    }
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Strategy::LeastLoaded => "least_loaded",
-            Strategy::P2c => "p2c",
-        })
-    }
-}
 
 /// A member that may take a copy: connected, not excluded, with room in flight.
 #[derive(Clone, Copy, Debug)]

@@ -1,8 +1,9 @@
 //! The crate's view of the log: the window, in which entries are readable before they are durable.
 //! Pure.
 //!
-//! Below the window there is nothing: a peer that lags so far needs what a later version fetches from
-//! the journal, by `LogTemporarilyUnavailable` here and `on_entries_fetched` once they are there.
+//! Below the window there is nothing: a peer that lags so far needs what a later version fetches
+//! from the journal, by `LogTemporarilyUnavailable` here and `on_entries_fetched` once they are
+//! there.
 
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry};

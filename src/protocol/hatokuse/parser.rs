@@ -1,101 +1,24 @@
 //! Bytes to commands: incremental, bounded, never panics. Pure.
 //!
-//! Grammar, in words: a line ends in LF, a CR directly before it belongs to the line end. Blanks
-//! (space, tab) before the command are skipped, one or more separate its words, those at its end are
-//! ignored, except behind the key of a SET: there is exactly one, and the message is all that
-//! follows. `SETB` is followed by as many raw bytes as it says and one more line end.
-//!
 //! Memory: the parser holds the unfinished line or payload, at most [`Limits::line_bytes_max`] and
-//! what came in one piece behind it. Of a longer line nothing is held: it is skipped, then answered.
-//! Each byte is searched for a line end once, however small the pieces are in which it comes.
+//! what came in one piece behind it. Of a longer line nothing is held: it is skipped, then
+//! answered. Each byte is searched for a line end once, however small the pieces are in which it
+//! comes.
 //!
-//! Known limits: a SETB line that is itself longer than a line may be is skipped and answered as any
-//! other, and the payload behind it is read as commands.
+//! Known limits: a SETB line that is itself longer than a line may be is skipped and answered as
+//! any other, and the payload behind it is read as commands.
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
 use super::Limits;
+use super::command::{BULK_USAGE, Command, Parsed, Problem, parse};
 use crate::ids::Key;
-use crate::protocol::request::{BULK_BYTES_MAX, BULK_COUNT_MAX};
+use crate::protocol::request::BULK_BYTES_MAX;
 
 /// From this length on a payload is a slice of the input buffer; shorter ones are copied out of it,
 /// so that a small message that is kept somewhere does not keep a whole buffer.
 const SHARE_BYTES_MIN: usize = 32 * 1024;
-
-/// One parsed command, or what is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// `SET` and `SETB`.
-    Set {
-        /// The message's name.
-        key: Key,
-        /// Its bytes.
-        payload: Bytes,
-    },
-    /// `<n> SET`.
-    Bulk {
-        /// How many messages.
-        count: u64,
-        /// The bytes of each.
-        payload: Bytes,
-    },
-    /// `DEL`.
-    Delete(Key),
-    /// `GET`.
-    Get(Key),
-    /// `GETB`.
-    GetFramed(Key),
-    /// `WHERE`.
-    Where(Key),
-    /// `COUNT`.
-    Count,
-    /// `STATUS`, `STATUS JSON`.
-    Status {
-        /// Whether as JSON.
-        json: bool,
-    },
-    /// A line of blanks or of nothing.
-    Empty,
-    /// `HELP`.
-    Help,
-    /// `PROMPT ON`, `PROMPT OFF`.
-    Prompt(bool),
-    /// `QUIT`, `EXIT`: what follows is dropped.
-    Quit,
-    /// Answered with an error.
-    Invalid(Problem),
-    /// Answered with an error, then closed, since where the next command begins is unknown.
-    Fatal(Problem),
-}
-
-/// What is wrong with a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
-    /// The wrong shape: the command's usage.
-    Usage(&'static str),
-    /// No such command.
-    UnknownCommand,
-    /// The key is not valid.
-    InvalidKey,
-    /// The line or the payload is longer than the limit.
-    TooLarge,
-    /// It was given up to make room.
-    Busy,
-    /// No line end behind the payload of a SETB.
-    NoLineEnd,
-}
-
-const SET_USAGE: &str = "SET <id> <message>";
-const BULK_USAGE: &str = "<n> SET <message>, n from 1 to 1000000, at most 1 GiB";
-const GET_USAGE: &str = "GET <id>";
-const DEL_USAGE: &str = "DEL <id>";
-const SETB_USAGE: &str = "SETB <id> <bytes>";
-const GETB_USAGE: &str = "GETB <id>";
-const WHERE_USAGE: &str = "WHERE <id>";
-const COUNT_USAGE: &str = "COUNT";
-const STATUS_USAGE: &str = "STATUS or STATUS JSON";
-const PROMPT_USAGE: &str = "PROMPT ON or PROMPT OFF";
 
 /// The parser of one connection.
 #[derive(Debug)]
@@ -130,26 +53,6 @@ enum LineEnd {
     Length(usize),
     Missing,
     Unknown,
-}
-
-/// What a line is, before its payload is cut out of the buffer.
-enum Parsed {
-    Done(Command),
-    /// A SET whose message begins at this offset of the line.
-    Set {
-        key: Key,
-        start: usize,
-    },
-    /// A bulk write whose message begins at this offset of the line.
-    Bulk {
-        count: u64,
-        start: usize,
-    },
-    /// A SETB: its payload follows.
-    Framed {
-        key: Result<Key, Problem>,
-        length: u64,
-    },
 }
 
 impl Parser {
@@ -210,8 +113,8 @@ impl Parser {
         self.buffer.len()
     }
 
-    /// Gives up the unfinished command: the rest of it is skipped, then answered `busy`. To be called
-    /// when [`Parser::next_command`] has nothing; without effect if hardly anything is held.
+    /// Gives up the unfinished command: the rest of it is skipped, then answered `busy`. To be
+    /// called when [`Parser::next_command`] has nothing; without effect if hardly anything is held.
     pub fn shed(&mut self) {
         let held = self.buffer.len();
         match &self.state {
@@ -425,145 +328,4 @@ impl Parser {
 
 fn min_len(left: u64, available: usize) -> usize {
     usize::try_from(left).map_or(available, |left| left.min(available))
-}
-
-fn is_blank(byte: u8) -> bool {
-    byte == b' ' || byte == b'\t'
-}
-
-/// The next word of a line, and the offset behind it; an empty word at the line's end.
-fn next_word(line: &[u8], from: usize) -> (&[u8], usize) {
-    let rest = line.get(from..).unwrap_or_default();
-    let blanks = rest.iter().take_while(|&&byte| is_blank(byte)).count();
-    let rest = rest.split_at(blanks).1;
-    let length = rest
-        .iter()
-        .position(|&byte| is_blank(byte))
-        .unwrap_or(rest.len());
-    (rest.split_at(length).0, from + blanks + length)
-}
-
-/// Whether nothing but blanks is left.
-fn is_over(line: &[u8], from: usize) -> bool {
-    next_word(line, from).0.is_empty()
-}
-
-fn parse(line: &[u8]) -> Parsed {
-    let (word, at) = next_word(line, 0);
-    let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
-    if is("SET") {
-        return parse_set(line, at);
-    }
-    if is("SETB") {
-        return parse_framed(line, at);
-    }
-    Parsed::Done(if is("GET") {
-        with_key(line, at, GET_USAGE, Command::Get)
-    } else if is("DEL") {
-        with_key(line, at, DEL_USAGE, Command::Delete)
-    } else if is("GETB") {
-        with_key(line, at, GETB_USAGE, Command::GetFramed)
-    } else if is("WHERE") {
-        with_key(line, at, WHERE_USAGE, Command::Where)
-    } else if is("COUNT") {
-        if is_over(line, at) {
-            Command::Count
-        } else {
-            Command::Invalid(Problem::Usage(COUNT_USAGE))
-        }
-    } else if is("STATUS") {
-        parse_status(line, at)
-    } else if is("PROMPT") {
-        parse_prompt(line, at)
-    } else if is("HELP") {
-        Command::Help
-    } else if is("QUIT") || is("EXIT") {
-        Command::Quit
-    } else if word.is_empty() {
-        Command::Empty
-    } else {
-        return parse_bulk(line, word, at);
-    })
-}
-
-/// The message begins behind exactly one blank at `at`.
-fn parse_set(line: &[u8], at: usize) -> Parsed {
-    let (key, at) = next_word(line, at);
-    if key.is_empty() || at >= line.len() {
-        return Parsed::Done(Command::Invalid(Problem::Usage(SET_USAGE)));
-    }
-    match Key::parse(key) {
-        Ok(key) => Parsed::Set { key, start: at + 1 },
-        Err(_) => Parsed::Done(Command::Invalid(Problem::InvalidKey)),
-    }
-}
-
-/// Anything but a number of bytes leaves unknown where the next command begins: fatal.
-fn parse_framed(line: &[u8], at: usize) -> Parsed {
-    let (key, at) = next_word(line, at);
-    let (length, at) = next_word(line, at);
-    match parse_number(length) {
-        Some(length) if is_over(line, at) => {
-            let key = Key::parse(key).map_err(|_| Problem::InvalidKey);
-            Parsed::Framed { key, length }
-        }
-        Some(_) | None => Parsed::Done(Command::Fatal(Problem::Usage(SETB_USAGE))),
-    }
-}
-
-fn parse_bulk(line: &[u8], count: &[u8], at: usize) -> Parsed {
-    let (word, at) = next_word(line, at);
-    let Some(count) = parse_number(count).filter(|_| word.eq_ignore_ascii_case(b"SET")) else {
-        return Parsed::Done(Command::Invalid(Problem::UnknownCommand));
-    };
-    if at >= line.len() || !(1..=BULK_COUNT_MAX).contains(&count) {
-        return Parsed::Done(Command::Invalid(Problem::Usage(BULK_USAGE)));
-    }
-    let start = at + 1;
-    Parsed::Bulk { count, start }
-}
-
-fn with_key(
-    line: &[u8],
-    at: usize,
-    usage: &'static str,
-    command: impl FnOnce(Key) -> Command,
-) -> Command {
-    let (key, at) = next_word(line, at);
-    if key.is_empty() || !is_over(line, at) {
-        return Command::Invalid(Problem::Usage(usage));
-    }
-    match Key::parse(key) {
-        Ok(key) => command(key),
-        Err(_) => Command::Invalid(Problem::InvalidKey),
-    }
-}
-
-fn parse_status(line: &[u8], at: usize) -> Command {
-    let (word, at) = next_word(line, at);
-    let json = word.eq_ignore_ascii_case(b"JSON");
-    if (word.is_empty() || json) && is_over(line, at) {
-        Command::Status { json }
-    } else {
-        Command::Invalid(Problem::Usage(STATUS_USAGE))
-    }
-}
-
-fn parse_prompt(line: &[u8], at: usize) -> Command {
-    let (word, at) = next_word(line, at);
-    match word.to_ascii_uppercase().as_slice() {
-        b"ON" if is_over(line, at) => Command::Prompt(true),
-        b"OFF" if is_over(line, at) => Command::Prompt(false),
-        _ => Command::Invalid(Problem::Usage(PROMPT_USAGE)),
-    }
-}
-
-/// A decimal number; one that is too large for its type is as good as the largest, since it is
-/// beyond every limit.
-fn parse_number(word: &[u8]) -> Option<u64> {
-    if word.is_empty() || !word.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let digits = std::str::from_utf8(word).ok()?;
-    Some(digits.parse().unwrap_or(u64::MAX))
 }

@@ -4,7 +4,8 @@
 //! execution (errors, help, empty lines) is written at once if nothing waits before it, else it
 //! takes its place among the replies.
 
-use super::parser::{Command, Parser};
+use super::command::Command;
+use super::parser::Parser;
 use super::writer::{Form, Writer};
 use super::{Identity, Limits};
 use crate::protocol::Session;

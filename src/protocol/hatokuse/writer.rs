@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use memchr::memchr;
 
-use super::parser::Problem;
+use super::command::Problem;
 use super::{Identity, Limits};
 use crate::error::Failure;
 use crate::ids::{InvalidKey, Revision};
@@ -223,8 +223,9 @@ impl Writer {
         self.format(format_args!(
             "node: {node}\r\nrole: {role}\r\nleader: {leader}\r\n"
         ));
+        self.format(format_args!("term: {term}\r\n"));
         self.format(format_args!(
-            "term: {term}\r\ntolerance: {tolerance} (survives the loss of {loss} member{plural})\r\n"
+            "tolerance: {tolerance} (survives the loss of {loss} member{plural})\r\n"
         ));
         self.format(format_args!(
             "strategy: {strategy}\r\nmessages: {messages}\r\n"

@@ -15,6 +15,8 @@ use crate::rpc::tls::{PeerCertificate, TlsContext, TlsError};
 /// The state of one TLS connection.
 pub struct Session {
     inner: Connection,
+    /// The common name that makes its holder a leader.
+    leader_name: String,
 }
 
 /// What [`Session::receive`] found besides data.
@@ -31,20 +33,25 @@ impl Session {
     pub fn client(context: &TlsContext) -> Result<Session, TlsError> {
         // Not looked at and, SNI being off, not sent: see `rpc::tls`.
         let name = ServerName::try_from("tolerex").map_err(broken)?;
-        let inner = ClientConnection::new(context.loaded().client.clone(), name);
-        Ok(Session::new(Connection::Client(inner.map_err(broken)?)))
+        let loaded = context.loaded();
+        let inner = ClientConnection::new(loaded.client.clone(), name).map_err(broken)?;
+        Ok(Session::new(Connection::Client(inner), &loaded.leader_name))
     }
 
     /// The accepting side's.
     pub fn server(context: &TlsContext) -> Result<Session, TlsError> {
-        let inner = ServerConnection::new(context.loaded().server.clone());
-        Ok(Session::new(Connection::Server(inner.map_err(broken)?)))
+        let loaded = context.loaded();
+        let inner = ServerConnection::new(loaded.server.clone()).map_err(broken)?;
+        Ok(Session::new(Connection::Server(inner), &loaded.leader_name))
     }
 
-    fn new(mut inner: Connection) -> Session {
+    fn new(mut inner: Connection, leader_name: &str) -> Session {
         // The out queue has its own bound; a second one here would split what is written together.
         inner.set_buffer_limit(None);
-        Session { inner }
+        Session {
+            inner,
+            leader_name: leader_name.to_owned(),
+        }
     }
 
     /// Does the whole handshake and says who the peer is. Errors of `io` are passed on; TLS errors,
@@ -64,7 +71,7 @@ impl Session {
             .peer_certificates()
             .and_then(<[_]>::first)
             .ok_or_else(|| invalid_data(TlsError::Certificate("is missing".to_owned())))?;
-        PeerCertificate::parse(certificate)
+        PeerCertificate::parse(certificate, &self.leader_name)
             .map_err(|problem| invalid_data(TlsError::Certificate(problem)))
     }
 
