@@ -99,8 +99,7 @@ impl Ports {
 /// A cluster that `tolerex up` runs.
 pub struct Cluster {
     dir: TempDir,
-    /// Those of `tolerex up`, for its next start.
-    pub flags: Vec<String>,
+    flags: Vec<String>,
     environment: Vec<(String, String)>,
     ports: Ports,
     up: Option<Child>,
@@ -191,16 +190,6 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// What is added to the ports.
-    pub fn offset(&self) -> u16 {
-        self.ports.offset
-    }
-
-    /// The pid of `up` itself.
-    pub fn up_pid(&self) -> u32 {
-        self.up.as_ref().expect("it runs").id()
-    }
-
     /// Starts a process of the cluster that has died, by hand: the binary of its role, with the
     /// settings that `up` wrote. Its log goes to `NAME-by-hand.log` in the directory.
     pub fn by_hand(&self, name: &str) -> Server {
@@ -254,13 +243,6 @@ impl Cluster {
         wait_until(&what, Duration::from_secs(10), || {
             member(&client.status(), name)["state"] == state
         });
-    }
-
-    /// Kills `up` alone, without a chance to tidy.
-    pub fn kill_up(&mut self) {
-        let mut up = self.up.take().expect("it runs");
-        kill_child(&mut up);
-        self.join_drain();
     }
 
     /// Where clients connect.
@@ -330,9 +312,11 @@ impl Cluster {
     /// Kills every process, `up` too, at once and without a chance to tidy.
     pub fn kill_all(&mut self) {
         let mut up = self.up.take().expect("it runs");
-        // `up` first: it would report deaths meanwhile.
-        send(up.id(), Signal::KILL).expect("it runs");
+        // `up` would report deaths meanwhile, and its own death tells the children to stop in order:
+        // so it holds still until they are dead.
+        send(up.id(), Signal::STOP).expect("it runs");
         self.kill_children();
+        send(up.id(), Signal::KILL).expect("it runs");
         up.wait().expect("our child");
         self.join_drain();
     }
@@ -357,6 +341,7 @@ impl Cluster {
     fn kill_children(&self) {
         let text = fs::read(self.dir().join("cluster.json")).unwrap_or_default();
         let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let mut killed = Vec::new();
         for row in manifest["processes"].as_array().into_iter().flatten() {
             let pid = row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
             let Some(pid) = pid.filter(|_| row["state"] == "running") else {
@@ -367,10 +352,12 @@ impl Cluster {
             let dir = self.dir().as_os_str().as_encoded_bytes();
             if command_line.windows(dir.len()).any(|window| window == dir) {
                 _ = send(pid, Signal::KILL);
-                let is_gone = || !is_alive(pid);
-                wait_until("a killed process is gone", Duration::from_secs(10), is_gone);
+                killed.push(pid);
             }
         }
+        wait_until("the killed are gone", Duration::from_secs(10), || {
+            !killed.iter().any(|pid| is_alive(*pid))
+        });
     }
 
     fn join_drain(&mut self) {
@@ -433,11 +420,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Its pid.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Starts `tolerex ARGS` and waits until it is ready. Ports may be 0. Its log goes to `log`.
     pub fn start(args: &[&str], log: &Path) -> Server {
         Server::run(Command::new(TOLEREX).args(args), log)

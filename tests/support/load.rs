@@ -72,3 +72,13 @@ where
         errors: results.iter().map(|result| result.1).sum(),
     }
 }
+
+/// Opens `count` connections, sends one command on each, and then takes their replies.
+pub fn waiting(address: SocketAddr, count: u64, command: impl Fn(u64) -> String) -> Vec<String> {
+    let mut clients: Vec<Client> = (0..count).map(|_| Client::connect(address)).collect();
+    for (n, client) in (0..count).zip(&mut clients) {
+        client.send(format!("{}\r\n", command(n)).as_bytes()).expect("sent");
+    }
+    let replies = clients.iter_mut().map(|client| client.line());
+    replies.map(|reply| reply.expect("a reply")).collect()
+}
