@@ -21,7 +21,11 @@ const CLIENTS: usize = 8;
 
 fn number_of(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}")))
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable}={value}")),
+    )
 }
 
 fn rounds() -> u64 {

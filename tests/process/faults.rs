@@ -70,7 +70,10 @@ fn a_message_without_a_living_replica_is_unavailable_and_not_missing() {
     cluster.kill("member-2");
     let reply = client.command("GET k-0");
     assert!(reply.starts_with("ERROR: message unavailable ("), "{reply}");
-    assert!(reply.contains("member-1") && reply.contains("member-2"), "{reply}");
+    assert!(
+        reply.contains("member-1") && reply.contains("member-2"),
+        "{reply}"
+    );
     // What does not exist is said by the leader alone, and so is what exists.
     assert_eq!(client.command("GET nothing"), "NOT_FOUND");
     assert_eq!(client.command("COUNT"), "1");

@@ -15,7 +15,9 @@ fn certificate(cluster: &Cluster, name: &str) {
 /// A member that is not `up`'s, with the settings of another one.
 fn join(cluster: &Cluster, name: &str) -> Server {
     let mut command = Command::new(MEMBER);
-    command.arg("--config").arg(cluster.dir().join("config/member-1.toml"));
+    command
+        .arg("--config")
+        .arg(cluster.dir().join("config/member-1.toml"));
     command.args(["--name", name, "--rpc-bind", "127.0.0.1:0"]);
     command.arg("--data-dir").arg(cluster.dir().join(name));
     let leader = cluster.field("leader-1", "rpc");
@@ -32,7 +34,10 @@ fn a_member_joins_goes_down_and_comes_back_and_counters_stay_true() {
         assert_eq!(status["messages"], expected);
         assert_eq!(copies(&status), 2 * expected, "{status}");
         let rows = status["members"].as_array().expect("members");
-        assert!(rows.iter().all(|row| row["free"].as_u64() > Some(0)), "{status}");
+        assert!(
+            rows.iter().all(|row| row["free"].as_u64() > Some(0)),
+            "{status}"
+        );
     };
     set_all(&mut client, "k", 0..300, "v");
     counters_are_true(300);
@@ -53,12 +58,18 @@ fn a_member_joins_goes_down_and_comes_back_and_counters_stay_true() {
 
     newcomer.kill();
     cluster.wait_for_state("member-4", "down");
-    assert_eq!(member(&client.status(), "member-4")["messages"], row["messages"]);
+    assert_eq!(
+        member(&client.status(), "member-4")["messages"],
+        row["messages"]
+    );
     get_all(&mut client, "n", 0..300, "v");
     let again = join(&cluster, "member-4");
     cluster.wait_for_state("member-4", "up");
     let back = member(&client.status(), "member-4");
-    assert_eq!((&back["id"], &back["messages"]), (&row["id"], &row["messages"]));
+    assert_eq!(
+        (&back["id"], &back["messages"]),
+        (&row["id"], &row["messages"])
+    );
     get_all(&mut client, "n", 0..300, "v");
     get_all(&mut client, "k", 0..100, "w");
     get_all(&mut client, "k", 100..200, "v");

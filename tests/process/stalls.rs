@@ -36,7 +36,10 @@ fn writes_go_around_a_silent_member_with_all_workers_busy() {
     cluster.wait_for_state("member-3", "up");
     workload::check(&mut cluster.client(), &mut writers);
     let status = cluster.client().status();
-    assert_eq!(copies(&status), 3 * status["messages"].as_u64().expect("a number"));
+    assert_eq!(
+        copies(&status),
+        3 * status["messages"].as_u64().expect("a number")
+    );
 }
 
 #[test]
@@ -69,14 +72,20 @@ fn requests_that_wait_for_a_silent_member_hold_no_worker() {
         served += 1;
         sleep(Duration::from_millis(20));
     }
-    assert!(replies.is_empty(), "a write was answered before its time-out");
+    assert!(
+        replies.is_empty(),
+        "a write was answered before its time-out"
+    );
     // A worker waits 300 ms for a copy before it gives a batch back: 20 batches, 4 workers.
     assert!(slowest < PATIENCE, "{slowest:?}");
     assert!(served > 10, "{served} rounds");
     threads.into_iter().for_each(threads::Thread::join);
     let took = clock.now().since(start);
     let replies: Vec<String> = replies.iter().collect();
-    assert_eq!(replies, vec!["ERROR: not enough alive members (have 2, need 3)"; clients]);
+    assert_eq!(
+        replies,
+        vec!["ERROR: not enough alive members (have 2, need 3)"; clients]
+    );
     assert!(took < Duration::from_secs(5), "{took:?}");
 
     cluster.signal("member-3", Signal::CONT);

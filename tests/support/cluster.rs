@@ -69,7 +69,10 @@ pub fn run(command: &mut Command, timeout: Duration) -> Output {
         stderr: fs::read(errors.path()).expect("read"),
     };
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(status.is_some(), "{command:?} runs on after {timeout:?}:\n{said}");
+    assert!(
+        status.is_some(),
+        "{command:?} runs on after {timeout:?}:\n{said}"
+    );
     output
 }
 

@@ -24,7 +24,13 @@ pub struct Load {
 }
 
 /// Sends `command(connection, n)` over all connections for `time`.
-pub fn run<F>(address: SocketAddr, connections: usize, depth: usize, time: Duration, command: F) -> Load
+pub fn run<F>(
+    address: SocketAddr,
+    connections: usize,
+    depth: usize,
+    time: Duration,
+    command: F,
+) -> Load
 where
     F: Fn(usize, u64) -> String + Send + Sync + 'static,
 {
@@ -77,8 +83,54 @@ where
 pub fn waiting(address: SocketAddr, count: u64, command: impl Fn(u64) -> String) -> Vec<String> {
     let mut clients: Vec<Client> = (0..count).map(|_| Client::connect(address)).collect();
     for (n, client) in (0..count).zip(&mut clients) {
-        client.send(format!("{}\r\n", command(n)).as_bytes()).expect("sent");
+        client
+            .send(format!("{}\r\n", command(n)).as_bytes())
+            .expect("sent");
     }
     let replies = clients.iter_mut().map(|client| client.line());
     replies.map(|reply| reply.expect("a reply")).collect()
+}
+
+/// Sends `total` commands over all connections; gives the number of error replies.
+pub fn count<F>(
+    address: SocketAddr,
+    connections: usize,
+    depth: usize,
+    total: u64,
+    command: F,
+) -> u64
+where
+    F: Fn(usize, u64) -> String + Send + Sync + 'static,
+{
+    let command = Arc::new(command);
+    let (sender, results) = bounded(connections);
+    let share = total / connections as u64;
+    assert_eq!(
+        share * connections as u64,
+        total,
+        "each connection has the same share"
+    );
+    let start_one = |connection: usize| {
+        let (command, sender) = (command.clone(), sender.clone());
+        let body = move || {
+            let mut client = Client::connect(address);
+            let commands: Vec<String> = (0..share).map(|n| command(connection, n)).collect();
+            let mut errors = 0;
+            for commands in commands.chunks(depth) {
+                let replies = client.pipeline(commands).expect("replies");
+                errors += replies
+                    .iter()
+                    .filter(|reply| reply.starts_with("ERROR"))
+                    .count();
+            }
+            _ = sender.send(errors as u64);
+        };
+        threads::spawn("load", body).expect("a thread")
+    };
+    let threads: Vec<Thread> = (0..connections).map(start_one).collect();
+    threads.into_iter().for_each(Thread::join);
+    drop(sender);
+    let results: Vec<u64> = results.iter().collect();
+    assert_eq!(results.len(), connections, "a connection failed");
+    results.iter().sum()
 }

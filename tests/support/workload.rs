@@ -70,6 +70,8 @@ pub struct Writer {
     pub violations: Vec<String>,
     /// The longest time from sending a pipeline to its last reply.
     pub slowest: Duration,
+    /// Whether the connection broke, or could not be made.
+    pub is_broken: bool,
 }
 
 impl Writer {
@@ -85,6 +87,7 @@ impl Writer {
             errors: Vec::new(),
             violations: Vec::new(),
             slowest: Duration::ZERO,
+            is_broken: false,
         }
     }
 
@@ -95,6 +98,7 @@ impl Writer {
     /// Works until it is told to stop or the connection breaks.
     fn run(&mut self, address: SocketAddr, stop: &StopSignal) {
         let clock = SystemClock::new();
+        self.is_broken = true;
         let Ok(mut client) = Client::try_connect(address) else {
             return;
         };
@@ -117,6 +121,7 @@ impl Writer {
             }
             self.slowest = self.slowest.max(clock.now().since(start));
         }
+        self.is_broken = false;
     }
 
     fn invent(&mut self) -> Operation {
@@ -274,7 +279,8 @@ pub fn check(client: &mut Client, writers: &mut [Writer]) {
             expectation.is_now(found.map(str::to_owned));
         }
         for (first, last, value) in &writer.bulks {
-            (*first..=*last).for_each(|id| assert!(bulk_values.insert(id, value.clone()).is_none()));
+            (*first..=*last)
+                .for_each(|id| assert!(bulk_values.insert(id, value.clone()).is_none()));
         }
         ids += writer.bulk_ids_attempted;
         writer.errors.clear();
