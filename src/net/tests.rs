@@ -582,6 +582,38 @@ fn a_crossed_budget_costs_large_requests_and_not_small_ones() {
     fixture.stop();
 }
 
+/// More than a read of small commands may wait for room for their replies: they are not one large
+/// request that could be given up.
+#[test]
+fn a_crossed_budget_costs_no_pipelined_small_commands() {
+    let limits = Limits {
+        budget_bytes: 1,
+        ..limits(2)
+    };
+    let fixture = Fixture::new(limits);
+    fixture.store.lock().reads_max = Some(100);
+    let mut client = fixture.program();
+    let message = "m".repeat(1000);
+    client.send(&format!("SET 1 {message}\n"));
+    assert_eq!(client.line(), "OK");
+    let count = 40_000;
+    let mut sender = client.stream.try_clone().expect("a clone");
+    let commands = "GET 1\n".repeat(count);
+    let sending = spawn("sends", move || {
+        sender.write_all(commands.as_bytes()).expect("sent")
+    });
+    // So that commands pile up behind the replies.
+    sleep(Duration::from_millis(100));
+    for _ in 0..count {
+        assert_eq!(
+            client.exact(message.len() + 2),
+            format!("{message}\r\n").as_bytes()
+        );
+    }
+    sending.expect("a thread").join();
+    fixture.stop();
+}
+
 #[test]
 fn clients_that_never_read_do_not_keep_the_budget_crossed() {
     let limits = Limits {

@@ -141,7 +141,9 @@ impl Worker {
                 }
                 Executed::Parked(parked) => return self.park(connection, parked),
             }
-            connection.shed_if_crossed();
+            if !is_choked {
+                connection.shed_if_crossed();
+            }
             let now = self.shared.clock.now();
             let is_stopping = self.shared.is_stopping();
             let timeout = self.shared.stall_timeout();
