@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::cluster::{Cluster, MEMBER, Server, tolerex};
+use crate::support::cluster::{Cluster, MEMBER, Server, run, tolerex};
 use crate::support::wait_until;
 
 /// Certificates and a member's flags with them.
@@ -29,6 +29,11 @@ impl Stranger<'_> {
     /// Starts a member that calls itself `name`, with the certificate of `certs/holder`.
     fn start(&self, name: &str, certs: &Path, holder: &str, more: &[&str]) -> (Server, PathBuf) {
         let log = self.dir.join(format!("{name}.log"));
+        let mut command = self.command(name, certs, holder, more);
+        (Server::run(&mut command, &log), log)
+    }
+
+    fn command(&self, name: &str, certs: &Path, holder: &str, more: &[&str]) -> Command {
         let mut command = Command::new(MEMBER);
         command
             .arg("--config")
@@ -45,7 +50,7 @@ impl Stranger<'_> {
         command
             .args(["--leaders", leader.as_str().expect("text")])
             .args(more);
-        (Server::run(&mut command, &log), log)
+        command
     }
 }
 
@@ -79,15 +84,17 @@ fn a_member_with_a_wrong_certificate_or_cluster_is_refused_and_told_why() {
         stranger.certificate(certs, name, role);
     }
     let other_cluster = ["--cluster-id", "00000000000000aa"];
+    let other_ca = other.join("ca.crt");
+    let other_ca = ["--tls-ca", other_ca.to_str().expect("UTF-8")];
     // (name, certificate, more flags, what the leader says, what the member says)
     for (name, certs, holder, more, leaders, members) in [
         (
             "member-7",
             &other,
             "member-7",
-            &[][..],
-            "UnknownIssuer",
-            "leader 127.0.0.1",
+            &other_ca[..],
+            "certificate",
+            "certificate",
         ),
         ("member-8", &own, "member-8", &[], "client", "client"),
         (

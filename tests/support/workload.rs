@@ -261,7 +261,12 @@ pub fn errors(writers: &[Writer]) -> Vec<String> {
 /// Reads everything back: each message must hold what it may hold, deleted ones must be gone, and
 /// COUNT must be the number of those found. What was unknown is known from here on.
 pub fn check(client: &mut Client, writers: &mut [Writer]) {
-    let mut count = 0;
+    check_with(client, writers, 0);
+}
+
+/// The same where there are so many messages of others.
+pub fn check_with(client: &mut Client, writers: &mut [Writer], others: u64) {
+    let mut count = others;
     let mut bulk_values = HashMap::new();
     let mut ids = 0;
     for writer in writers.iter_mut() {
