@@ -221,8 +221,8 @@ impl Coordinator {
         }
     }
 
-    /// Whether all that can bring it forward is late members, or room in flight to busy ones: it
-    /// may be parked and give its worker back.
+    /// Whether all that can bring it forward is late members, those that were late before they were
+    /// asked, or room in flight to busy ones: it may be parked and give its worker back.
     pub fn waits_for_late_only(&self) -> bool {
         match self {
             Coordinator::Write(batch) => batch.waits_for_late_only(),

@@ -78,6 +78,8 @@ struct Call {
     slots: Vec<(usize, Revision)>,
     hedge_at: Instant,
     late: bool,
+    /// The member was late with another answer when this was sent: no worker waits for it.
+    is_suspect: bool,
 }
 
 /// A slot that is looked up, and who said that the revision does not exist.
@@ -188,7 +190,7 @@ impl ReadBatch {
     pub fn waits_for_late_only(&self) -> bool {
         self.phase == Phase::Reading
             && self.lookups.is_empty()
-            && self.calls.values().all(|call| call.late)
+            && self.calls.values().all(|call| call.late || call.is_suspect)
     }
 
     /// Whether `Done` was emitted.
@@ -385,7 +387,8 @@ impl ReadBatch {
             }
         }
         for (member, slots) in outgoing {
-            self.send(member, slots, now, effects);
+            let is_suspect = cluster.is_late(member);
+            self.send(member, is_suspect, slots, now, effects);
         }
     }
 
@@ -393,6 +396,7 @@ impl ReadBatch {
     fn send(
         &mut self,
         member: MemberId,
+        is_suspect: bool,
         slots: Vec<usize>,
         now: Instant,
         effects: &mut Vec<Effect>,
@@ -421,6 +425,7 @@ impl ReadBatch {
                 slots: chunk,
                 hedge_at: now + self.limits.hedge_after,
                 late: false,
+                is_suspect,
             };
             self.calls.insert(tag, call);
         }
