@@ -1,8 +1,9 @@
 //! Steps a batch on a worker: effects out, then waits for events until the deadline.
 //!
-//! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader threads
-//! of the links and from the Raft thread. The worker that owns it carries out what the coordinator
-//! asks for and blocks on the inbox, or parks the batch when it can only wait for late members.
+//! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader
+//! threads of the links and from the Raft thread. The worker that owns it carries out what the
+//! coordinator asks for and blocks on the inbox, or parks the batch when it can only wait for late
+//! members.
 //!
 //! What outlives the batch is done where the answer arrives, not here: a store ends its charge, and
 //! an applied entry settles its revisions, even when the client got its reply long before.

@@ -1,7 +1,7 @@
 //! The `house` thread: keeps a data link to each registered member and sends releases.
 //!
-//! It waits on a doorbell that [`View`] rings when there is something to release or the registry has
-//! changed. It rests between two rounds, so that under load many releases share one request.
+//! It waits on a doorbell that [`View`] rings when there is something to release or the registry
+//! has changed. It rests between two rounds, so that under load many releases share one request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ const ROUND_INTERVAL: Duration = Duration::from_millis(20);
 /// are looked at again no later than this.
 const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a member may take to answer a release. It does not hold up anything but the next release
-/// to the same member.
+/// How long a member may take to answer a release. It does not hold up anything but the next
+/// release to the same member.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The body of the thread.

@@ -1,9 +1,9 @@
 //! Starts a leader's parts in order and stops them in reverse.
 //!
-//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and the
-//! RPC server; when the group serves and has a tolerance, the client port. Stop: the client port with
-//! what its workers have taken, the RPC server, `house`, the links, and last the group with its last
-//! sync.
+//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and
+//! the RPC server; when the group serves and has a tolerance, the client port. Stop: the client
+//! port with what its workers have taken, the RPC server, `house`, the links, and last the group
+//! with its last sync.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
