@@ -19,6 +19,9 @@ use tolerex::clock::sleep;
 
 const CLIENTS: usize = 8;
 
+/// Small segments, so that kills also fall on the change from one to the next.
+const SEGMENTS: (&str, &str) = ("TOLEREX_SEGMENT_BYTES", "1MiB");
+
 fn number_of(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     Some(
@@ -42,7 +45,7 @@ fn seed() -> u64 {
 fn kill_everything(rounds: u64) {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut cluster = Cluster::start(&[]);
+    let mut cluster = Cluster::start_with(&[], &[SEGMENTS]);
     let mut writers = workload::writers(CLIENTS, seed);
     for round in 1..=rounds {
         let work = Work::start(cluster.address(), writers);
@@ -61,7 +64,7 @@ fn kill_everything(rounds: u64) {
 fn kill_the_leader(rounds: u64) {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let cluster = Cluster::start(&[]);
+    let cluster = Cluster::start_with(&[], &[SEGMENTS]);
     let mut writers = workload::writers(CLIENTS, seed);
     let mut leader = None;
     for round in 1..=rounds {

@@ -100,3 +100,32 @@ fn everything_is_there_after_up_itself_was_killed() {
     get_all(&mut cluster.client(), "k", 0..200, "v");
     assert_eq!(cluster.client().command("COUNT"), "200");
 }
+
+/// Each member in turn is killed, stays away for a moment and comes back, with clients at work all
+/// the time: one death at a time is what tolerance 2 promises to survive.
+#[test]
+#[ignore = "slow: three deaths and returns under load"]
+fn no_command_fails_while_members_die_and_return_in_turn() {
+    let cluster = Cluster::start(&[]);
+    let work = Work::start(cluster.address(), workload::writers(6, 5));
+    let mut servers = Vec::new();
+    for name in ["member-1", "member-2", "member-3"] {
+        sleep(Duration::from_millis(400));
+        cluster.kill(name);
+        sleep(Duration::from_millis(600));
+        servers.push(cluster.by_hand(name));
+        cluster.wait_for_state(name, "up");
+    }
+    for (server, name) in servers.iter_mut().zip(["member-1", "member-2", "member-3"]) {
+        sleep(Duration::from_millis(400));
+        server.kill();
+        cluster.wait_for_state(name, "down");
+        *server = cluster.by_hand(name);
+        cluster.wait_for_state(name, "up");
+    }
+    let mut writers = work.finish();
+    assert_eq!(workload::errors(&writers), Vec::<String>::new());
+    let slowest = writers.iter().map(|writer| writer.slowest).max();
+    assert!(slowest < Some(PATIENCE), "{slowest:?}");
+    workload::check(&mut cluster.client(), &mut writers);
+}

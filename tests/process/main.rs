@@ -14,7 +14,6 @@ mod identity;
 mod members;
 mod placement;
 mod refusals;
-mod speed;
 mod stalls;
 mod tool;
 

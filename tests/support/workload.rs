@@ -127,7 +127,7 @@ impl Writer {
     fn invent(&mut self) -> Operation {
         let key = self.random.usize(..KEYS);
         self.sequence += 1;
-        let padding = "x".repeat(1 << self.random.u32(0..11));
+        let padding = "x".repeat(1 << self.random.u32(0..14));
         let value = format!("{}-{}-{padding}", self.name, self.sequence);
         match self.random.u32(..100) {
             0..60 => Operation::Set { key, value },

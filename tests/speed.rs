@@ -1,9 +1,14 @@
-//! A first look at speed. The floors hold for a release build; a debug build only prints.
+//! A first look at speed, in a test binary of its own, so that nothing else runs beside it.
+//!
+//! The floors hold for a release build (`cargo test --release --test speed -- --ignored
+//! --nocapture`); a debug build only prints.
+
+mod support;
 
 use std::time::Duration;
 
-use crate::support::cluster::Cluster;
-use crate::support::load;
+use support::cluster::Cluster;
+use support::load;
 
 #[test]
 #[ignore = "slow: a load for some seconds"]
