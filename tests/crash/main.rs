@@ -77,6 +77,10 @@ fn kill_the_leader(rounds: u64) {
         }
         writers = work.finish();
         leader = Some(cluster.by_hand("leader-1"));
+        // It serves a moment before its links to the members are open.
+        for name in ["member-1", "member-2", "member-3"] {
+            cluster.wait_for_state(name, "up");
+        }
         workload::check(&mut cluster.client(), &mut writers);
         let acknowledged: u64 = writers.iter().map(|writer| writer.acknowledged).sum();
         eprintln!("round {round}: {acknowledged} commands acknowledged so far");
