@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tolerex::clock::{Clock, SystemClock, sleep};
 
+use crate::support::client::Client;
 use crate::support::cluster::Cluster;
 use crate::support::wait_until;
 use crate::support::workload::{self, Work};
@@ -128,4 +129,34 @@ fn no_command_fails_while_members_die_and_return_in_turn() {
     let slowest = writers.iter().map(|writer| writer.slowest).max();
     assert!(slowest < Some(PATIENCE), "{slowest:?}");
     workload::check(&mut cluster.client(), &mut writers);
+}
+
+#[test]
+fn an_orderly_stop_of_everything_under_load_loses_nothing() {
+    let mut cluster = Cluster::start(&[]);
+    let work = Work::start(cluster.address(), workload::writers(8, 7));
+    sleep(Duration::from_millis(400));
+    assert!(cluster.stop().success(), "{}", cluster.logs());
+    let mut writers = work.finish();
+    cluster.up();
+    workload::check(&mut cluster.client(), &mut writers);
+}
+
+/// The bytes are under way to three members when one of them dies.
+#[test]
+fn a_big_message_survives_the_death_of_a_member_while_it_is_written() {
+    let cluster = Cluster::start_with(&[], &[("TOLEREX_CACHE_BYTES", "0B")]);
+    let mut clients: Vec<Client> = (0..3).map(|_| cluster.client()).collect();
+    let payload = |number: usize| vec![b'a' + number as u8; 16 << 20];
+    for (number, client) in clients.iter_mut().enumerate() {
+        let head = format!("SETB big-{number} {}\r\n", 16 << 20).into_bytes();
+        let request = [head, payload(number), b"\r\n".to_vec()].concat();
+        client.send(&request).expect("sent");
+    }
+    cluster.kill("member-2");
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.line().expect("a reply"), "OK");
+        let found = client.get_bytes(&format!("big-{number}")).expect("a reply");
+        assert!(found == Some(payload(number)), "big-{number} is another");
+    }
 }

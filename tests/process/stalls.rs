@@ -94,6 +94,50 @@ fn requests_that_wait_for_a_silent_member_hold_no_worker() {
     assert_eq!(client.command("COUNT"), "2");
 }
 
+/// Processes that are stopped and go on must not take the pause for anything but a pause: at worst
+/// a write's outcome is unknown or it found too few members in time.
+#[test]
+#[ignore = "slow: pauses of some seconds"]
+fn nothing_is_lost_when_processes_pause_under_load() {
+    let cluster = Cluster::start(&[]);
+    let mut writers = workload::writers(8, 6);
+    let members = ["member-1", "member-2", "member-3"];
+    for (names, pause_ms) in [
+        (&["leader-1"][..], 3_500),
+        (&members, 1_000),
+        (&members, 3_500),
+    ] {
+        let work = Work::start(cluster.address(), writers);
+        sleep(Duration::from_millis(300));
+        names
+            .iter()
+            .for_each(|name| cluster.signal(name, Signal::STOP));
+        sleep(Duration::from_millis(pause_ms));
+        names
+            .iter()
+            .for_each(|name| cluster.signal(name, Signal::CONT));
+        sleep(Duration::from_millis(500));
+        writers = work.finish();
+        assert!(writers.iter().all(|writer| !writer.is_broken), "{names:?}");
+        for error in workload::errors(&writers) {
+            let is_known = [
+                "not enough alive members",
+                "timed out",
+                "message unavailable",
+                "busy",
+            ];
+            assert!(
+                is_known.iter().any(|text| error.contains(text)),
+                "{names:?}: {error}"
+            );
+        }
+        for name in members {
+            cluster.wait_for_state(name, "up");
+        }
+        workload::check(&mut cluster.client(), &mut writers);
+    }
+}
+
 /// Parked batches are bounded (4,096): with the bound reached, clients are told so, at once.
 #[test]
 #[ignore = "slow: more than 4,096 connections"]
