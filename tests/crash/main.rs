@@ -1,12 +1,12 @@
 //! Does kill -9 lose what was acknowledged?
 //!
-//! Eight clients write, overwrite, delete and read, alone and in bulk, while processes are killed at
-//! a random moment; after the restart each message is what it may be, deleted ones are gone, and
-//! COUNT is right. kill -9 keeps the page cache: this speaks for what a process loses, power loss is
-//! the matter of the simulated disk (`tests/crash_images.rs`).
+//! Eight clients write, overwrite, delete and read, alone and in bulk, while processes are killed
+//! at a random moment; after the restart each message is what it may be, deleted ones are gone, and
+//! COUNT is right. kill -9 keeps the page cache: this speaks for what a process loses, power loss
+//! is the matter of the simulated disk (`tests/crash_images.rs`).
 //!
-//! `TOLEREX_CRASH_ROUNDS` sets the number of rounds of the slow tests, `TOLEREX_CRASH_SEED` the seed,
-//! which each test prints.
+//! `TOLEREX_CRASH_ROUNDS` sets the number of rounds of the slow tests, `TOLEREX_CRASH_SEED` the
+//! seed, which each test prints.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -28,7 +28,7 @@ fn a_rolled_back_member_is_refused_and_exits_naming_both_incarnations() {
     let dir = cluster.dir().join("member-1");
     let copy = cluster.dir().join("copy");
     copy_dir(&dir, &copy);
-    // Incarnation 1 was `up`'s; the copy is of its end. Twice more, and the copy would be the second.
+    // Incarnation 1 was `up`'s, and the copy is of its end: started after two more, it is the second.
     for _ in 2..=3 {
         let mut member = cluster.by_hand("member-1");
         cluster.wait_for_state("member-1", "up");
