@@ -28,7 +28,8 @@ fn a_rolled_back_member_is_refused_and_exits_naming_both_incarnations() {
     let dir = cluster.dir().join("member-1");
     let copy = cluster.dir().join("copy");
     copy_dir(&dir, &copy);
-    // Incarnation 1 was `up`'s, and the copy is of its end: started after two more, it is the second.
+    // Incarnation 1 was `up`'s, and the copy is of its end: after two more starts, the copy
+    // begins the second once more.
     for _ in 2..=3 {
         let mut member = cluster.by_hand("member-1");
         cluster.wait_for_state("member-1", "up");

@@ -315,8 +315,8 @@ impl Cluster {
     /// Kills every process, `up` too, at once and without a chance to tidy.
     pub fn kill_all(&mut self) {
         let mut up = self.up.take().expect("it runs");
-        // `up` would report deaths meanwhile, and its own death tells the children to stop in order:
-        // so it holds still until they are dead.
+        // `up` would report deaths meanwhile, and its own death tells the children to stop in
+        // order: so it holds still until they are dead.
         send(up.id(), Signal::STOP).expect("it runs");
         self.kill_children();
         send(up.id(), Signal::KILL).expect("it runs");
