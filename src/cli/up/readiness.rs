@@ -38,6 +38,13 @@ impl Readiness {
         if self.tolerance == 0 {
             return "not ready: no leader has answered yet".to_owned();
         }
+        if self.missing.is_empty() {
+            let (tolerance, up) = (self.tolerance, self.registered);
+            return format!(
+                "not ready: each message needs {tolerance} members (the tolerance), and there are \
+                 only {up}; add some by --members, or lower the tolerance"
+            );
+        }
         format!("not registered yet: {}", self.missing.join(", "))
     }
 }
@@ -140,6 +147,16 @@ mod tests {
                 .serves()
         );
         assert!(!Readiness::default().serves());
+        let readiness = Readiness {
+            tolerance: 5,
+            registered: 3,
+            missing: Vec::new(),
+        };
+        let complaint = readiness.complaint();
+        assert!(
+            complaint.contains("needs 5 members") && complaint.contains("only 3"),
+            "{complaint}"
+        );
         assert!(read(b"ERROR: no", &expected).is_err());
     }
 }
