@@ -232,6 +232,15 @@ impl Coordinator {
         }
     }
 
+    /// How many answers, one at least, must come before a step can bring it forward, if all of
+    /// them are good news: so that its worker is woken once and not for each.
+    pub fn answers_awaited(&self) -> usize {
+        match self {
+            Coordinator::Write(batch) => batch.answers_awaited(),
+            Coordinator::Read(_) | Coordinator::Inquiry(_) | Coordinator::Bulk(_) => 1,
+        }
+    }
+
     /// Whether `Done` was emitted.
     pub fn is_done(&self) -> bool {
         match self {

@@ -219,6 +219,16 @@ impl WriteBatch {
                 .any(|call| is_awaited(call) && call.runs.iter().any(is_open))
     }
 
+    /// See [`super::Coordinator::answers_awaited`].
+    pub fn answers_awaited(&self) -> usize {
+        let in_time = self.calls.values().filter(|call| !call.late);
+        match self.phase {
+            // A run asks for no more copies than it lacks, so each of these is needed.
+            Phase::Collecting => in_time.count().max(1),
+            Phase::New | Phase::Proposed { .. } | Phase::Done => 1,
+        }
+    }
+
     /// Whether `Done` was emitted.
     pub fn is_done(&self) -> bool {
         matches!(self.phase, Phase::Done)
