@@ -103,6 +103,9 @@ pub struct Limits {
     pub run_messages_max: usize,
     /// Payload bytes asked for in one fetch, unless it is one message: 8 MiB, a quarter of a frame.
     pub fetch_bytes_max: u64,
+    /// Payload bytes read in one batch, unless it is one message: 8 MiB, as in a batch of writes.
+    /// The requests behind them are answered in a later batch.
+    pub read_bytes_max: u64,
     /// Messages in one part of a bulk write: 4,096, as in any batch.
     pub part_messages_max: usize,
     /// Payload bytes in one part of a bulk write, unless it is one message: 8 MiB.
@@ -125,6 +128,7 @@ impl Default for Limits {
             room_retry: Duration::from_millis(50),
             run_messages_max: 32,
             fetch_bytes_max: 8 * 1024 * 1024,
+            read_bytes_max: 8 * 1024 * 1024,
             part_messages_max: 4096,
             part_bytes_max: 8 * 1024 * 1024,
             parts_in_flight_max: 4,

@@ -36,3 +36,6 @@ pub mod members;
 pub mod server;
 pub mod state;
 pub mod status;
+
+#[cfg(test)]
+mod tests;
