@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use log::debug;
+
 use crate::coordinator::Coordinator;
 use crate::error::Failure;
+use crate::ids::Key;
 use crate::leader::drive::Run;
 use crate::leader::state::Shared;
 use crate::leader::status;
 use crate::net::{Handler, Progress};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Batch;
+use crate::protocol::request::{Batch, Write};
 
 /// Executes the batches of clients.
 pub struct ClientHandler {
@@ -29,7 +32,7 @@ impl Handler for ClientHandler {
             let status = status::cluster_status(&self.shared);
             return Progress::Done(vec![Reply::Status(Box::new(status))]);
         }
-        let requests = replies_of(&batch);
+        let requests = batch.reply_count();
         let failed = |failure| Progress::Done(vec![Reply::Failed(failure); requests]);
         // A follower answers at once, without waiting for an election.
         let leader = None;
@@ -39,22 +42,36 @@ impl Handler for ClientHandler {
         let Some(tolerance) = self.shared.view.metadata.tolerance() else {
             return failed(Failure::Busy);
         };
+        let number = self.shared.next_batch();
+        debug!("batch {number}: {}", describe(&batch));
         let needed = Coordinator::revisions_needed(&batch);
         let Some(revisions) = self.shared.view.allot(term, needed) else {
             return failed(Failure::NotLeader { leader });
         };
         let coordinator = Coordinator::new(batch, revisions, tolerance, self.shared.limits)
             .expect("only a status needs no coordinator");
-        let number = self.shared.next_batch();
         Run::new(self.shared.clone(), coordinator, number, term).go_on(may_wait)
     }
 }
 
-/// How many replies a batch gets.
-fn replies_of(batch: &Batch) -> usize {
+/// A batch in a line of the log: what it is, and the first key by which to find it.
+fn describe(batch: &Batch) -> String {
+    let first = |write: &Write| match write {
+        Write::Set { key, .. } => format!("SET {key}"),
+        Write::Delete { key } => format!("DEL {key}"),
+    };
     match batch {
-        Batch::Writes(writes) => writes.len(),
-        Batch::Reads(keys) => keys.len(),
-        Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
+        Batch::Writes(writes) => {
+            let first = writes.first().map(first).unwrap_or_default();
+            format!("{} writes from {first}", writes.len())
+        }
+        Batch::Reads(keys) => {
+            let first = keys.first().map(Key::to_string).unwrap_or_default();
+            format!("{} reads from GET {first}", keys.len())
+        }
+        Batch::Bulk { count, payload } => format!("{count} SET of {} bytes", payload.len()),
+        Batch::Where(key) => format!("WHERE {key}"),
+        Batch::Count => "COUNT".to_owned(),
+        Batch::Status => "STATUS".to_owned(),
     }
 }

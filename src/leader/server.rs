@@ -19,7 +19,7 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock};
-use crate::cluster::{Cluster, Strategy};
+use crate::cluster::{Cluster, MemberView, Strategy};
 use crate::coordinator::Limits;
 use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
@@ -46,6 +46,11 @@ use crate::threads::{self, StopSignal, Thread};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the other parts may take to stop, together.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a start waits for links to members that were registered before. A member that runs
+/// answers in some milliseconds; one that does not makes each start longer by this.
+const LINKS_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often it looks.
+const LINKS_POLL: Duration = Duration::from_millis(5);
 /// How long a start waits for the first write of its term.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often that wait looks whether it was told to stop.
@@ -214,8 +219,20 @@ impl Leader {
         self.rpc = Some(rpc);
         self.wait_serving()?;
         ensure_tolerance(&self.shared, settings.tolerance)?;
+        self.wait_for_links();
         self.clients = Some(start_clients(client_listener, settings, &self.shared)?);
         Ok(())
+    }
+
+    /// Waits shortly for the links to the members of before: a client that comes at once would be
+    /// told that what they hold is not available.
+    fn wait_for_links(&self) {
+        let give_up = self.clock.now() + LINKS_TIMEOUT;
+        let is_linked = |member: &MemberView| member.is_retired || member.liveness.is_connected();
+        while self.clock.now() < give_up
+            && !self.shared.view.cluster.lock().members().all(is_linked)
+            && !self.stop.wait_timeout(LINKS_POLL)
+        {}
     }
 
     /// Waits for the first write of the term, unless told to stop, which a failed group does too.
@@ -307,6 +324,14 @@ impl Control {
     pub fn set_tolerance(&self, tolerance: u8) {
         if self.shared.view.metadata.tolerance() == Some(tolerance) {
             return;
+        }
+        let members = self.shared.view.cluster.lock();
+        let members = members
+            .members()
+            .filter(|member| !member.is_retired)
+            .count();
+        if members < usize::from(tolerance) {
+            warn!("tolerance {tolerance} is more than the {members} members: writes will fail");
         }
         let Some(term) = self.shared.serving_term() else {
             return warn!("tolerance {tolerance} is not proposed: this is not the active leader");

@@ -185,7 +185,8 @@ impl Worker {
 
     fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
         if self.shared.parked() >= self.shared.limits.parked_max {
-            return Progress::Done(busy(&batch));
+            let busy = Reply::Failed(Failure::Busy);
+            return Progress::Done(vec![busy; batch.reply_count()]);
         }
         self.shared.handler.begin(batch, may_wait)
     }
@@ -360,14 +361,4 @@ fn complete(riders: Vec<Rider>, replies: Vec<Reply>) -> Vec<Seat> {
         rider.seat
     };
     riders.into_iter().map(give).collect()
-}
-
-/// The replies to a batch that is not begun.
-fn busy(batch: &Batch) -> Vec<Reply> {
-    let count = match batch {
-        Batch::Writes(writes) => writes.len(),
-        Batch::Reads(keys) => keys.len(),
-        Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
-    };
-    vec![Reply::Failed(Failure::Busy); count]
 }

@@ -63,3 +63,14 @@ pub enum Batch {
     /// What this node knows of the cluster; answered with or without a leader elected.
     Status,
 }
+
+impl Batch {
+    /// How many replies it gets.
+    pub fn reply_count(&self) -> usize {
+        match self {
+            Batch::Writes(writes) => writes.len(),
+            Batch::Reads(keys) => keys.len(),
+            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
+        }
+    }
+}

@@ -31,12 +31,7 @@ impl FakeStore {
     pub fn execute(&mut self, batch: Batch) -> Vec<Reply> {
         self.batches += 1;
         if let Some(failure) = &self.failure {
-            let count = match &batch {
-                Batch::Writes(writes) => writes.len(),
-                Batch::Reads(keys) => keys.len(),
-                Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
-            };
-            return vec![Reply::Failed(failure.clone()); count];
+            return vec![Reply::Failed(failure.clone()); batch.reply_count()];
         }
         match batch {
             Batch::Writes(writes) => {
