@@ -12,10 +12,8 @@
 //! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
 //!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
-//! A batch answers as many of its requests, from the first one on, as have 8 MiB of payload in all,
-//! and at least one: what is held for it is bounded whatever is asked for (A8). Replies are then
-//! fewer than requests, and the rest is offered again. A message that grows while the batch reads
-//! is not counted again.
+//! A batch answers its first requests that have 8 MiB of payload in all, at least one, and leaves
+//! the rest to a later one (A8). A message that grows while the batch reads is not counted again.
 //!
 //! `NotFound` is said only by metadata looked at after leadership was confirmed (A11).
 
@@ -265,8 +263,7 @@ impl ReadBatch {
         }
     }
 
-    /// Leaves the requests out that have no room beside those before them. Nothing was fetched yet,
-    /// and the look-up that was answered is the only one.
+    /// Leaves out the requests that have no room, at the first look-up: nothing was fetched yet.
     fn bound(&mut self, found: &[Option<Found>]) {
         let mut bytes = 0_u64;
         let fits = |found: &&Option<Found>| {
