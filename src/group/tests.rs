@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::*;
@@ -539,22 +539,27 @@ fn a_crash_while_a_group_is_made_is_made_good_by_the_next_bootstrap() {
     }
 }
 
-/// A state machine that waits at each entry until it is let on.
-struct Gated(Receiver<()>);
+/// A state machine that says that it has begun an entry, and waits at it until it is let on.
+struct Gated {
+    begun: Sender<()>,
+    gate: Receiver<()>,
+}
 
 impl StateMachine for Gated {
     type Output = u64;
 
     fn apply(&mut self, index: u64, _term: u64, _data: &[u8]) -> u64 {
+        _ = self.begun.try_send(());
         // Once the sender is gone, nothing waits any more.
-        _ = self.0.recv_timeout(LONG);
+        _ = self.gate.recv_timeout(LONG);
         index
     }
 }
 
 #[test]
 fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
-    let (gate, gated) = bounded(1);
+    let (open, gate) = bounded(1);
+    let (begun, has_begun) = bounded(1);
     let options = GroupOptions {
         fs: Arc::new(MemFileSystem::new()),
         dir: PathBuf::from("group"),
@@ -563,15 +568,18 @@ fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
         log: LogOptions::default(),
         on_failure: Box::new(|error| panic!("{error}")),
     };
-    let group = Group::start(options, Gated(gated)).unwrap();
+    let group = Group::start(options, Gated { begun, gate }).unwrap();
     let handle = group.handle();
     assert!(handle.wait_serving(LONG));
     let term = handle.status().term;
-    let count = 2 * (proposals::WAITING_MAX + INBOX_MAX);
-    let waiting: Vec<_> = (0..count).map(|_| propose(&handle, term, b"x")).collect();
+    // Held at the first entry, the Raft thread takes nothing more out of its inbox.
+    let mut waiting = vec![propose(&handle, term, b"x")];
+    has_begun.recv_timeout(LONG).expect("it applies");
+    let count = 2 * INBOX_MAX;
+    waiting.extend((1..count).map(|_| propose(&handle, term, b"x")));
     let busy = ProposalOutcome::NotProposed(Reason::Busy);
     assert_eq!(outcome(&waiting[count - 1]), busy, "while all wait");
-    drop(gate);
+    drop(open);
     let mut applied = 0;
     for receiver in &waiting[..count - 1] {
         match outcome(receiver) {
