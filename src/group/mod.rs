@@ -250,7 +250,7 @@ impl<O: Send + 'static> Group<O> {
         let shared = Arc::new(Shared::new(is_alone));
         shared.publish_applied(core.status().applied);
         log::info!(
-            "group: peer {}, term {}, applied {}",
+            "peer {}, term {}, applied {}",
             identity.peer,
             core.status().term,
             core.status().applied
@@ -417,7 +417,7 @@ fn open<S: StateMachine>(
     if !identity.is_ready {
         identity.is_ready = true;
         identity.write(fs, &options.dir)?;
-        log::info!("group: made peer {} in {dir}", identity.peer);
+        log::info!("made peer {} in {dir}", identity.peer);
     }
     Ok((identity, journal, recovered))
 }

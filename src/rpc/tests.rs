@@ -1029,3 +1029,16 @@ fn large_calls_per_second() {
         println!("{kib} KiB, 16 in flight: {} MiB/s", calls * kib / 1024);
     }
 }
+
+#[test]
+fn a_missing_certificate_says_how_to_make_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = TestPki::new(dir.path()).issue("member-1", Role::Member);
+    std::fs::remove_file(&settings.key).expect("it is there");
+    let error = TlsContext::load(settings, SystemClock::shared()).err();
+    let error = error.expect("no key").to_string();
+    assert!(
+        error.contains("member-1.key") && error.contains("tolerex certs"),
+        "{error}"
+    );
+}

@@ -24,6 +24,7 @@
 pub mod session;
 
 use std::fmt::Display;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,7 @@ use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
@@ -194,7 +195,7 @@ impl Loaded {
         let roots = Arc::new(read_roots(&settings.ca)?);
         let chain = read_certificates(&settings.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&settings.key)
-            .map_err(|error| file_error(&settings.key, error))?;
+            .map_err(|error| pem_error(&settings.key, error))?;
         let own = check_own(settings, &chain, &roots, &provider, wall_ms)?;
         let on_pair = |error| file_error(&settings.certificate, error);
 
@@ -240,10 +241,22 @@ fn file_error(path: &Path, problem: impl Display) -> TlsError {
     }
 }
 
+/// What a PEM file cannot be read for, and how to come by one that is not there.
+fn pem_error(path: &Path, error: pem::Error) -> TlsError {
+    match error {
+        pem::Error::Io(error) if error.kind() == ErrorKind::NotFound => file_error(
+            path,
+            "there is no such file; `tolerex certs init` and `certs issue` make certificates",
+        ),
+        pem::Error::Io(error) => file_error(path, format!("cannot be read: {error}")),
+        error => file_error(path, error),
+    }
+}
+
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| file_error(path, error))?;
+        .map_err(|error| pem_error(path, error))?;
     if certificates.is_empty() {
         return Err(file_error(path, "has no certificate"));
     }
