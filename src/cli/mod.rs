@@ -9,6 +9,7 @@ pub mod certs;
 pub mod cluster;
 pub mod exit;
 pub mod kv;
+pub mod load;
 pub mod process;
 pub mod session;
 pub mod signals;
@@ -46,6 +47,7 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Get { key, at } => kv::get(&at, &key),
         Command::Del { key, at } => kv::del(&at, &key),
         Command::Status { json, at } => status::run(&at, json),
+        Command::Bench(args) => load::run(&args),
         Command::Certs { action } => certs::run(&action),
     }
 }

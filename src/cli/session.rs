@@ -62,6 +62,12 @@ impl Session {
         ))
     }
 
+    /// The socket, for whoever reads replies in a way of his own. Replies must not be waiting.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.stream.buffer().is_empty(), "every reply was taken");
+        self.stream.into_inner()
+    }
+
     /// Sends bytes; they may have arrived even if this fails.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes).map_err(plain)
