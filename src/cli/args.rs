@@ -65,10 +65,25 @@ pub enum Command {
         /// One JSON object on one line.
         #[arg(long)]
         json: bool,
+        /// Show it again each second, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
         /// The cluster.
         #[command(flatten)]
         at: ClusterArgs,
     },
+    /// Talk to a leader, line by line.
+    Shell {
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
+    },
+    /// Stop a process of the cluster that `tolerex up` runs, in order (SIGTERM).
+    Stop(ProcessArgs),
+    /// Kill a process of the cluster that `tolerex up` runs (SIGKILL).
+    Kill(ProcessArgs),
+    /// Start a process that was stopped or has died, of the cluster that `tolerex up` runs.
+    Start(ProcessArgs),
     /// Measure how fast a cluster stores and reads messages.
     ///
     /// Without --rate each connection sends its next requests when the last ones are answered. With
@@ -133,6 +148,16 @@ pub struct BenchArgs {
     /// One JSON object on one line.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `tolerex stop`, `kill` and `start`.
+#[derive(Args, Clone, Debug)]
+pub struct ProcessArgs {
+    /// Its name, as `tolerex up` and cluster.json show it.
+    pub name: String,
+    /// The data directory of the running `tolerex up`.
+    #[arg(long, value_name = "DIR", default_value = "tolerex-data")]
+    pub data_dir: PathBuf,
 }
 
 /// `tolerex up`.
