@@ -65,10 +65,32 @@ pub enum Command {
         /// One JSON object on one line.
         #[arg(long)]
         json: bool,
+        /// Show it again each second, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
         /// The cluster.
         #[command(flatten)]
         at: ClusterArgs,
     },
+    /// Talk to a leader, line by line.
+    Shell {
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
+    },
+    /// Stop a process of the cluster that `tolerex up` runs, in order (SIGTERM).
+    Stop(ProcessArgs),
+    /// Kill a process of the cluster that `tolerex up` runs (SIGKILL).
+    Kill(ProcessArgs),
+    /// Start a process that was stopped or has died, of the cluster that `tolerex up` runs.
+    Start(ProcessArgs),
+    /// Measure how fast a cluster stores and reads messages.
+    ///
+    /// Without --rate each connection sends its next requests when the last ones are answered. With
+    /// it requests leave at a steady rate, and latency counts from when each was due, so that a
+    /// server that stands still is charged for all that had to wait. What is read is stored first.
+    /// The messages stay in the cluster, under ids from 9000000000000000 on.
+    Bench(BenchArgs),
     /// Make development certificates.
     Certs {
         /// What to make.
@@ -86,6 +108,56 @@ pub struct ClusterArgs {
     /// The data directory of a cluster that `tolerex up` runs.
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// `tolerex bench`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// The cluster.
+    #[command(flatten)]
+    pub at: ClusterArgs,
+    /// Connections.
+    #[arg(long, value_name = "C", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub connections: u32,
+    /// Requests in flight on each connection.
+    #[arg(long, value_name = "P", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub pipeline: u32,
+    /// Bytes of a message.
+    #[arg(long, value_name = "BYTES", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(0..=16 << 20))]
+    pub size: u32,
+    /// Requests a second of all connections together [default: as fast as replies come].
+    #[arg(long, value_name = "R")]
+    pub rate: Option<f64>,
+    /// How long to measure [default: 10]. A tenth of it, at most one second, is a warm-up before.
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
+    /// How many requests to make, without a warm-up, instead of a time.
+    #[arg(long, value_name = "N", conflicts_with = "seconds",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// The share of requests that read, 0 to 1; the others store.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub get_ratio: f64,
+    /// How many different keys.
+    #[arg(long, value_name = "K", default_value_t = 100_000,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub keys: u64,
+    /// One JSON object on one line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `tolerex stop`, `kill` and `start`.
+#[derive(Args, Clone, Debug)]
+pub struct ProcessArgs {
+    /// Its name, as `tolerex up` and cluster.json show it.
+    pub name: String,
+    /// The data directory of the running `tolerex up`.
+    #[arg(long, value_name = "DIR", default_value = "tolerex-data")]
+    pub data_dir: PathBuf,
 }
 
 /// `tolerex up`.

@@ -1,5 +1,6 @@
 //! Finds the cluster that a client subcommand is meant for, and asks its leaders in turn.
 
+use std::collections::VecDeque;
 use std::io;
 
 use super::args::{ADDRESS_DEFAULT, ClusterArgs};
@@ -44,6 +45,41 @@ pub fn first<T>(
         match Session::open(address).and_then(|mut session| ask(&mut session)) {
             Ok(answer) => return Ok(answer),
             Err(error) => tried.push(format!("{address}: {error}")),
+        }
+    }
+    Err(ToolError::new(
+        Exit::Unreachable,
+        format!("not reachable: {}", tried.join("; ")),
+    ))
+}
+
+/// How many times a hint to another leader is followed. A group has at most five leaders, and a
+/// hint that is wrong twice comes from a group that is electing.
+pub const HINTS_MAX: usize = 3;
+
+/// The client address of the active leader: one that has just confirmed that it leads.
+pub fn active_leader(at: &ClusterArgs) -> Result<String, ToolError> {
+    let mut turns = VecDeque::from(addresses(at)?);
+    let mut hints = 0;
+    let mut tried = Vec::new();
+    while let Some(address) = turns.pop_front() {
+        let count = Session::open(&address).and_then(|mut session| {
+            session.send(b"COUNT\r\n")?;
+            session.line()
+        });
+        let line = match &count {
+            Ok(line) => String::from_utf8_lossy(line),
+            Err(error) => error.to_string().into(),
+        };
+        if count.is_ok() && line.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(address);
+        }
+        tried.push(format!("{address}: {line}"));
+        if let Some(leader) = line.strip_prefix("ERROR: not leader, leader is ")
+            && hints < HINTS_MAX
+        {
+            hints += 1;
+            turns.push_front(leader.to_owned());
         }
     }
     Err(ToolError::new(

@@ -16,10 +16,6 @@ use super::session::Session;
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
 use crate::ids::Key;
 
-/// How many times a hint to another leader is followed. A group has at most five leaders, and a
-/// hint that is wrong twice comes from a group that is electing.
-const HINTS_MAX: usize = 3;
-
 /// `tolerex set KEY MESSAGE`.
 pub fn set(at: &ClusterArgs, key: &OsStr, message: &OsStr) -> Result<(), ToolError> {
     let key = check_key(key)?;
@@ -145,7 +141,7 @@ fn ask(at: &ClusterArgs, request: &[u8], is_write: bool) -> Result<Vec<u8>, Tool
             Ok(Answer::NoLeader) => tried.push(format!("{address}: no leader elected")),
             Ok(Answer::Elsewhere(leader)) => {
                 tried.push(format!("{address}: not leader, leader is {leader}"));
-                if hints < HINTS_MAX {
+                if hints < cluster::HINTS_MAX {
                     hints += 1;
                     turns.push_front(leader);
                 }

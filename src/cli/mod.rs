@@ -9,8 +9,10 @@ pub mod certs;
 pub mod cluster;
 pub mod exit;
 pub mod kv;
+pub mod load;
 pub mod process;
 pub mod session;
+pub mod shell;
 pub mod signals;
 pub mod status;
 pub mod up;
@@ -21,6 +23,7 @@ use clap::Parser;
 
 use args::{Cli, Command, LeaderCli, MemberCli};
 use exit::ToolError;
+use up::control::{self, Verb};
 
 /// The `tolerex` binary.
 pub fn main() -> ExitCode {
@@ -45,7 +48,12 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Set { key, message, at } => kv::set(&at, &key, &message),
         Command::Get { key, at } => kv::get(&at, &key),
         Command::Del { key, at } => kv::del(&at, &key),
-        Command::Status { json, at } => status::run(&at, json),
+        Command::Status { json, watch, at } => status::run(&at, json, watch),
+        Command::Stop(args) => control::run(Verb::Stop, &args),
+        Command::Kill(args) => control::run(Verb::Kill, &args),
+        Command::Start(args) => control::run(Verb::Start, &args),
+        Command::Shell { at } => shell::run(&at),
+        Command::Bench(args) => load::run(&args),
         Command::Certs { action } => certs::run(&action),
     }
 }

@@ -62,6 +62,17 @@ impl Session {
         ))
     }
 
+    /// Lets a reply stand still for so long.
+    pub fn wait_for_replies(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.get_ref().set_read_timeout(Some(timeout))
+    }
+
+    /// The socket, for whoever reads replies in a way of his own. Replies must not be waiting.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.stream.buffer().is_empty(), "every reply was taken");
+        self.stream.into_inner()
+    }
+
     /// Sends bytes; they may have arrived even if this fails.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes).map_err(plain)
@@ -98,10 +109,7 @@ impl Session {
 /// A socket's time-out reads "resource temporarily unavailable"; say what it means.
 fn plain(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", REPLY_TIMEOUT.as_secs()),
-        ),
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
         _ => error,
     }
 }

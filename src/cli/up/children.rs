@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 
@@ -22,6 +23,9 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// How much of a log is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 8 << 10;
+
+/// How much of a run's log is looked at for the line that says that it serves.
+const LOG_HEAD_BYTES: u64 = 64 << 10;
 
 /// How many lines are shown when a process has died.
 const LOG_TAIL_LINES: usize = 8;
@@ -43,7 +47,7 @@ pub struct Running {
 impl Running {
     /// Starts a process of the plan. To be called on the main thread, which lives as long as `up`:
     /// the kernel's signal at a parent's death is tied to the thread that started the child.
-    pub fn start(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Result<Running> {
+    pub fn start(plan: &Plan, planned: &Planned, args: &UpArgs) -> Result<Running> {
         let log = planned.data_dir.join(format!("{}.log", planned.name));
         if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
             let old = planned.data_dir.join(format!("{}.log.1", planned.name));
@@ -55,7 +59,7 @@ impl Running {
         let executable = std::env::current_exe().context("cannot find this executable")?;
         let mut command = Command::new(executable);
         command
-            .args(arguments(plan, planned, strategy))
+            .args(arguments(plan, planned, args))
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share a log")?)
             .stderr(output)
@@ -86,6 +90,32 @@ impl Running {
     /// Whether its end was not seen yet.
     pub fn is_running(&self) -> bool {
         self.status.is_none()
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_died(&self) -> bool {
+        self.state == State::Died
+    }
+
+    /// Whether it has said that it serves.
+    pub fn is_ready(&self) -> bool {
+        let begin = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(&self.log)?;
+            file.seek(SeekFrom::Start(self.log_start))?;
+            let mut bytes = Vec::new();
+            file.take(LOG_HEAD_BYTES).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let text = begin().unwrap_or_default();
+        self.is_running()
+            && text
+                .split(|byte| *byte == b'\n')
+                .any(|l| l.starts_with(b"ready rpc="))
+    }
+
+    /// The file with its log.
+    pub fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Looks whether it has ended since the last look; gives its status then. `state` is what it
@@ -130,7 +160,7 @@ impl Running {
 
 /// The command line of a process: what differs between processes, and the settings file for the
 /// rest.
-fn arguments(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Vec<String> {
+fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let certs = plan.dir.join("certs");
     let pem = |end: &str| text(&certs.join(format!("{}.{end}", planned.name)));
@@ -153,8 +183,8 @@ fn arguments(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Vec<Stri
             if let Some(address) = planned.addresses.hatokuse {
                 flag("hatokuse-bind", address.to_string());
             }
-            if let Some(strategy) = strategy {
-                flag("strategy", strategy.to_owned());
+            if let Some(strategy) = asked.strategy {
+                flag("strategy", strategy.as_str().to_owned());
             }
             args.push(format!("--bootstrap={}", plan.bootstrap));
         }

@@ -3,20 +3,26 @@
 //! It sets up the data directory ([`setup`]), ends what an earlier run left ([`leftover`]), checks
 //! the ports ([`ports`]), starts each process as a child ([`children`]), keeps `cluster.json`
 //! ([`manifest`]), says when the cluster serves ([`readiness`]), reports children that die, and
-//! stops all in order: leaders first, so that no client sees members go, then members.
+//! stops all in order: leaders first, so that no client sees members go, then members. Meanwhile
+//! single ones are stopped and started on demand ([`control`]), and a terminal shows how they are
+//! ([`live`]).
 //!
-//! Threads: `main` starts and watches the children; `signal` and `ready` send it events through one
-//! bounded queue.
+//! Threads: `main` starts and watches the children; `signal`, `ready`, `control` and, on a
+//! terminal, `table` send it events through one bounded queue.
 
 pub mod children;
+pub mod control;
 pub mod leftover;
+pub mod live;
 pub mod manifest;
 pub mod ports;
 pub mod readiness;
 pub mod setup;
+mod wish;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,15 +32,17 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::args::{StrategyArg, UpArgs};
+use super::args::UpArgs;
 use super::exit::ToolError;
 use super::signals::SignalWatch;
 use crate::clock::{Clock, SystemClock};
-use crate::threads::StopSignal;
+use crate::threads::{StopSignal, Thread};
 use children::Running;
+use control::{Control, Request, Verb};
 use manifest::{Manifest, Role, State};
 use readiness::Readiness;
 use setup::Plan;
+use wish::Wish;
 
 /// How often children are looked at. A death is reported within it; a tenth of it would only burn
 /// time, ten times it would no longer be "at once".
@@ -48,7 +56,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Events that may wait for `main`, which takes them within [`CHILD_POLL_INTERVAL`]. When it is
-/// full a signal is dropped (enough of them wait already) and `ready` waits.
+/// full a signal is dropped (enough of them wait already), a table too (the next one comes), and
+/// `ready` and `control` wait.
 const EVENTS_MAX: usize = 16;
 
 /// What `main` waits for.
@@ -57,6 +66,10 @@ enum Event {
     Stop,
     /// What the leader says of the cluster.
     Status(Readiness),
+    /// The same for a person.
+    Table(String),
+    /// A process is to be stopped or started.
+    Wish(Request),
 }
 
 /// Runs `tolerex up` until it is told to stop.
@@ -89,11 +102,13 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         children: Vec::with_capacity(plan.processes.len()),
         before: existing.unwrap_or_default(),
         plan,
-        quiet: args.quiet,
+        args: args.clone(),
+        wish: None,
+        table: None,
         events,
     };
     // Children must not outlive an error on the way, so all ends lead through `stop`.
-    let served = up.start(args.strategy).and_then(|()| up.serve(sender));
+    let served = up.start().and_then(|()| up.serve(sender));
     let stopped = up.stop();
     signals.finish();
     served.and(stopped)
@@ -102,22 +117,24 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
 /// A running local cluster.
 struct Up {
     plan: Plan,
-    quiet: bool,
+    args: UpArgs,
     /// In the order of the plan; while they are started, its first ones.
     children: Vec<Running>,
     /// What `cluster.json` said of the last run.
     before: Manifest,
+    wish: Option<Wish>,
+    /// On a terminal, once the cluster is ready.
+    table: Option<live::Table>,
     events: Receiver<Event>,
 }
 
 impl Up {
-    fn start(&mut self, strategy: Option<StrategyArg>) -> Result<(), ToolError> {
-        let strategy = strategy.map(StrategyArg::as_str);
+    fn start(&mut self) -> Result<(), ToolError> {
         // The set-up is complete, whatever becomes of the start.
         self.write_manifest()?;
         for planned in &self.plan.processes {
             self.children
-                .push(Running::start(&self.plan, planned, strategy)?);
+                .push(Running::start(&self.plan, planned, &self.args)?);
             // At once: the next `up` must find it if we are killed now.
             self.write_manifest()?;
         }
@@ -139,18 +156,69 @@ impl Up {
     /// Watches until the user wants the end, or no child is left.
     fn serve(&mut self, sender: Sender<Event>) -> Result<(), ToolError> {
         let stop = StopSignal::default();
-        let watch = readiness::watch(&self.plan, stop.clone(), move |readiness| {
+        let threads = self.start_threads(&stop, &sender)?;
+        let wishes = Control::start(&self.plan.dir, move |request| {
             // The receiver lives as long as this thread, which `serve` joins.
-            _ = sender.send(Event::Status(readiness));
-        })?;
+            _ = sender.send(Event::Wish(request));
+        });
+        let control = wishes.map_err(|error| {
+            warn(&format!(
+                "warning: stop, kill and start do not work: {error:#}"
+            ))
+        });
         let result = self.watch_children();
+        self.table = None;
         stop.stop();
-        // The last status may be waiting for room.
-        while !watch.is_finished() {
-            _ = self.events.recv_timeout(CHILD_POLL_INTERVAL);
+        // Whoever waits for an answer learns that it is over.
+        self.wish = None;
+        // The last events may be waiting for room.
+        let is_finished = || {
+            let control = control.as_ref().ok();
+            control.is_none_or(Control::is_finished) && threads.iter().all(Thread::is_finished)
+        };
+        while !is_finished() {
+            drop(self.events.recv_timeout(CHILD_POLL_INTERVAL));
         }
-        watch.join();
+        threads.into_iter().for_each(Thread::join);
+        if let Ok(control) = control {
+            control.finish(&self.plan.dir);
+        }
         result
+    }
+
+    /// Starts the threads that ask the leader how it is.
+    fn start_threads(
+        &self,
+        stop: &StopSignal,
+        sender: &Sender<Event>,
+    ) -> Result<Vec<Thread>, ToolError> {
+        let ready = sender.clone();
+        let mut threads = vec![readiness::watch(
+            &self.plan,
+            stop.clone(),
+            move |readiness| {
+                // The receiver lives as long as this thread, which `serve` joins.
+                _ = ready.send(Event::Status(readiness));
+            },
+        )?];
+        if let (true, Some(address)) = (self.is_live(), self.client_address()) {
+            let sender = sender.clone();
+            let table = live::watch(address.to_string(), stop.clone(), move |table| {
+                _ = sender.try_send(Event::Table(table));
+            });
+            threads.push(table?);
+        }
+        Ok(threads)
+    }
+
+    /// Whether somebody looks at a live table.
+    fn is_live(&self) -> bool {
+        !self.args.quiet && io::stdout().is_terminal()
+    }
+
+    fn client_address(&self) -> Option<SocketAddr> {
+        let mut leaders = self.plan.of_role(Role::Leader);
+        leaders.find_map(|leader| leader.addresses.hatokuse)
     }
 
     fn watch_children(&mut self) -> Result<(), ToolError> {
@@ -162,10 +230,18 @@ impl Up {
             match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
                 Ok(Event::Stop) => return Ok(()),
                 Ok(Event::Status(readiness)) => newest = readiness,
+                Ok(Event::Table(text)) => {
+                    if let Some(table) = &mut self.table {
+                        table.show(&text);
+                    }
+                }
+                Ok(Event::Wish(request)) => self.take_wish(request, clock.now())?,
                 Err(_) => {}
             }
             self.bury_dead()?;
-            if !self.children.iter().any(Running::is_running) {
+            self.follow_wish(clock.now());
+            // Those that were told to end may be started again.
+            if self.children.iter().all(Running::has_died) {
                 return Err(ToolError::failed("every process has died"));
             }
             if is_ready {
@@ -184,23 +260,40 @@ impl Up {
 
     /// Reports children that have died, and notes it in `cluster.json`.
     fn bury_dead(&mut self) -> Result<(), ToolError> {
-        let mut died = false;
-        for child in &mut self.children {
-            if let Some(status) = child.poll(State::Died) {
-                warn(&child.obituary(status));
-                died = true;
+        let wish = self.wish.as_ref().filter(|wish| wish.verb != Verb::Start);
+        let expected = wish.map(|wish| wish.place);
+        let mut reports = Vec::new();
+        let mut has_ended = false;
+        for (place, child) in self.children.iter_mut().enumerate() {
+            let is_expected = expected == Some(place);
+            let state = if is_expected {
+                State::Stopped
+            } else {
+                State::Died
+            };
+            if let Some(status) = child.poll(state) {
+                has_ended = true;
+                if !is_expected {
+                    reports.push(child.obituary(status));
+                }
             }
         }
-        if died {
+        if let (false, Some(table)) = (reports.is_empty(), &mut self.table) {
+            table.hide();
+        }
+        reports.iter().for_each(|report| warn(report));
+        if has_ended {
             self.write_manifest()?;
         }
         Ok(())
     }
 
-    fn announce(&self, readiness: &Readiness) -> Result<(), ToolError> {
+    fn announce(&mut self, readiness: &Readiness) -> Result<(), ToolError> {
         setup::note_bootstrapped(&self.plan.dir)?;
-        let leader = self.plan.of_role(Role::Leader).next();
-        let Some(address) = leader.and_then(|leader| leader.addresses.hatokuse) else {
+        // A leader that is started again finds the group that exists.
+        self.plan.bootstrap = false;
+        self.table = self.is_live().then(live::Table::default);
+        let Some(address) = self.client_address() else {
             return Ok(()); // A plan has a leader.
         };
         let (members, tolerance) = (readiness.registered, readiness.tolerance);
@@ -298,7 +391,7 @@ impl Up {
     }
 
     fn say(&self, line: &str) {
-        if !self.quiet {
+        if !self.args.quiet {
             print(line);
         }
     }

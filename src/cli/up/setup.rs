@@ -9,6 +9,7 @@
 //! | `config/bootstrapped` | the leader group exists: it is never bootstrapped again |
 //! | `NAME/` | data of each process, and its log `NAME.log` |
 //! | `up.lock` | locked by the running `tolerex up` |
+//! | `up.sock` | where `tolerex stop`, `kill` and `start` reach it |
 //!
 //! Files that exist are kept, so that an interrupted set-up is continued by the next `up`, and what
 //! else lies in the directory is left alone.

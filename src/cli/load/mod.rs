@@ -1,0 +1,346 @@
+//! `tolerex bench`: a load on a cluster, and how fast it was.
+//!
+//! [`workload`] says what is sent, [`driver`] sends it, [`recorder`] keeps what came of it,
+//! [`report`] tells. Threads: `bench-N` drive a share of the connections each, `signal` ends the
+//! load early on Ctrl-C, with the figures so far; `main` waits, and shows the progress on a
+//! terminal.
+
+pub mod cpu;
+pub mod driver;
+pub mod recorder;
+pub mod report;
+pub mod workload;
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::args::BenchArgs;
+use super::cluster;
+use super::exit::{Exit, ToolError, print};
+use super::session::Session;
+use super::signals::SignalWatch;
+use crate::clock::{Clock, Instant, SystemClock};
+use crate::threads;
+use cpu::CpuTime;
+use driver::{Driver, Schedule, Shared, Times};
+use recorder::Recorder;
+use report::{Progress, Report, Run};
+use workload::{End, Load, Requests};
+
+/// How often the progress is shown; a person reads no faster.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The share of the time that a warm-up takes, and at most so long: caches, and the servers'
+/// connections and segments, are warm within fractions of a second.
+const WARMUP_SHARE: f64 = 0.1;
+const WARMUP_MAX: Duration = Duration::from_secs(1);
+
+/// The longest load; longer ones are a test of patience.
+const SECONDS_MAX: f64 = 86_400.0;
+
+/// How what is read is stored before: few connections, deep pipelines, the fastest way.
+const FILL_CONNECTIONS: u64 = 16;
+const FILL_PIPELINE: usize = 64;
+
+/// Payload bytes in flight on one connection while filling.
+const FILL_BYTES: usize = 1 << 20;
+
+/// Runs `tolerex bench`.
+pub fn run(args: &BenchArgs) -> Result<(), ToolError> {
+    let load = load(args)?;
+    raise_file_limit();
+    let address = cluster::active_leader(&args.at)?;
+    let pids = match &args.at.data_dir {
+        Some(dir) => cpu::servers(dir)?,
+        None => Vec::new(),
+    };
+    let shared = Arc::new(Shared::default());
+    let signals = SignalWatch::start(&[SIGINT, SIGTERM], {
+        let shared = Arc::clone(&shared);
+        move |_| shared.stop.store(true, Ordering::Relaxed)
+    })?;
+    let result = fill(&address, &load, &shared).and_then(|()| {
+        let warmup = match load.end {
+            End::After(time) => time.mul_f64(WARMUP_SHARE).min(WARMUP_MAX),
+            End::Count(_) => Duration::ZERO,
+        };
+        drive(&address, &load, warmup, &shared, "bench", &pids)
+    });
+    signals.finish();
+    let (recorder, run) = result?;
+    let report = Report::new(&address, &load, &recorder, run);
+    let text = if args.json {
+        report.json()
+    } else {
+        report.text()
+    };
+    print(text.as_bytes())?;
+    if report.ops == 0 && report.errors > 0 {
+        return Err(ToolError::failed("no request was done"));
+    }
+    Ok(())
+}
+
+/// Checks what the flags ask for.
+fn load(args: &BenchArgs) -> Result<Load, ToolError> {
+    let refuse = |text: String| Err(ToolError::usage(text));
+    if !(0.0..=1.0).contains(&args.get_ratio) {
+        return refuse(format!("--get-ratio {}: accepted: 0 to 1", args.get_ratio));
+    }
+    if let Some(rate) = args.rate
+        && !(0.001..=1e9).contains(&rate)
+    {
+        return refuse(format!("--rate {rate}: accepted: 0.001 to 1000000000"));
+    }
+    let seconds = args.seconds.unwrap_or(10.0);
+    if !(0.001..=SECONDS_MAX).contains(&seconds) {
+        return refuse(format!(
+            "--seconds {seconds}: accepted: 0.001 to {SECONDS_MAX}"
+        ));
+    }
+    Ok(Load {
+        connections: args.connections as usize,
+        pipeline: args.pipeline as usize,
+        size: args.size as usize,
+        rate: args.rate,
+        end: match args.count {
+            Some(count) => End::Count(count),
+            None => End::After(Duration::from_secs_f64(seconds)),
+        },
+        get_ratio: args.get_ratio,
+        keys: args.keys,
+    })
+}
+
+/// As many connections as the system allows. Less than are asked for is said when one fails.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Stores what the load will read.
+fn fill(address: &str, load: &Load, shared: &Arc<Shared>) -> Result<(), ToolError> {
+    if load.get_ratio == 0.0 {
+        return Ok(());
+    }
+    let fill = Load {
+        connections: load.keys.min(FILL_CONNECTIONS) as usize,
+        pipeline: (FILL_BYTES / load.size.max(1)).clamp(1, FILL_PIPELINE),
+        rate: None,
+        end: End::Count(load.keys),
+        get_ratio: 0.0,
+        ..load.clone()
+    };
+    let (recorder, _) = drive(address, &fill, Duration::ZERO, shared, "filling", &[])?;
+    match recorder.first_error() {
+        None => Ok(()),
+        Some(error) => Err(ToolError::failed(format!(
+            "cannot store what is to be read: {error}"
+        ))),
+    }
+}
+
+/// Runs a load to its end, on threads of its own.
+fn drive(
+    address: &str,
+    load: &Load,
+    warmup: Duration,
+    shared: &Arc<Shared>,
+    what: &'static str,
+    pids: &[u32],
+) -> Result<(Recorder, Run), ToolError> {
+    let clock = SystemClock::shared();
+    let connections = connect(address, load)?;
+    let start = clock.now();
+    let times = Times {
+        start,
+        measured_from: start + warmup,
+        until: match load.end {
+            End::After(time) => start + warmup + time,
+            End::Count(_) => start + Duration::MAX,
+        },
+    };
+    let shares = connections.into_iter().enumerate();
+    let drivers = shares.map(|(share, connections)| {
+        let schedule = schedule(load, start, share, connections.len());
+        let (clock, shared) = (Arc::clone(&clock), Arc::clone(shared));
+        Driver::new(connections, load.pipeline, schedule, times, clock, shared)
+    });
+    let drivers: io::Result<Vec<Driver>> = drivers.collect();
+    let drivers = drivers.context("cannot watch connections")?;
+
+    let mut watch = Watch {
+        times,
+        load_end: load.end,
+        pids,
+        cpu_before: None,
+        progress: Progress::new(what),
+    };
+    let (sender, results) = bounded(drivers.len());
+    let mut threads = Vec::with_capacity(drivers.len());
+    for (share, driver) in drivers.into_iter().enumerate() {
+        let sender = sender.clone();
+        // The receiver outlives the threads.
+        let body = move || _ = sender.send(driver.run());
+        threads.push(threads::spawn(format!("bench-{share}"), body));
+    }
+    // The channel is closed when the last thread has ended.
+    drop(sender);
+    if threads.iter().any(Result::is_err) {
+        shared.stop.store(true, Ordering::Relaxed);
+    }
+    let (recorder, last_reply) = watch.until_all_ended(&results, &*clock, shared);
+    let cpu = watch.finish();
+    for thread in threads {
+        thread.context("cannot start a thread")?.join();
+    }
+    let run = Run {
+        elapsed: last_reply.since(times.measured_from),
+        warmup,
+        interrupted: shared.stop.load(Ordering::Relaxed),
+        server_cpu: cpu.map(|(servers, _)| servers),
+        bench_cpu: cpu.map(|(_, bench)| bench),
+    };
+    Ok((recorder, run))
+}
+
+/// When the requests of a thread's share of the connections are due.
+fn schedule(load: &Load, start: Instant, share: usize, connections: usize) -> Option<Schedule> {
+    load.rate.map(|rate| Schedule {
+        // The threads' requests fall between each other's.
+        first: start + Duration::from_secs_f64(share as f64 / rate),
+        interval: 1e9 * load.connections as f64 / (rate * connections as f64),
+    })
+}
+
+/// Opens the connections, and deals them to threads: as many threads as half the processors, since
+/// the servers need theirs too.
+fn connect(address: &str, load: &Load) -> Result<Vec<Vec<(TcpStream, Requests)>>, ToolError> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (processors / 2).clamp(1, load.connections);
+    let seed = getrandom::u64().unwrap_or(1); // Any seed is good.
+    let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+    for index in 0..load.connections {
+        let session = Session::open(address).map_err(|error| {
+            let text = format!("connection {} of {}: {error}", index + 1, load.connections);
+            ToolError::new(Exit::Unreachable, text)
+        })?;
+        shares[index % threads].push((session.into_stream(), load.requests(index, seed)));
+    }
+    Ok(shares)
+}
+
+/// What `main` does while the threads drive the load.
+struct Watch<'a> {
+    times: Times,
+    load_end: End,
+    pids: &'a [u32],
+    /// At the end of the warm-up.
+    cpu_before: Option<CpuTime>,
+    progress: Progress,
+}
+
+impl Watch<'_> {
+    /// Waits for the threads' results; gives them together, and when the last reply came.
+    fn until_all_ended(
+        &mut self,
+        results: &Receiver<(Recorder, Instant)>,
+        clock: &dyn Clock,
+        shared: &Shared,
+    ) -> (Recorder, Instant) {
+        let mut all = Recorder::default();
+        let mut last_reply = self.times.start;
+        let mut shown = self.times.start;
+        let mut is_warm = false;
+        loop {
+            let now = clock.now();
+            if !is_warm && now >= self.times.measured_from {
+                is_warm = true;
+                self.cpu_before = CpuTime::now(self.pids);
+            }
+            if now.since(shown) >= PROGRESS_INTERVAL {
+                let left = match self.load_end {
+                    End::After(_) => Some(self.times.until.since(now)),
+                    End::Count(_) => None,
+                };
+                self.progress.show(shared, now.since(shown), left);
+                shown = now;
+            }
+            let mut wait = PROGRESS_INTERVAL;
+            if !is_warm {
+                wait = wait.min(self.times.measured_from.since(now));
+            }
+            match results.recv_timeout(wait) {
+                Ok((recorder, last)) => {
+                    all.merge(recorder);
+                    last_reply = last_reply.max(last);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return (all, last_reply),
+            }
+        }
+    }
+
+    /// Removes the progress; gives the processor time that the servers and this process took.
+    fn finish(self) -> Option<(Duration, Duration)> {
+        self.progress.finish();
+        let before = self.cpu_before?;
+        CpuTime::now(self.pids).map(|now| now.since(before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use clap::Parser;
+
+    fn parse(flags: &str) -> Result<Load, ToolError> {
+        let line = format!("tolerex bench {flags}");
+        match Cli::try_parse_from(line.split_whitespace())
+            .expect("a command")
+            .command
+        {
+            Command::Bench(args) => load(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_a_load_or_usage() {
+        let load = parse("--count 7 --get-ratio 0.5 --rate 10 --size 0").expect("a load");
+        assert_eq!((load.end, load.rate), (End::Count(7), Some(10.0)));
+        let load = parse("").expect("a load");
+        assert_eq!(load.end, End::After(Duration::from_secs(10)));
+        for flags in [
+            "--get-ratio 1.1",
+            "--get-ratio NaN",
+            "--rate 0",
+            "--seconds 0",
+        ] {
+            assert_eq!(
+                parse(flags).map_err(|error| error.exit),
+                Err(Exit::Usage),
+                "{flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn threads_together_keep_the_rate() {
+        let load = parse("--connections 3 --rate 300").expect("a load");
+        let of = |connections| schedule(&load, Instant::default(), 0, connections);
+        let per_second = |connections| 1e9 / of(connections).expect("a schedule").interval;
+        assert!((per_second(1) - 100.0).abs() < 1e-6);
+        assert!((per_second(2) - 200.0).abs() < 1e-6);
+    }
+}
