@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 
@@ -43,7 +44,7 @@ pub struct Running {
 impl Running {
     /// Starts a process of the plan. To be called on the main thread, which lives as long as `up`:
     /// the kernel's signal at a parent's death is tied to the thread that started the child.
-    pub fn start(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Result<Running> {
+    pub fn start(plan: &Plan, planned: &Planned, args: &UpArgs) -> Result<Running> {
         let log = planned.data_dir.join(format!("{}.log", planned.name));
         if fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
             let old = planned.data_dir.join(format!("{}.log.1", planned.name));
@@ -55,7 +56,7 @@ impl Running {
         let executable = std::env::current_exe().context("cannot find this executable")?;
         let mut command = Command::new(executable);
         command
-            .args(arguments(plan, planned, strategy))
+            .args(arguments(plan, planned, args))
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("cannot share a log")?)
             .stderr(output)
@@ -130,7 +131,7 @@ impl Running {
 
 /// The command line of a process: what differs between processes, and the settings file for the
 /// rest.
-fn arguments(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Vec<String> {
+fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let certs = plan.dir.join("certs");
     let pem = |end: &str| text(&certs.join(format!("{}.{end}", planned.name)));
@@ -153,12 +154,20 @@ fn arguments(plan: &Plan, planned: &Planned, strategy: Option<&str>) -> Vec<Stri
             if let Some(address) = planned.addresses.hatokuse {
                 flag("hatokuse-bind", address.to_string());
             }
-            if let Some(strategy) = strategy {
-                flag("strategy", strategy.to_owned());
+            if let Some(strategy) = asked.strategy {
+                flag("strategy", strategy.as_str().to_owned());
             }
             args.push(format!("--bootstrap={}", plan.bootstrap));
         }
-        Role::Member => flag("leaders", setup::leader_addresses(&plan.processes)),
+        Role::Member => {
+            flag("leaders", setup::leader_addresses(&plan.processes));
+            if let Some(io) = asked.io {
+                flag("io", io.as_str().to_owned());
+            }
+            if let Some(engine) = asked.engine {
+                flag("engine", engine.kind().to_string());
+            }
+        }
     }
     args
 }

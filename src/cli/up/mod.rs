@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::args::{StrategyArg, UpArgs};
+use super::args::UpArgs;
 use super::exit::ToolError;
 use super::signals::SignalWatch;
 use crate::clock::{Clock, SystemClock};
@@ -93,7 +93,7 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         events,
     };
     // Children must not outlive an error on the way, so all ends lead through `stop`.
-    let served = up.start(args.strategy).and_then(|()| up.serve(sender));
+    let served = up.start(args).and_then(|()| up.serve(sender));
     let stopped = up.stop();
     signals.finish();
     served.and(stopped)
@@ -111,13 +111,12 @@ struct Up {
 }
 
 impl Up {
-    fn start(&mut self, strategy: Option<StrategyArg>) -> Result<(), ToolError> {
-        let strategy = strategy.map(StrategyArg::as_str);
+    fn start(&mut self, args: &UpArgs) -> Result<(), ToolError> {
         // The set-up is complete, whatever becomes of the start.
         self.write_manifest()?;
         for planned in &self.plan.processes {
             self.children
-                .push(Running::start(&self.plan, planned, strategy)?);
+                .push(Running::start(&self.plan, planned, args)?);
             // At once: the next `up` must find it if we are killed now.
             self.write_manifest()?;
         }
