@@ -187,7 +187,7 @@ impl Appender {
                     self.engine.idle()?;
                     idle = true;
                 }
-                Err(RecvTimeoutError::Disconnected) => return self.finish(),
+                Err(RecvTimeoutError::Disconnected) => return self.engine.close(),
             }
         }
     }
@@ -203,18 +203,6 @@ impl Appender {
             true => self.flush_at.or(Some(now + FLUSH_INTERVAL)),
             false => None,
         };
-        Ok(())
-    }
-
-    /// Leaves all that was acknowledged on the disk.
-    fn finish(mut self) -> Result<(), Fatal> {
-        self.engine.idle()?;
-        if self.engine.is_buffering() {
-            return Err(Fatal {
-                context: "acknowledged records in memory cannot be written".to_owned(),
-                source: io::ErrorKind::StorageFull.into(),
-            });
-        }
         Ok(())
     }
 

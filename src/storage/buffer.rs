@@ -330,6 +330,18 @@ impl Engine for BufferedEngine {
         self.inner.idle()
     }
 
+    fn close(&mut self) -> Result<(), Fatal> {
+        self.idle()?;
+        if self.is_buffering() {
+            let waiting = self.unwritten.len();
+            return Err(Fatal {
+                context: format!("{waiting} acknowledged changes in memory cannot be written"),
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
+        }
+        self.inner.close()
+    }
+
     fn reader(&self) -> Arc<dyn Reader> {
         Arc::clone(&self.shared) as Arc<dyn Reader>
     }

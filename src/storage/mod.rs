@@ -7,6 +7,12 @@
 //! in its plainest form, and every engine is compared with it.
 
 pub mod buffer;
+#[cfg(test)]
+mod contract;
+pub mod file_name;
+pub mod files_engine;
+mod files_index;
+mod files_recovery;
 pub mod location_index;
 pub mod log_engine;
 pub mod model;
@@ -42,6 +48,12 @@ pub trait Engine: Send {
     /// Called when nothing was committed for a while and before an orderly end: brings everything
     /// to the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;
+
+    /// An orderly end: as [`Engine::idle`], and leaves nothing to find out at the next opening.
+    /// Nothing may be called behind it.
+    fn close(&mut self) -> Result<(), Fatal> {
+        self.idle()
+    }
 
     /// Hands what is acknowledged and in the process's memory only to the operating system; in
     /// `buffered` mode to be called within [`buffer::FLUSH_INTERVAL`] of a commit after which

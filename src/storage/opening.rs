@@ -13,6 +13,8 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, LogError, LogOptions, Recovery};
 use crate::disk::segment::parse_file_name;
 use crate::storage::buffer::{BufferedEngine, Space};
+use crate::storage::files_engine::{FILE_BYTES, FilesEngine, FilesOptions};
+use crate::storage::files_recovery::FORMAT_NAME;
 use crate::storage::log_engine::LogEngine;
 use crate::storage::{Engine, EngineKind, WriteMode};
 
@@ -72,7 +74,7 @@ pub fn is_present(fs: &dyn FileSystem, data_dir: &Path, engine: EngineKind) -> i
     Ok(match engine {
         // A log always has a segment.
         EngineKind::Log => names.iter().any(|name| parse_file_name(name).is_some()),
-        EngineKind::Files => false,
+        EngineKind::Files => names.iter().any(|name| name == FORMAT_NAME),
     })
 }
 
@@ -113,11 +115,13 @@ pub fn open(
             (engine, Some(filler), recovery, LOG_RECORD_BYTES)
         }
         EngineKind::Files => {
-            return Err(LogError::Io {
-                action: "open",
-                file: dir.display().to_string(),
-                source: io::ErrorKind::Unsupported.into(),
-            });
+            let files = FilesOptions {
+                synced: options.io == WriteMode::Sync,
+                reserve_bytes: options.log.reserve_bytes,
+            };
+            let (engine, recovery) = FilesEngine::open(Arc::clone(fs), &dir, files)?;
+            let engine: Box<dyn Engine> = Box::new(engine);
+            (engine, None, recovery, FILE_BYTES)
         }
     };
     let space = Space {
