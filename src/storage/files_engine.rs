@@ -5,7 +5,7 @@
 //! | path | what |
 //! |---|---|
 //! | `format` | version of this layout, by `disk::atomic_file`; last of all when it is made |
-//! | `unsynced` | a run in a mode below `sync` did not end in order: see [`super::files_recovery`] |
+//! | `unsynced` | a run in a mode below `sync` did not end in order: see `files_recovery` |
 //! | `00/` .. `ff/` | bits 8 to 15 of the revision: neighbours share a directory and its sync |
 //! | `0a/NAME` | a record, see [`super::file_name`] |
 //! | `0a/REVISION.key` | its whole key, if that is too long for a name; synced before the record |
@@ -26,7 +26,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,8 +37,8 @@ use crate::disk::error::{LogError, is_full};
 use crate::disk::fs::{File, FileSystem};
 use crate::disk::recovery::Recovery;
 use crate::ids::{Key, Revision};
-use crate::storage::file_name::{self, UNFINISHED};
-use crate::storage::files_index::{Entry, Shared, dir_of};
+use crate::storage::file_name;
+use crate::storage::files_index::{Arrival, Entry, Shared, dir_of};
 use crate::storage::files_recovery;
 use crate::storage::{Committed, Engine, Fatal, Reader, Staged};
 
@@ -53,9 +53,6 @@ const FILES_PER_STEP: usize = 256;
 /// Records whose sync is owed one by one. Beyond it one sync of the whole file system is less work,
 /// though it may have to write what others left.
 const UNSYNCED_MAX: usize = 1024;
-
-/// Changes that go into the index under one hold of its lock, as in the log engine.
-const CHANGES_PER_LOCK: usize = 256;
 
 /// How the engine works.
 #[derive(Clone, Copy, Debug)]
@@ -93,14 +90,6 @@ struct Owed {
     dirs: BTreeSet<u8>,
     /// Side files of removed records: to be removed after the sync that makes that certain.
     sides: BTreeSet<Revision>,
-}
-
-/// A record on its way to the disk.
-struct Arrival {
-    revision: Revision,
-    key: Key,
-    payload: Bytes,
-    checksum: u32,
 }
 
 impl FilesEngine {
@@ -455,45 +444,6 @@ impl Engine for FilesEngine {
     }
 }
 
-impl Shared {
-    fn unfinished_path(&self, arrival: &Arrival) -> PathBuf {
-        let mut path = self
-            .path(arrival.revision, &arrival.entry())
-            .into_os_string();
-        path.push(UNFINISHED);
-        path.into()
-    }
-
-    /// Takes stored records into the index.
-    fn publish(&self, arrivals: &[Arrival]) {
-        for part in arrivals.chunks(CHANGES_PER_LOCK) {
-            let mut index = self.index.write();
-            for arrival in part {
-                index.insert(arrival.revision, arrival.entry());
-            }
-        }
-    }
-}
-
-impl Arrival {
-    fn new(revision: Revision, key: Key, payload: Bytes) -> Arrival {
-        Arrival {
-            checksum: file_name::checksum(revision, &key, &payload),
-            revision,
-            key,
-            payload,
-        }
-    }
-
-    fn entry(&self) -> Entry {
-        Entry::Named {
-            key: self.key.clone(),
-            length: u32::try_from(self.payload.len()).expect("a payload fits a frame"),
-            checksum: self.checksum,
-        }
-    }
-}
-
 pub(super) fn remove_if_there(fs: &dyn FileSystem, path: &Path) -> io::Result<()> {
     match fs.remove(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -514,6 +464,8 @@ pub(super) fn io_error(error: LogError) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::disk::fs::OsFileSystem;
     use crate::disk::mem::{Loss, MemFileSystem};

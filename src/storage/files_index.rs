@@ -13,7 +13,11 @@ use parking_lot::RwLock;
 
 use crate::disk::fs::{FileSystem, read_all};
 use crate::ids::{Key, Revision};
-use crate::storage::{Counters, ReadError, Reader, file_name};
+use crate::storage::file_name::{self, UNFINISHED};
+use crate::storage::{Counters, ReadError, Reader};
+
+/// Changes that go into the index under one hold of its lock, as in the log engine.
+const CHANGES_PER_LOCK: usize = 256;
 
 /// What the engine shares with its readers.
 pub(super) struct Shared {
@@ -45,6 +49,14 @@ pub(super) enum Entry {
         length: u32,
         what: String,
     },
+}
+
+/// A record on its way to the disk.
+pub(super) struct Arrival {
+    pub(super) revision: Revision,
+    pub(super) key: Key,
+    pub(super) payload: Bytes,
+    pub(super) checksum: u32,
 }
 
 impl Entry {
@@ -170,6 +182,45 @@ impl Reader for Shared {
 
     fn counters(&self) -> Counters {
         self.index.read().counters
+    }
+}
+
+impl Shared {
+    pub(super) fn unfinished_path(&self, arrival: &Arrival) -> PathBuf {
+        let mut path = self
+            .path(arrival.revision, &arrival.entry())
+            .into_os_string();
+        path.push(UNFINISHED);
+        path.into()
+    }
+
+    /// Takes stored records into the index.
+    pub(super) fn publish(&self, arrivals: &[Arrival]) {
+        for part in arrivals.chunks(CHANGES_PER_LOCK) {
+            let mut index = self.index.write();
+            for arrival in part {
+                index.insert(arrival.revision, arrival.entry());
+            }
+        }
+    }
+}
+
+impl Arrival {
+    pub(super) fn new(revision: Revision, key: Key, payload: Bytes) -> Arrival {
+        Arrival {
+            checksum: file_name::checksum(revision, &key, &payload),
+            revision,
+            key,
+            payload,
+        }
+    }
+
+    pub(super) fn entry(&self) -> Entry {
+        Entry::Named {
+            key: self.key.clone(),
+            length: u32::try_from(self.payload.len()).expect("a payload fits a frame"),
+            checksum: self.checksum,
+        }
     }
 }
 

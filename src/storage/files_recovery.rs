@@ -6,8 +6,9 @@
 //!
 //! The file `unsynced` is there while an engine runs in a mode below `sync`, and is removed when it
 //! ends in order. With it, a power failure may have left names without their whole content: so all
-//! files are read then, and what is bad is reported; and the file system is synced, because what is
-//! good may be in the page cache only. Otherwise a bad file is found when it is read, as bit rot is.
+//! files are read then, and what is bad is reported; and the file system is synced, because what
+//! is good may be in the page cache only. Otherwise a bad file is found when it is read, as bit rot
+//! is.
 //!
 //! Known limit: after a *failed* sync the page cache may show what the disk does not have. Then a
 //! mode below `sync` was chosen, or the file still has its unfinished name.

@@ -46,8 +46,8 @@ pub struct Store {
 /// The data directory has another engine.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{} holds data of the engine `{found}`, and `{wanted}` is wanted: give engine = \"{found}\", or \
-     another data directory",
+    "{} holds data of the engine `{found}`, and `{wanted}` is wanted: give engine = \"{found}\", \
+     or another data directory",
     dir.display()
 )]
 pub struct OtherEngine {
