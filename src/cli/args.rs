@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config::member::EngineKind;
 use crate::config::{Kind, Setting, Sources, leader, member};
 
 /// The client address when none is given.
@@ -175,6 +176,14 @@ pub struct UpArgs {
     /// How members are chosen for a message [default: least_loaded].
     #[arg(long, value_enum)]
     pub strategy: Option<StrategyArg>,
+    /// What a member did before it acknowledges a record [default: sync, or as the cluster was set
+    /// up]. May be another one at each start.
+    #[arg(long, value_enum)]
+    pub io: Option<IoArg>,
+    /// How members keep payloads on disk [default: log, or as the cluster was set up]. Fixed by
+    /// the first start.
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineArg>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR", default_value = "tolerex-data")]
     pub data_dir: PathBuf,
@@ -202,6 +211,47 @@ impl StrategyArg {
         match self {
             StrategyArg::LeastLoaded => "least_loaded",
             StrategyArg::P2c => "p2c",
+        }
+    }
+}
+
+/// The write modes, as the settings spell them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IoArg {
+    /// It is in the member's memory; written within 10 ms.
+    Buffered,
+    /// It is written to the operating system.
+    Unbuffered,
+    /// It is on the disk.
+    Sync,
+}
+
+impl IoArg {
+    /// The value of the setting `io`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IoArg::Buffered => "buffered",
+            IoArg::Unbuffered => "unbuffered",
+            IoArg::Sync => "sync",
+        }
+    }
+}
+
+/// The engines, as the settings spell them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// In large files, one after the other.
+    Log,
+    /// One file for each message.
+    Files,
+}
+
+impl EngineArg {
+    /// The kind that the setting `engine` means by it.
+    pub fn kind(self) -> EngineKind {
+        match self {
+            EngineArg::Log => EngineKind::Log,
+            EngineArg::Files => EngineKind::Files,
         }
     }
 }
@@ -468,6 +518,8 @@ mod tests {
             "tolerex up --members 0",
             "tolerex up --tolerance 8",
             "tolerex up --strategy x",
+            "tolerex up --io x",
+            "tolerex up --engine x",
             "tolerex set 1",
             "tolerex get 1 --addr a:1 --data-dir d",
             "tolerex certs issue d --name n",

@@ -264,6 +264,8 @@ fn serve_member(
         cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         zone: config.zone.clone(),
         tls,
+        engine: config.engine,
+        io: config.io,
         segment_bytes: config.segment_bytes,
         limits: member::Limits {
             read_threads: config.readers,

@@ -1,5 +1,6 @@
 //! The settings of a member: their table, and the checked result.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -95,19 +96,21 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "engine",
-        kind: Kind::OneOf(&["log"]),
+        kind: Kind::OneOf(ENGINES),
         default: "log",
         originals: &[],
         short_flags: &[],
-        meaning: "how payloads are kept on disk",
+        meaning: "how payloads are kept on disk: log = in large files, files = one file for each \
+                  message; fixed once the data directory holds any",
     },
     Setting {
         name: "io",
-        kind: Kind::OneOf(&["sync"]),
+        kind: Kind::OneOf(WRITE_MODES),
         default: "sync",
         originals: &[("MEMBER_IO_MODE", Part::Whole)],
         short_flags: &[],
-        meaning: "what was done before a record is acknowledged: sync = on disk",
+        meaning: "what was done before a record is acknowledged: buffered = in this process's \
+                  memory, written within 10 ms; unbuffered = written to the system; sync = on disk",
     },
     Setting {
         name: "segment_bytes",
@@ -159,8 +162,58 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
+/// The names of the engines.
+pub const ENGINES: &[&str] = &["log", "files"];
+
+/// The names of the write modes; the original's names are among them.
+pub const WRITE_MODES: &[&str] = &["buffered", "unbuffered", "sync"];
+
+/// How payloads are kept on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// Append-only segments.
+    Log,
+    /// One file for each message.
+    Files,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EngineKind::Log => "log",
+            EngineKind::Files => "files",
+        })
+    }
+}
+
+/// What was done before a record is acknowledged. What a crash loses follows from it:
+///
+/// | mode | acknowledged when | lost on process crash | lost on power loss |
+/// |---|---|---|---|
+/// | `buffered` | it is in the process's buffer | up to 10 ms | as `unbuffered` |
+/// | `unbuffered` | `write(2)` returned | nothing | what the system had not written |
+/// | `sync` | `fdatasync` returned | nothing | nothing |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteMode {
+    /// It is in the process's buffer.
+    Buffered,
+    /// The operating system has it.
+    Unbuffered,
+    /// The disk has it.
+    Sync,
+}
+
+impl fmt::Display for WriteMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WriteMode::Buffered => "buffered",
+            WriteMode::Unbuffered => "unbuffered",
+            WriteMode::Sync => "sync",
+        })
+    }
+}
+
 /// The checked settings of a member. Each field is the setting of its name; see [`SETTINGS`].
-/// `engine` and `io` have no field while each has one accepted value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The table says what each of them means.
 pub struct MemberConfig {
@@ -173,6 +226,8 @@ pub struct MemberConfig {
     pub metrics_bind: Option<SocketAddr>,
     pub expected_leader_cn: String,
     pub zone: String,
+    pub engine: EngineKind,
+    pub io: WriteMode,
     pub segment_bytes: u64,
     pub readers: usize,
     pub log_level: LevelFilter,
@@ -192,6 +247,17 @@ impl MemberConfig {
             metrics_bind: values.bind_or_none("metrics_bind"),
             expected_leader_cn: values.text("expected_leader_cn"),
             zone: values.text("zone"),
+            engine: match values.text("engine").as_str() {
+                "log" => EngineKind::Log,
+                "files" => EngineKind::Files,
+                other => panic!("engine {other} is not in the table"),
+            },
+            io: match values.text("io").as_str() {
+                "buffered" => WriteMode::Buffered,
+                "unbuffered" => WriteMode::Unbuffered,
+                "sync" => WriteMode::Sync,
+                other => panic!("write mode {other} is not in the table"),
+            },
             segment_bytes: values.number("segment_bytes"),
             readers: values.count("readers"),
             log_level: values.level("log_level"),

@@ -667,19 +667,28 @@ mod tests {
     }
 
     #[test]
-    fn only_sync_and_log_are_accepted_so_far() {
-        let flags = [("io", "buffered"), ("engine", "files")];
+    fn engines_and_write_modes_go_by_name_the_originals_variable_too() {
+        use super::member::{EngineKind, WriteMode};
+        for (name, mode) in [
+            ("buffered", WriteMode::Buffered),
+            ("unbuffered", WriteMode::Unbuffered),
+            ("sync", WriteMode::Sync),
+        ] {
+            let environment = [("MEMBER_IO_MODE", name)];
+            let config = MemberConfig::load(&sources(&[("engine", "files")], &environment, ""))
+                .expect("valid")
+                .config;
+            assert_eq!((config.io, config.engine), (mode, EngineKind::Files));
+            assert_eq!(mode.to_string(), name);
+        }
+        let flags = [("io", "fast"), ("engine", "tree")];
         let error = MemberConfig::load(&sources(&flags, &[], ""))
             .expect_err("refused")
             .to_string();
-        assert!(
-            error.contains("--io is \"buffered\"; accepted: sync"),
-            "{error}"
-        );
-        assert!(
-            error.contains("--engine is \"files\"; accepted: log"),
-            "{error}"
-        );
+        let expected = "--io is \"fast\"; accepted: buffered, unbuffered, sync";
+        assert!(error.contains(expected), "{error}");
+        let expected = "--engine is \"tree\"; accepted: log, files";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]

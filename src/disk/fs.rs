@@ -27,6 +27,9 @@ pub trait FileSystem: Send + Sync {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes all data and names durable on the file system that holds `dir`, of whatever process:
+    /// for so many files that one sync each would take longer.
+    fn sync_everything(&self, dir: &Path) -> io::Result<()>;
     /// The bytes that this process may still write where `dir` is.
     fn free_space(&self, dir: &Path) -> io::Result<u64>;
 }
@@ -135,6 +138,10 @@ impl FileSystem for OsFileSystem {
         fs::File::open(if here { Path::new(".") } else { dir })?.sync_all()
     }
 
+    fn sync_everything(&self, dir: &Path) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(fs::File::open(dir)?)?)
+    }
+
     fn free_space(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -191,6 +198,7 @@ mod tests {
         assert_eq!(read_all(&*file).expect("read"), b"\0\0\0h");
         fs.rename(&dir.join("x"), &dir.join("y")).expect("renamed");
         fs.sync_dir(&dir).expect("synced");
+        fs.sync_everything(&dir).expect("synced");
         assert_eq!(fs.list(&dir).expect("listed"), ["y"]);
         assert!(fs.exists(&dir.join("y")).expect("looked"));
         fs.remove(&dir.join("y")).expect("removed");

@@ -296,6 +296,16 @@ impl FileSystem for MemFileSystem {
         Ok(())
     }
 
+    fn sync_everything(&self, _dir: &Path) -> io::Result<()> {
+        let mut disk = self.disk.lock();
+        let files: Vec<u64> = disk.files.keys().copied().collect();
+        files.into_iter().try_for_each(|inode| disk.sync(inode))?;
+        for (_, change) in std::mem::take(&mut disk.unsynced_names) {
+            change.apply(&mut disk.durable_names);
+        }
+        Ok(())
+    }
+
     fn free_space(&self, _dir: &Path) -> io::Result<u64> {
         let disk = self.disk.lock();
         Ok(disk

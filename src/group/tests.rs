@@ -115,6 +115,9 @@ impl FileSystem for Watched {
     fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
         self.fs.sync_dir(dir)
     }
+    fn sync_everything(&self, dir: &Path) -> std::io::Result<()> {
+        self.fs.sync_everything(dir)
+    }
     fn free_space(&self, dir: &Path) -> std::io::Result<u64> {
         if self.is_full.load(Ordering::SeqCst) {
             return Ok(0);

@@ -107,6 +107,8 @@ impl Rig {
             cluster_id: CLUSTER,
             zone: String::new(),
             tls: self.tls(&name),
+            engine: crate::storage::EngineKind::Log,
+            io: crate::storage::WriteMode::Sync,
             segment_bytes: 1 << 20,
             limits: crate::member::Limits::default(),
             name,

@@ -3,7 +3,8 @@
 //! Owns the engine's write side, the replica core and the fence file. Whatever waits in the queue
 //! makes up the next group: the busier the member, the larger the groups, the fewer syncs a record.
 //! A group's order: stage all, persist the fence if raised (R10), commit, then send the answers.
-//! When a step fails nothing of the group is answered, and the thread ends with the error.
+//! When a step fails nothing of the group is answered, and the thread ends with the error. In the
+//! write mode `buffered` it also hands the engine's buffer to the system in time.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use log::Level;
 use parking_lot::RwLock;
 
+use crate::clock::{Clock, Instant};
 use crate::disk::atomic_file;
 use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
@@ -22,6 +24,7 @@ use crate::ids::{CallId, Fence};
 use crate::replica::core::Replica;
 use crate::replica::fence;
 use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, StoreResult};
+use crate::storage::buffer::FLUSH_INTERVAL;
 use crate::storage::{Engine, Fatal};
 
 /// Without a request for this long, the known-synced offset is made durable, so that a crash then
@@ -112,6 +115,9 @@ pub struct Appender {
     full: bool,
     /// Whether the last request was refused: more of them are no news.
     refusing: bool,
+    clock: Arc<dyn Clock>,
+    /// When the engine's buffer must be flushed, if it holds anything.
+    flush_at: Option<Instant>,
 }
 
 /// What is needed to answer a request and to tell about it.
@@ -130,8 +136,8 @@ impl Appender {
         engine: Box<dyn Engine>,
         fence: Fence,
         fence_file: (Arc<dyn FileSystem>, PathBuf),
-        requests: usize,
-        bytes_max: usize,
+        clock: Arc<dyn Clock>,
+        (requests, bytes_max): (usize, usize),
     ) -> (Appender, AppendQueue) {
         let (sender, receiver) = crossbeam_channel::bounded(requests);
         let bytes = Arc::new(AtomicUsize::new(0));
@@ -149,6 +155,8 @@ impl Appender {
             bytes,
             full: false,
             refusing: false,
+            clock,
+            flush_at: None,
         };
         (appender, queue)
     }
@@ -163,18 +171,43 @@ impl Appender {
     pub fn run(mut self) -> Result<(), Fatal> {
         // Whether nothing happened since the engine was told so last.
         let mut idle = false;
+        let mut idle_at = self.clock.now() + IDLE_AFTER;
         loop {
-            let received = match idle {
-                true => self.receiver.recv().map_err(RecvTimeoutError::from),
-                false => self.receiver.recv_timeout(IDLE_AFTER),
+            let wake_at = self.flush_at.or((!idle).then_some(idle_at));
+            let received = match wake_at {
+                None => self.receiver.recv().map_err(RecvTimeoutError::from),
+                Some(at) => self.receiver.recv_timeout(at.since(self.clock.now())),
             };
-            idle = received.is_err();
             match received {
-                Ok(job) => self.execute_group(job)?,
-                Err(RecvTimeoutError::Timeout) => self.engine.idle()?,
-                Err(RecvTimeoutError::Disconnected) => return self.engine.idle(),
+                Ok(job) => {
+                    self.execute_group(job)?;
+                    self.flush_in_time()?;
+                    (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
+                }
+                Err(RecvTimeoutError::Timeout) if self.flush_at.is_some() => {
+                    self.flush_in_time()?
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.engine.idle()?;
+                    idle = true;
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.engine.close(),
             }
         }
+    }
+
+    /// Flushes the engine's buffer if it is time, and notes when it will be.
+    fn flush_in_time(&mut self) -> Result<(), Fatal> {
+        let now = self.clock.now();
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.engine.flush()?;
+            self.flush_at = None;
+        }
+        self.flush_at = match self.engine.is_buffering() {
+            true => self.flush_at.or(Some(now + FLUSH_INTERVAL)),
+            false => None,
+        };
+        Ok(())
     }
 
     /// Executes `first` and what waits behind it as one group.
@@ -312,6 +345,7 @@ mod tests {
     use crossbeam_channel::{Receiver, bounded};
 
     use super::*;
+    use crate::clock::SystemClock;
     use crate::disk::fs::OsFileSystem;
     use crate::ids::{Key, Revision};
     use crate::rpc::message::StoreRecord;
@@ -381,7 +415,8 @@ mod tests {
             fails,
         });
         let file: (Arc<dyn FileSystem>, PathBuf) = (Arc::new(OsFileSystem), fence_path);
-        let (appender, queue) = Appender::new(engine, fence(1, 0), file, 4, 1000);
+        let (appender, queue) =
+            Appender::new(engine, fence(1, 0), file, SystemClock::shared(), (4, 1000));
         Rig {
             queue,
             appender,

@@ -9,14 +9,13 @@
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
 //!
-//! **R11.** `member.id` claims that fence, incarnation and log are complete: leaders count on the
+//! **R11.** `member.id` claims that fence, incarnation and data are complete: leaders count on the
 //! copies of that id. So it is written after the others, and when one of them is missing or damaged
 //! it is removed, durably, before anything is put in their place; the member gets a new id, under
 //! which it holds nothing. Its old records stay where they are, for the audit to release.
 //!
 //! Not seen: a log directory that lost some of its newest segments as whole files.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -26,6 +25,7 @@ use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{Fence, MemberId};
 use crate::replica::fence;
+use crate::storage::{EngineKind, opening};
 
 /// Who this member is, since this start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,28 +61,24 @@ pub fn fence_path(data_dir: &Path) -> PathBuf {
     data_dir.join("fence")
 }
 
-/// The directory of the log in a data directory.
-pub fn log_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("log")
-}
-
-/// Looks at what is there, before the log is opened. What claims an identity that is not complete
+/// Looks at what is there, before the engine is opened. What claims an identity that is not complete
 /// any more is removed for good.
-pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
+pub fn examine(fs: &dyn FileSystem, data_dir: &Path, engine: EngineKind) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
     let id = found(read_integer(fs, &id_path))?;
     let incarnation = found(read_integer(fs, &data_dir.join("incarnation")))?;
     let fence = found(read_fence(fs, data_dir))?;
-    let log = found(read_log_dir(fs, data_dir))?;
-    let (id, incarnation, fence) = match (id, incarnation, fence, log) {
+    let data = found(find_data(fs, data_dir, engine))?;
+    let (id, incarnation, fence) = match (id, incarnation, fence, data) {
         (Ok(id), Ok(incarnation), Ok(fence), Ok(())) => (id, incarnation, fence),
         (Err(id), Err(_), Err(_), Err(_)) if id == MISSING => return Ok(Past::None),
-        (id, incarnation, fence, log) => {
+        (id, incarnation, fence, data) => {
+            let engine = engine.to_string();
             for (what, error) in [
                 ("member.id", id.as_ref().err()),
                 ("incarnation", incarnation.as_ref().err()),
                 ("fence", fence.as_ref().err()),
-                ("log", log.as_ref().err()),
+                (engine.as_str(), data.as_ref().err()),
             ] {
                 if let Some(error) = error {
                     let path = data_dir.join(what);
@@ -103,7 +99,7 @@ pub fn examine(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<Past> {
     })
 }
 
-/// Begins this start's incarnation, under a new id if there is no past. The log exists by now.
+/// Begins this start's incarnation, under a new id if there is no past. The data exists by now.
 pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result<Identity> {
     let nonce = getrandom::u64().context("no random numbers")?;
     let incarnation_path = data_dir.join("incarnation");
@@ -171,21 +167,19 @@ fn give_up(fs: &dyn FileSystem, data_dir: &Path, id_path: &Path) -> anyhow::Resu
     remove().with_context(|| format!("cannot remove {}", id_path.display()))
 }
 
-/// Whether there is a log: it always has a segment.
-fn read_log_dir(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<()>, LogError> {
-    let dir = log_dir(data_dir);
-    match fs.list(&dir) {
-        Ok(files) => Ok(files
-            .iter()
-            .any(|name| name.ends_with(".log"))
-            .then_some(())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LogError::Io {
-            action: "list",
-            file: dir.display().to_string(),
-            source,
-        }),
-    }
+/// Whether the engine's data is there.
+fn find_data(
+    fs: &dyn FileSystem,
+    data_dir: &Path,
+    engine: EngineKind,
+) -> Result<Option<()>, LogError> {
+    let present = opening::is_present(fs, data_dir, engine);
+    let present = present.map_err(|source| LogError::Io {
+        action: "list",
+        file: opening::engine_dir(data_dir, engine).display().to_string(),
+        source,
+    })?;
+    Ok(present.then_some(()))
 }
 
 fn read_fence(fs: &dyn FileSystem, data_dir: &Path) -> Result<Option<Fence>, LogError> {
@@ -223,8 +217,8 @@ mod tests {
         let dir = Path::new(DIR);
         fs.create_dir_all(dir)?;
         cluster_file::bind(fs, dir, ClusterId(1))?;
-        let past = examine(fs, dir)?;
-        let log = log_dir(dir);
+        let past = examine(fs, dir, EngineKind::Log)?;
+        let log = opening::engine_dir(dir, EngineKind::Log);
         fs.create_dir_all(&log)?;
         let segment = log.join("00000001.log");
         if !fs.exists(&segment)? {

@@ -7,8 +7,8 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `append` | engine, fence file | append queue, 100 ms | queue closed, after a last sync |
-//! | `fill` | the segment being zero-filled | request | stop signal |
+//! | `append` | engine, fence file | append queue, 100 ms, 10 ms if buffered | queue closed, after a last sync |
+//! | `fill` (engine `log`) | the segment being zero-filled | request | stop signal |
 //! | `read-N` | one fetch at a time | read queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
 //!
@@ -26,7 +26,7 @@
 //! # Files
 //!
 //! In the data directory: `LOCK`, `cluster.id`, `member.id`, `incarnation` and `fence` (see
-//! [`identity`]), `log/` (see `disk::log`).
+//! [`identity`]), `log/` or `files/` (see `storage::opening`).
 
 pub mod append;
 pub mod handler;
@@ -42,6 +42,7 @@ use std::path::PathBuf;
 
 use crate::ids::ClusterId;
 use crate::rpc::tls::TlsSettings;
+use crate::storage::{EngineKind, WriteMode};
 
 /// What a member is told at its start.
 #[derive(Clone, Debug)]
@@ -62,6 +63,10 @@ pub struct Settings {
     pub zone: String,
     /// Its certificate.
     pub tls: TlsSettings,
+    /// How payloads are kept on disk; refused if the data directory has it otherwise.
+    pub engine: EngineKind,
+    /// What was done before a record is acknowledged.
+    pub io: WriteMode,
     /// Size of a segment of the log, in bytes.
     pub segment_bytes: u64,
     /// Limits of queues and threads.

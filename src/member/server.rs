@@ -5,7 +5,6 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,8 +26,8 @@ use crate::rpc::LocalIdentity;
 use crate::rpc::message::{RegisterRequest, Role};
 use crate::rpc::server::{Limits, Server};
 use crate::rpc::tls::TlsContext;
-use crate::storage::log_engine::LogEngine;
-use crate::storage::{Counters, Engine, Reader};
+use crate::storage::opening::{self, Store, StoreOptions};
+use crate::storage::{Counters, Reader, WriteMode};
 use crate::threads::{self, StopSignal, Threads};
 
 /// How long an orderly stop may take: what waits in the queues is executed in far less.
@@ -100,9 +99,10 @@ impl Member {
         let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
         let listener = TcpListener::bind(settings.rpc_bind)
             .with_context(|| format!("cannot listen on {} (rpc)", settings.rpc_bind))?;
-        let (engine, identity) = open_store(&fs, settings)?;
-        let reader = engine.reader();
-        let (handler, threads) = start_workers(settings, &fs, engine, identity.fence, outcome)?;
+        let (store, identity) = open_store(&fs, settings)?;
+        let reader = store.engine.reader();
+        let disk = (Arc::clone(&fs), Arc::clone(&clock));
+        let (handler, threads) = start_workers(settings, disk, store, identity.fence, outcome)?;
         let local = local_identity(settings, &identity);
         let server = Server::start(
             listener,
@@ -205,20 +205,20 @@ fn check(settings: &Settings) -> anyhow::Result<()> {
 /// Starts the threads behind the queues.
 fn start_workers(
     settings: &Settings,
-    fs: &Arc<dyn FileSystem>,
-    engine: LogEngine,
+    (fs, clock): (Arc<dyn FileSystem>, Arc<dyn Clock>),
+    store: Store,
     fence: Fence,
     outcome: &Outcome,
 ) -> anyhow::Result<(Arc<Handler>, Threads)> {
     let limits = &settings.limits;
-    let (reader, filler) = (engine.reader(), engine.filler());
-    let fence_file = (Arc::clone(fs), identity::fence_path(&settings.data_dir));
+    let reader = store.engine.reader();
+    let fence_file = (fs, identity::fence_path(&settings.data_dir));
     let (appender, queue) = Appender::new(
-        Box::new(engine),
+        store.engine,
         fence,
         fence_file,
-        limits.append_queue_requests,
-        limits.append_queue_bytes,
+        clock,
+        (limits.append_queue_requests, limits.append_queue_bytes),
     );
     let fence = appender.shared_fence();
     let (handler, worker) = Handler::new(queue, reader, fence, limits.read_queue_requests);
@@ -232,12 +232,14 @@ fn start_workers(
         };
         threads.push(outcome.spawn(format!("read-{number}"), body)?);
     }
-    let stop = outcome.stop.clone();
-    let body = move || {
-        filler.run(&stop);
-        Ok(())
-    };
-    threads.push(outcome.spawn("fill", body)?);
+    if let Some(filler) = store.filler {
+        let stop = outcome.stop.clone();
+        let body = move || {
+            filler.run(&stop);
+            Ok(())
+        };
+        threads.push(outcome.spawn("fill", body)?);
+    }
     Ok((Arc::new(handler), threads))
 }
 
@@ -259,45 +261,49 @@ fn start_beats(
     Ok(beats)
 }
 
-/// Opens the log and begins this start's incarnation.
-fn open_store(
-    fs: &Arc<dyn FileSystem>,
-    settings: &Settings,
-) -> anyhow::Result<(LogEngine, Identity)> {
+/// Opens the store and begins this start's incarnation.
+fn open_store(fs: &Arc<dyn FileSystem>, settings: &Settings) -> anyhow::Result<(Store, Identity)> {
     let dir = settings.data_dir.as_path();
-    cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
-    let past = identity::examine(fs.as_ref(), dir)?;
-    let options = LogOptions {
-        segment_bytes: settings.segment_bytes,
-        ..LogOptions::default()
+    let (engine, io) = (settings.engine, settings.io);
+    let options = StoreOptions {
+        engine,
+        io,
+        log: LogOptions {
+            segment_bytes: settings.segment_bytes,
+            ..LogOptions::default()
+        },
     };
-    let engine = open_log(fs, &identity::log_dir(dir), options)?;
+    opening::check_engine(fs.as_ref(), dir, engine)
+        .with_context(|| format!("cannot look at {}", dir.display()))??;
+    cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
+    let past = identity::examine(fs.as_ref(), dir, engine)?;
+    let store = opening::open(fs, dir, &options)
+        .with_context(|| format!("cannot open the {engine} engine in {}", dir.display()))?;
+    for damage in &store.recovery.damaged {
+        log::error!("{damage}: what is in it is lost here, its replicas have it");
+    }
+    if let Some(cut) = &store.recovery.cut {
+        log::info!("{cut}");
+    }
     let identity = identity::begin(fs.as_ref(), dir, past)?;
-    let Counters { records, bytes } = engine.reader().counters();
+    let Counters { records, bytes } = store.engine.reader().counters();
     log::info!(
-        "{} id={} incarnation={} fence={} records={records} bytes={bytes}",
+        "{} id={} incarnation={} fence={} engine={engine} io={io} records={records} bytes={bytes}",
         settings.name,
         identity.id,
         identity.incarnation,
         identity.fence,
     );
-    Ok((engine, identity))
-}
-
-fn open_log(
-    fs: &Arc<dyn FileSystem>,
-    dir: &Path,
-    options: LogOptions,
-) -> anyhow::Result<LogEngine> {
-    let (engine, recovery) = LogEngine::open(Arc::clone(fs), dir, options)
-        .with_context(|| format!("cannot open the log in {}", dir.display()))?;
-    for damage in &recovery.damaged {
-        log::error!("{damage}: the records in it are lost here, their replicas have them");
+    match io {
+        WriteMode::Buffered => log::warn!(
+            "io=buffered: a crash of this process loses up to 10 ms of acknowledged records"
+        ),
+        WriteMode::Unbuffered => log::warn!(
+            "io=unbuffered: a power failure loses acknowledged records not yet on the disk"
+        ),
+        WriteMode::Sync => {}
     }
-    if let Some(cut) = &recovery.cut {
-        log::info!("{cut}");
-    }
-    Ok(engine)
+    Ok((store, identity))
 }
 
 fn local_identity(settings: &Settings, identity: &Identity) -> LocalIdentity {

@@ -23,6 +23,7 @@ use crate::rpc::server::{CallInfo, Responder, Server, Service};
 use crate::rpc::testing::TestPki;
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
+use crate::storage::{EngineKind, WriteMode};
 use crate::threads::StopSignal;
 
 const CLUSTER: ClusterId = ClusterId(7);
@@ -62,6 +63,8 @@ impl Rig {
             cluster_id: CLUSTER,
             zone: String::new(),
             tls: self.pki.issue("member-1", Role::Member),
+            engine: EngineKind::Log,
+            io: WriteMode::Sync,
             segment_bytes: 1 << 20,
             limits: Limits::default(),
         }

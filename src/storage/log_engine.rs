@@ -8,15 +8,16 @@
 //! message's), each release one of kind [`KIND_RELEASE`] (number: revision, no key, no payload).
 //! The later record of a revision rules, so replaying all in order gives the index again.
 //!
-//! A group goes from the log's memory to the disk in one write and one `fdatasync`, then into the
-//! index: readers see committed records only, and each is on disk. A record found damaged stays in
+//! A group goes from the log's memory to the disk in one write and, in `sync` mode, one
+//! `fdatasync`, then into the index: readers see committed records only. A record found damaged stays in
 //! the index, so that it is reported as damaged and not as missing, until it is stored anew.
 //!
 //! After any error but a full disk the log is poisoned and each call fails.
 //!
-//! Known limits: `io = sync` only. The other write modes end [`Engine::commit`] earlier, all in
-//! `reach_write_mode`: `unbuffered` after the write, `buffered` before it, with readers served from
-//! the overlay until then. Space is not given back; opening reads the whole log.
+//! Write modes: `sync`, and `unbuffered` after [`LogEngine::unsynced`], which ends a commit when
+//! the write has returned; `buffered` is [`super::buffer`] around that.
+//!
+//! Known limits: space is not given back; opening reads the whole log.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +46,8 @@ const CHANGES_PER_LOCK: usize = 256;
 /// Stores records in an append-only log.
 pub struct LogEngine {
     log: Log,
+    /// Whether a commit ends with a sync.
+    synced: bool,
     /// What is committed; shared with the readers, written by [`Engine::commit`] alone.
     shared: Arc<Shared>,
     /// The group in call order, as the index takes it after the commit.
@@ -88,11 +91,19 @@ impl LogEngine {
         });
         let engine = LogEngine {
             log,
+            synced: true,
             shared,
             changes: Vec::new(),
             overlay: FxHashMap::default(),
         };
         Ok((engine, recovery))
+    }
+
+    /// From now on a commit ends when the operating system has the group. The log is synced when
+    /// it is idle, and when it begins a segment.
+    pub fn unsynced(mut self) -> LogEngine {
+        self.synced = false;
+        self
     }
 
     /// The body of the thread that zero-fills the next segment.
@@ -131,6 +142,9 @@ impl LogEngine {
             Ok(()) => {}
             Err(LogError::Full) => return Ok(false),
             Err(error) => return Err(fatal("write a group", error)),
+        }
+        if !self.synced {
+            return Ok(true);
         }
         let synced = self.log.sync();
         synced.map_err(|error| fatal("sync a group", error))?;
@@ -261,6 +275,11 @@ impl Reader for Shared {
         }
         let key = Key::parse(&record.key).map_err(|error| damaged(error.to_string()))?;
         Ok(Some((key, record.payload)))
+    }
+
+    fn length(&self, revision: Revision) -> Option<u32> {
+        let place = self.index.read().find(revision)?;
+        Some(place.payload_bytes)
     }
 
     fn counters(&self) -> Counters {

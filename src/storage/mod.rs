@@ -6,14 +6,23 @@
 //! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract
 //! in its plainest form, and every engine is compared with it.
 
+pub mod buffer;
+#[cfg(test)]
+mod contract;
+pub mod file_name;
+pub mod files_engine;
+mod files_index;
+mod files_recovery;
 pub mod location_index;
 pub mod log_engine;
 pub mod model;
+pub mod opening;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use crate::config::member::{EngineKind, WriteMode};
 use crate::ids::{Key, Revision};
 
 /// The write side, owned by one thread.
@@ -39,6 +48,24 @@ pub trait Engine: Send {
     /// Called when nothing was committed for a while and before an orderly end: brings everything
     /// to the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;
+
+    /// An orderly end: as [`Engine::idle`], and leaves nothing to find out at the next opening.
+    /// Nothing may be called behind it.
+    fn close(&mut self) -> Result<(), Fatal> {
+        self.idle()
+    }
+
+    /// Hands what is acknowledged and in the process's memory only to the operating system; in
+    /// `buffered` mode to be called within [`buffer::FLUSH_INTERVAL`] of a commit after which
+    /// [`Engine::is_buffering`] says so. Nothing may be staged.
+    fn flush(&mut self) -> Result<(), Fatal> {
+        Ok(())
+    }
+
+    /// Whether something acknowledged is in the process's memory only.
+    fn is_buffering(&self) -> bool {
+        false
+    }
 
     /// The read side.
     fn reader(&self) -> Arc<dyn Reader>;
@@ -82,6 +109,10 @@ pub struct Fatal {
 pub trait Reader: Send + Sync {
     /// The record of a revision, its checksum verified (A5).
     fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError>;
+
+    /// The length of a live record's payload, known without reading it; `None` if there is no such
+    /// record. One that is damaged has a length.
+    fn length(&self, revision: Revision) -> Option<u32>;
 
     /// The sizes as of the last commit.
     fn counters(&self) -> Counters;

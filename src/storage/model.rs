@@ -44,6 +44,11 @@ impl ModelEngine {
         self.commits
     }
 
+    /// Whether the next commit has something to do.
+    pub fn is_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
     fn staged_record(&self, revision: Revision) -> Option<&Option<(Key, Bytes)>> {
         let mut newest_first = self.staged.iter().rev();
         newest_first
@@ -75,7 +80,13 @@ impl Engine for ModelEngine {
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
-        self.staged.push((revision, None));
+        let exists = match self.staged_record(revision) {
+            Some(staged) => staged.is_some(),
+            None => self.records.read().contains_key(&revision),
+        };
+        if exists {
+            self.staged.push((revision, None));
+        }
         Ok(())
     }
 
@@ -121,6 +132,12 @@ struct ModelReader {
 impl Reader for ModelReader {
     fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError> {
         Ok(self.records.read().get(&revision).cloned())
+    }
+
+    fn length(&self, revision: Revision) -> Option<u32> {
+        let records = self.records.read();
+        let (_, payload) = records.get(&revision)?;
+        Some(u32::try_from(payload.len()).unwrap_or(u32::MAX))
     }
 
     fn counters(&self) -> Counters {

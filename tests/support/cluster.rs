@@ -104,6 +104,8 @@ pub struct Cluster {
     dir: TempDir,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    /// A directory in it that is a disk of its own, and that disk's size in bytes.
+    small_disk: Option<(String, u64)>,
     ports: Ports,
     up: Option<Child>,
     /// Takes what `up` still prints, so that it never waits for us.
@@ -113,16 +115,35 @@ pub struct Cluster {
 impl Cluster {
     /// Sets a cluster up and waits until it is ready. `flags` are those of `tolerex up`.
     pub fn start(flags: &[&str]) -> Cluster {
-        Cluster::start_with(flags, &[])
+        Cluster::start_on(flags, &[], None)
     }
 
     /// The same with environment variables, which the servers inherit.
     pub fn start_with(flags: &[&str], environment: &[(&str, &str)]) -> Cluster {
+        Cluster::start_on(flags, environment, None)
+    }
+
+    /// The same, with a directory on a small disk of its own (tmpfs, in a mount namespace that goes
+    /// with the processes). `None` if this machine does not allow that.
+    pub fn start_on_small_disk(flags: &[&str], dir: &str, bytes: u64) -> Option<Cluster> {
+        let mut command = Command::new("unshare");
+        command.args(["-Urm", "sh", "-c", "mount -t tmpfs none /tmp"]);
+        let tried = command.stderr(Stdio::null()).status();
+        let is_allowed = tried.is_ok_and(|status| status.success());
+        is_allowed.then(|| Cluster::start_on(flags, &[], Some((dir.to_owned(), bytes))))
+    }
+
+    fn start_on(
+        flags: &[&str],
+        environment: &[(&str, &str)],
+        small_disk: Option<(String, u64)>,
+    ) -> Cluster {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut cluster = Cluster {
             environment: environment.iter().map(owned).collect(),
             dir: tempfile::tempdir().expect("a directory"),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            small_disk,
             ports: Ports::find(),
             up: None,
             drain: None,
@@ -146,7 +167,18 @@ impl Cluster {
     }
 
     fn try_up(&mut self) -> Result<(), String> {
-        let mut command = Command::new(TOLEREX);
+        let mut command = match &self.small_disk {
+            None => Command::new(TOLEREX),
+            Some((dir, bytes)) => {
+                let dir = self.dir.path().join(dir);
+                fs::create_dir_all(&dir).expect("a directory");
+                let script = "mount -t tmpfs -o size=$1 none \"$2\" && shift 2 && exec \"$@\"";
+                let mut command = Command::new("unshare");
+                command.args(["-Urm", "sh", "-c", script, "sh", &bytes.to_string()]);
+                command.arg(dir).arg(TOLEREX);
+                command
+            }
+        };
         command.args([
             "up",
             "--quiet",
@@ -281,6 +313,12 @@ impl Cluster {
     /// The pid of a process.
     pub fn pid(&self, name: &str) -> u32 {
         u32::try_from(self.field(name, "pid").as_u64().expect("a pid")).expect("a pid")
+    }
+
+    /// A path in the data directory as a process sees it, whatever is mounted there.
+    pub fn seen_by(&self, name: &str, path: &str) -> PathBuf {
+        let seen = format!("/proc/{}/root{}", self.pid(name), self.dir().display());
+        Path::new(&seen).join(path)
     }
 
     /// Sends a signal to a process.

@@ -188,7 +188,15 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
             }
             args.push(format!("--bootstrap={}", plan.bootstrap));
         }
-        Role::Member => flag("leaders", setup::leader_addresses(&plan.processes)),
+        Role::Member => {
+            flag("leaders", setup::leader_addresses(&plan.processes));
+            if let Some(io) = asked.io {
+                flag("io", io.as_str().to_owned());
+            }
+            if let Some(engine) = asked.engine {
+                flag("engine", engine.kind().to_string());
+            }
+        }
     }
     args
 }

@@ -27,7 +27,9 @@ use super::manifest::{Manifest, Process, Role, State};
 use super::ports::{self, Addresses};
 use crate::config::leader::LeaderConfig;
 use crate::config::{Sources, tolerance};
+use crate::disk::fs::OsFileSystem;
 use crate::ids::ClusterId;
+use crate::storage::opening;
 
 /// Members of a new cluster that was not told how many.
 const MEMBERS_DEFAULT: u16 = 3;
@@ -156,6 +158,7 @@ pub fn prepare(
     processes: Vec<Planned>,
     existing: Option<&Manifest>,
 ) -> Result<Plan> {
+    check_engine(args, &processes)?;
     let config = dir.join("config");
     fs::create_dir_all(&config).with_context(|| format!("cannot create {}", config.display()))?;
     let warnings = prepare_tolerance(args, &config, existing.is_some())?;
@@ -204,6 +207,23 @@ pub fn prepare(
         cluster_id,
         warnings,
     })
+}
+
+/// Refuses another engine than that of a member's data before anything is started: each member
+/// would refuse it by itself, one after the other.
+fn check_engine(args: &UpArgs, processes: &[Planned]) -> Result<()> {
+    let Some(wanted) = args.engine else {
+        return Ok(());
+    };
+    let members = processes
+        .iter()
+        .filter(|planned| planned.role == Role::Member);
+    for member in members {
+        let dir = member.data_dir.as_path();
+        opening::check_engine(&OsFileSystem, dir, wanted.kind())
+            .with_context(|| format!("cannot look at {}", dir.display()))??;
+    }
+    Ok(())
 }
 
 /// The settings file of a process.
@@ -297,6 +317,12 @@ fn render_config(
         }
         Role::Member => {
             put("leaders", leader_addresses(all));
+            if let Some(io) = args.io {
+                put("io", io.as_str().to_owned());
+            }
+            if let Some(engine) = args.engine {
+                put("engine", engine.kind().to_string());
+            }
         }
     }
     format!(
@@ -332,7 +358,7 @@ fn write_if_absent(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::super::super::exit::Exit;
     use super::*;
-    use crate::config::member::MemberConfig;
+    use crate::config::member::{EngineKind, MemberConfig, WriteMode};
 
     fn args(dir: &Path) -> UpArgs {
         UpArgs {
@@ -340,6 +366,8 @@ mod tests {
             leaders: None,
             tolerance: None,
             strategy: None,
+            io: None,
+            engine: None,
             data_dir: dir.to_owned(),
             port_offset: 0,
             quiet: true,
@@ -374,6 +402,8 @@ mod tests {
         let asked = UpArgs {
             tolerance: Some(3),
             strategy: Some(args::StrategyArg::P2c),
+            io: Some(args::IoArg::Buffered),
+            engine: Some(args::EngineArg::Files),
             ..args(dir.path())
         };
         let plan = set_up(&asked).expect("set up");
@@ -391,6 +421,10 @@ mod tests {
         assert_eq!(member.cluster_id, Some(plan.cluster_id));
         assert_eq!(member.leaders, [leader.rpc_bind.to_string()]);
         assert_eq!(member.rpc_bind.port(), 5558);
+        assert_eq!(
+            (member.io, member.engine),
+            (WriteMode::Buffered, EngineKind::Files)
+        );
         for path in [
             &leader.tls.ca,
             &leader.tls.key,

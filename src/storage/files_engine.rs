@@ -1,0 +1,626 @@
+//! The `files` engine: one file for each message, its content the payload, so that `cat` shows it.
+//!
+//! Owns the directory; the index and the read side are in [`super::files_index`].
+//!
+//! | path | what |
+//! |---|---|
+//! | `format` | version of this layout, by `disk::atomic_file`; last of all when it is made |
+//! | `unsynced` | a run in a mode below `sync` did not end in order: see `files_recovery` |
+//! | `00/` .. `ff/` | bits 8 to 15 of the revision: neighbours share a directory and its sync |
+//! | `0a/NAME` | a record, see [`super::file_name`] |
+//! | `0a/REVISION.key` | its whole key, if that is too long for a name; synced before the record |
+//! | `0a/*.tmp` | being written; removed when the engine is opened |
+//!
+//! A group: all files are written under unfinished names and, in `sync` mode, synced; then they get
+//! their names, released ones are removed, and each directory is synced once. So a name always
+//! stands for a whole record, but for a power failure in a mode below `sync`, which may leave less
+//! in it: the checksum tells (A5). What was released never comes back once that sync returned.
+//! Unlike the log, a group that was not acknowledged may be there in part after a crash; each
+//! record of it is there as a whole or not at all.
+//!
+//! A record found damaged stays in the index and on the disk, reported and never returned, until it
+//! is stored anew. No space refuses the stores of a group and removes what was written of them.
+//! After any other error each call fails.
+//!
+//! Known limits: a sync for each record is what it costs. Opening lists all files.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::disk::atomic_file;
+use crate::disk::error::{LogError, is_full};
+use crate::disk::fs::{File, FileSystem};
+use crate::disk::recovery::Recovery;
+use crate::ids::{Key, Revision};
+use crate::storage::file_name;
+use crate::storage::files_index::{Arrival, Entry, Shared, dir_of};
+use crate::storage::files_recovery;
+use crate::storage::{Committed, Engine, Fatal, Reader, Staged};
+
+/// What a record takes on the disk beside key and payload, in bytes, at most: the rest of its last
+/// block, its inode and its place in the directory.
+pub const FILE_BYTES: u64 = 8 << 10;
+
+/// Files written before they are synced. At many times that, open files run out; at one, the file
+/// system cannot put their metadata into one transaction.
+const FILES_PER_STEP: usize = 256;
+
+/// Records whose sync is owed one by one. Beyond it one sync of the whole file system is less work,
+/// though it may have to write what others left.
+const UNSYNCED_MAX: usize = 1024;
+
+/// How the engine works.
+#[derive(Clone, Copy, Debug)]
+pub struct FilesOptions {
+    /// Whether a commit ends with syncs.
+    pub synced: bool,
+    /// Free space that stores leave on the disk, for the member's other files.
+    pub reserve_bytes: u64,
+}
+
+/// Stores each record in a file of its own.
+pub struct FilesEngine {
+    fs: Arc<dyn FileSystem>,
+    options: FilesOptions,
+    shared: Arc<Shared>,
+    /// The group in call order; the last change of a revision rules.
+    staged: Vec<(Revision, Option<(Key, Bytes)>)>,
+    /// The state of each revision that the group touches, as if it was committed.
+    overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
+    /// Which directories exist.
+    made: BTreeSet<u8>,
+    owed: Owed,
+    /// A write or sync failed.
+    poisoned: bool,
+}
+
+/// What is not on the disk for certain.
+#[derive(Default)]
+struct Owed {
+    /// Records, while they are at most [`UNSYNCED_MAX`].
+    records: BTreeSet<Revision>,
+    /// There were more.
+    everything: bool,
+    /// Directories with new or removed names.
+    dirs: BTreeSet<u8>,
+    /// Side files of removed records: to be removed after the sync that makes that certain.
+    sides: BTreeSet<Revision>,
+}
+
+impl FilesEngine {
+    /// Opens the files in `dir`, or makes the directory. What was found damaged is in [`Recovery`],
+    /// for the caller to report.
+    pub fn open(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        options: FilesOptions,
+    ) -> Result<(FilesEngine, Recovery), LogError> {
+        let shared = Arc::new(Shared {
+            fs: Arc::clone(&fs),
+            dir: dir.to_owned(),
+            index: Default::default(),
+        });
+        let (made, recovery) = files_recovery::recover(&shared, options.synced)?;
+        let engine = FilesEngine {
+            fs,
+            options,
+            shared,
+            staged: Vec::new(),
+            overlay: FxHashMap::default(),
+            made,
+            owed: Owed::default(),
+            poisoned: false,
+        };
+        Ok((engine, recovery))
+    }
+
+    /// The record of a revision as it is after what is staged so far, and whether it is committed.
+    /// A copy that cannot be read counts as none: storing it anew is how it is mended.
+    fn existing(&self, revision: Revision) -> Option<(Key, Bytes, Staged)> {
+        if let Some(staged) = self.overlay.get(&revision) {
+            let (key, payload) = staged.as_ref()?;
+            return Some((key.clone(), payload.clone(), Staged::New));
+        }
+        match self.shared.fetch(revision) {
+            Ok(record) => record.map(|(key, payload)| (key, payload, Staged::Known)),
+            Err(error) => {
+                log::warn!("revision {revision} is stored anew: {error}");
+                None
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), Fatal> {
+        match self.poisoned {
+            false => Ok(()),
+            true => Err(Fatal {
+                context: "cannot take a record".to_owned(),
+                source: io::Error::other(LogError::Poisoned),
+            }),
+        }
+    }
+
+    /// Whether the group's stores leave the reserve alone.
+    fn has_room(&self, arrivals: &[Arrival]) -> bool {
+        let bytes = arrivals
+            .iter()
+            .map(|arrival| arrival.payload.len() as u64 + FILE_BYTES);
+        let needed = self.options.reserve_bytes + bytes.sum::<u64>();
+        // Unknown: the writes themselves will tell.
+        let free = self.fs.free_space(&self.shared.dir);
+        arrivals.is_empty() || free.map_or(true, |free| free >= needed)
+    }
+
+    /// Writes the files of a group under unfinished names; on no space some of them may be there.
+    fn write_unfinished(&mut self, arrivals: &[Arrival]) -> io::Result<()> {
+        for step in arrivals.chunks(FILES_PER_STEP) {
+            let mut files: Vec<Arc<dyn File>> = Vec::with_capacity(step.len());
+            for arrival in step {
+                let dir = dir_of(arrival.revision);
+                if self.made.insert(dir) {
+                    let made = self.fs.create_dir_all(&self.shared.dir_path(dir));
+                    made.inspect_err(|_| _ = self.made.remove(&dir))?;
+                }
+                if file_name::is_cut(&arrival.key) {
+                    self.owed.sides.remove(&arrival.revision);
+                    let side = self.shared.side_path(arrival.revision);
+                    let written =
+                        atomic_file::write(self.fs.as_ref(), &side, &arrival.key.to_bytes());
+                    written.map_err(io_error)?;
+                }
+                let path = self.shared.unfinished_path(arrival);
+                let file = match self.fs.create(&path) {
+                    // Left when a group was refused and could not be tidied.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        self.fs.remove(&path)?;
+                        self.fs.create(&path)?
+                    }
+                    created => created?,
+                };
+                if !arrival.payload.is_empty() {
+                    file.write_all_at(&arrival.payload, 0)?;
+                }
+                files.push(file);
+            }
+            if self.options.synced {
+                files.iter().try_for_each(|file| file.sync_all())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the files of a group their names; counts those that have it.
+    fn finish(&mut self, arrivals: &[Arrival], named: &mut usize) -> io::Result<()> {
+        for arrival in arrivals {
+            let revision = arrival.revision;
+            let path = self.shared.path(revision, &arrival.entry());
+            // A file of the revision under another name must be gone for good first, or there
+            // could be two of them after a crash. Rare: one that was released in the same group,
+            // or damaged.
+            let old = self.shared.entry(revision);
+            let old = old.map(|entry| self.shared.path(revision, &entry));
+            if let Some(old) = old.filter(|old| *old != path) {
+                remove_if_there(self.fs.as_ref(), &old)?;
+                self.fs.sync_dir(&self.shared.dir_path(dir_of(revision)))?;
+            }
+            self.fs
+                .rename(&self.shared.unfinished_path(arrival), &path)?;
+            *named += 1;
+            self.owed.dirs.insert(dir_of(revision));
+            self.owed.records.insert(revision);
+        }
+        Ok(())
+    }
+
+    /// Removes what is there of a group that was refused, of which so many have their names.
+    fn tidy(&mut self, arrivals: &[Arrival], named: usize) -> io::Result<()> {
+        for (at, arrival) in arrivals.iter().enumerate() {
+            let revision = arrival.revision;
+            if at < named {
+                let path = self.shared.path(revision, &arrival.entry());
+                remove_if_there(self.fs.as_ref(), &path)?;
+            } else {
+                remove_if_there(self.fs.as_ref(), &self.shared.unfinished_path(arrival))?;
+            }
+            if file_name::is_cut(&arrival.key) && self.shared.entry(revision).is_none() {
+                remove_if_there(self.fs.as_ref(), &self.shared.side_path(revision))?;
+            }
+            if self.made.contains(&dir_of(revision)) {
+                self.owed.dirs.insert(dir_of(revision));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the group's records; false if there is no space for them, and then nothing of them
+    /// is left.
+    fn store_all(&mut self, arrivals: &[Arrival]) -> io::Result<bool> {
+        if !self.has_room(arrivals) {
+            return Ok(false);
+        }
+        let mut named = 0;
+        let written = self.write_unfinished(arrivals);
+        match written.and_then(|()| self.finish(arrivals, &mut named)) {
+            Ok(()) => Ok(true),
+            Err(error) if is_full(&error) => {
+                self.tidy(arrivals, named)?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the files of records; false if there is no space to go on. Each leaves the index
+    /// first: a reader that has not found its file must not take it for damage.
+    fn remove_all(&mut self, revisions: &[Revision]) -> io::Result<bool> {
+        for revision in revisions {
+            let Some(entry) = self.shared.index.write().remove(*revision) else {
+                continue;
+            };
+            let path = self.shared.path(*revision, &entry);
+            match remove_if_there(self.fs.as_ref(), &path) {
+                Ok(()) => {}
+                Err(error) => {
+                    self.shared.index.write().insert(*revision, entry);
+                    return if is_full(&error) {
+                        Ok(false)
+                    } else {
+                        Err(error)
+                    };
+                }
+            }
+            self.owed.dirs.insert(dir_of(*revision));
+            self.owed.records.remove(revision);
+            let has_side = match &entry {
+                Entry::Named { key, .. } => file_name::is_cut(key),
+                Entry::Damaged { .. } => false, // The next opening looks after it.
+            };
+            if has_side {
+                self.owed.sides.insert(*revision);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Brings the directories of a commit to the write mode.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.options.synced {
+            self.owed.records.clear();
+            return self.pay();
+        }
+        if self.owed.records.len() > UNSYNCED_MAX || self.owed.sides.len() > UNSYNCED_MAX {
+            self.owed.everything = true;
+            self.owed.records.clear();
+        }
+        // Names of removed records' side files are not kept without a limit.
+        if self.owed.sides.len() > UNSYNCED_MAX {
+            return self.pay();
+        }
+        Ok(())
+    }
+
+    /// Makes durable what is not.
+    fn pay(&mut self) -> io::Result<()> {
+        let owed = std::mem::take(&mut self.owed);
+        if owed.everything {
+            self.fs.sync_everything(&self.shared.dir)?;
+        } else {
+            for revision in owed.records {
+                let Some(entry) = self.shared.entry(revision) else {
+                    continue;
+                };
+                match self.fs.open(&self.shared.path(revision, &entry)) {
+                    Ok(file) => file.sync_all()?,
+                    // Somebody else removed it: damage, to be found when it is read.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            for dir in owed.dirs {
+                self.fs.sync_dir(&self.shared.dir_path(dir))?;
+            }
+        }
+        for revision in owed.sides {
+            // If it comes back in a crash, the next opening removes it.
+            remove_if_there(self.fs.as_ref(), &self.shared.side_path(revision))?;
+        }
+        Ok(())
+    }
+
+    /// The steps of a commit.
+    fn commit_group(
+        &mut self,
+        arrivals: &[Arrival],
+        releases: &[Revision],
+    ) -> io::Result<Committed> {
+        let has_space = self.store_all(arrivals)?;
+        let arrived = if has_space { arrivals } else { &[] };
+        // One that is stored anew after its release was replaced by the store.
+        let stored: FxHashSet<Revision> = arrived.iter().map(|arrival| arrival.revision).collect();
+        let removals = releases
+            .iter()
+            .filter(|revision| !stored.contains(revision));
+        let removals: Vec<Revision> = removals.copied().collect();
+        if !self.remove_all(&removals)? {
+            self.tidy(arrived, arrived.len())?;
+            self.settle()?;
+            return Ok(Committed::Full);
+        }
+        self.settle()?;
+        self.shared.publish(arrived);
+        Ok(match has_space {
+            true => Committed::Done,
+            false => Committed::StoresFull,
+        })
+    }
+
+    fn fatal<T>(&mut self, action: &str, result: io::Result<T>) -> Result<T, Fatal> {
+        result.map_err(|source| {
+            self.poisoned = true;
+            Fatal {
+                context: format!("cannot {action} in {}", self.shared.dir.display()),
+                source,
+            }
+        })
+    }
+}
+
+impl Engine for FilesEngine {
+    fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
+        self.check()?;
+        match self.existing(revision) {
+            Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
+                return Ok(known);
+            }
+            Some(_) => return Ok(Staged::Conflict),
+            None => {}
+        }
+        let record = Some((key.clone(), payload.clone()));
+        self.overlay.insert(revision, record.clone());
+        self.staged.push((revision, record));
+        Ok(Staged::New)
+    }
+
+    fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
+        self.check()?;
+        let exists = match self.overlay.get(&revision) {
+            Some(staged) => staged.is_some(),
+            None => self.shared.length(revision).is_some(),
+        };
+        if exists {
+            self.staged.push((revision, None));
+            self.overlay.insert(revision, None);
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<Committed, Fatal> {
+        self.check()?;
+        let staged = std::mem::take(&mut self.staged);
+        let mut last = std::mem::take(&mut self.overlay);
+        if staged.is_empty() {
+            return Ok(Committed::Done);
+        }
+        let (mut arrivals, mut releases) = (Vec::new(), BTreeSet::new());
+        for (revision, record) in staged {
+            if record.is_none() {
+                releases.insert(revision);
+            }
+            // In call order, each revision once, in its last state.
+            if let Some(Some((key, payload))) = last.remove(&revision) {
+                arrivals.push(Arrival::new(revision, key, payload));
+            }
+        }
+        let releases: Vec<Revision> = releases.into_iter().collect();
+        let committed = self.commit_group(&arrivals, &releases);
+        self.fatal("commit a group", committed)
+    }
+
+    fn discard(&mut self) {
+        self.staged.clear();
+        self.overlay.clear();
+    }
+
+    fn idle(&mut self) -> Result<(), Fatal> {
+        self.check()?;
+        assert!(self.staged.is_empty(), "idle with a group staged");
+        let paid = self.pay();
+        self.fatal("sync", paid)
+    }
+
+    fn close(&mut self) -> Result<(), Fatal> {
+        self.idle()?;
+        let noted = files_recovery::note_synced(self.fs.as_ref(), &self.shared.dir);
+        self.fatal("note the end", noted)
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        Arc::clone(&self.shared) as Arc<dyn Reader>
+    }
+}
+
+pub(super) fn remove_if_there(fs: &dyn FileSystem, path: &Path) -> io::Result<()> {
+    match fs.remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// An error of `disk::atomic_file` as one of the operating system.
+pub(super) fn io_error(error: LogError) -> io::Error {
+    match error {
+        LogError::Full => io::ErrorKind::StorageFull.into(),
+        LogError::Io { source, .. } => source,
+        LogError::Damaged { .. } | LogError::Version { .. } | LogError::Poisoned => {
+            io::Error::other(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::disk::fs::OsFileSystem;
+    use crate::disk::mem::{Loss, MemFileSystem};
+    use crate::storage::ReadError;
+
+    const DIR: &str = "files";
+    const OPTIONS: FilesOptions = FilesOptions {
+        synced: true,
+        reserve_bytes: 0,
+    };
+
+    fn open(fs: &MemFileSystem) -> (FilesEngine, Vec<String>) {
+        let fs: Arc<dyn FileSystem> = Arc::new(fs.clone());
+        let (engine, recovery) = FilesEngine::open(fs, Path::new(DIR), OPTIONS).unwrap();
+        let damaged = recovery.damaged.iter().map(ToString::to_string);
+        (engine, damaged.collect())
+    }
+
+    fn store(engine: &mut FilesEngine, number: u64, key: &str, payload: &'static str) {
+        let key = Key::parse(key.as_bytes()).unwrap();
+        let payload = Bytes::from_static(payload.as_bytes());
+        let staged = engine.store(Revision::from_u64(number), &key, &payload);
+        assert_eq!(staged.unwrap(), Staged::New);
+        assert_eq!(engine.commit().unwrap(), Committed::Done);
+    }
+
+    fn names(fs: &MemFileSystem, dir: &str) -> Vec<String> {
+        fs.list(&Path::new(DIR).join(dir)).unwrap()
+    }
+
+    fn is_damaged(engine: &FilesEngine, number: u64) -> bool {
+        let fetched = engine.reader().fetch(Revision::from_u64(number));
+        matches!(fetched, Err(ReadError::Damaged { .. }))
+    }
+
+    #[test]
+    fn a_file_holds_the_payload_and_its_name_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join(DIR);
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let (mut engine, _) = FilesEngine::open(Arc::clone(&fs), &dir, OPTIONS).unwrap();
+        store(&mut engine, 0x2a07, "user/7", "hello");
+        let entries = std::fs::read_dir(dir.join("2a")).unwrap();
+        let paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        let name = paths[0].file_name().unwrap().to_str().unwrap();
+        assert!(
+            paths.len() == 1 && name.starts_with("user%2F7.10759.5."),
+            "{name}"
+        );
+        assert_eq!(std::fs::read(&paths[0]).unwrap(), b"hello");
+        engine.close().unwrap();
+        let (mut engine, recovery) = FilesEngine::open(fs, &dir, OPTIONS).unwrap();
+        assert_eq!((recovery.records, recovery.damaged.len()), (1, 0));
+        engine.release(Revision::from_u64(0x2a07)).unwrap();
+        engine.commit().unwrap();
+        assert!(!paths[0].exists());
+    }
+
+    #[test]
+    fn a_long_key_has_a_side_file_as_long_as_its_record() {
+        let fs = MemFileSystem::new();
+        let (mut engine, _) = open(&fs);
+        let key = "/".repeat(300);
+        store(&mut engine, 1, &key, "x");
+        let found = names(&fs, "00");
+        assert!(
+            found[0].starts_with("%2F%2F") && found[0].contains("%.1.1."),
+            "{found:?}"
+        );
+        assert_eq!(found[1], "1.key");
+        fs.crash(Loss::Everything);
+        let (mut engine, damaged) = open(&fs);
+        assert_eq!(damaged, [""; 0]);
+        let (found, _) = engine
+            .reader()
+            .fetch(Revision::from_u64(1))
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.to_string(), key);
+        engine.release(Revision::from_u64(1)).unwrap();
+        engine.commit().unwrap();
+        assert!(names(&fs, "00").is_empty());
+        store(&mut engine, 1, &key, "x");
+        fs.remove(Path::new("files/00/1.key")).unwrap();
+        let (engine, damaged) = open(&fs);
+        assert!(
+            damaged[0].contains("the file of its key is missing"),
+            "{damaged:?}"
+        );
+        assert!(is_damaged(&engine, 1));
+    }
+
+    #[test]
+    fn what_a_crash_left_is_removed_and_what_is_foreign_is_kept_and_reported() {
+        let fs = MemFileSystem::new();
+        let (mut engine, _) = open(&fs);
+        store(&mut engine, 1, "a", "x");
+        let good = names(&fs, "00").remove(0);
+        let dir = Path::new("files/00");
+        for name in ["b.2.5.00000000.tmp", "2.key", "notes.txt"] {
+            fs.create(&dir.join(name)).unwrap();
+        }
+        let (_, damaged) = open(&fs);
+        assert!(
+            damaged.len() == 1 && damaged[0].contains("notes.txt"),
+            "{damaged:?}"
+        );
+        assert_eq!(names(&fs, "00"), [good, "notes.txt".to_owned()]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_and_reported_until_it_is_stored_anew() {
+        let fs = MemFileSystem::new();
+        let (mut engine, _) = open(&fs);
+        store(&mut engine, 1, "a", "good");
+        store(&mut engine, 2, "b", "good");
+        let dir = Path::new("files/00");
+        let found = names(&fs, "00");
+        assert!(fs.flip_bit(&dir.join(&found[0]), 1, 3));
+        // A flipped bit in a name: another key, for which the checksum is wrong.
+        fs.rename(
+            &dir.join(&found[1]),
+            &dir.join(found[1].replace("b.", "c.")),
+        )
+        .unwrap();
+        drop(engine);
+        let (mut engine, _) = open(&fs);
+        assert_eq!(engine.reader().counters().records, 2);
+        assert!(is_damaged(&engine, 1) && is_damaged(&engine, 2));
+        store(&mut engine, 1, "a", "good");
+        store(&mut engine, 2, "b", "good");
+        assert_eq!(names(&fs, "00"), found);
+        assert!(!is_damaged(&engine, 1) && !is_damaged(&engine, 2));
+    }
+
+    #[test]
+    fn after_an_unsure_end_every_file_is_read() {
+        let fs = MemFileSystem::new();
+        let disk: Arc<dyn FileSystem> = Arc::new(fs.clone());
+        let below = FilesOptions {
+            synced: false,
+            ..OPTIONS
+        };
+        let (mut engine, _) = FilesEngine::open(Arc::clone(&disk), Path::new(DIR), below).unwrap();
+        store(&mut engine, 1, "a", "torn");
+        // The name got to the disk, the content did not.
+        let mut keeps = |_: usize, what: &crate::disk::mem::Unsynced| {
+            !matches!(what, crate::disk::mem::Unsynced::Sector { .. })
+        };
+        fs.crash(Loss::Choose(&mut keeps));
+        let (mut engine, damaged) = open(&fs);
+        assert!(damaged[0].contains("the checksum should be"), "{damaged:?}");
+        assert!(is_damaged(&engine, 1));
+        engine.close().unwrap();
+        let (_, damaged) = open(&fs);
+        assert_eq!(damaged, [""; 0], "known, and found again when it is read");
+    }
+}
