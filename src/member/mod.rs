@@ -9,6 +9,7 @@
 //! |---|---|---|---|
 //! | `append` | engine, fence file | append queue, 100 ms | queue closed, after a last sync |
 //! | `fill` | the segment being zero-filled | request | stop signal |
+//! | `compact` | the segment being compacted | timer, a step in `append` | stop, between steps |
 //! | `read-N` | one fetch at a time | read queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
 //!

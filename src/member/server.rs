@@ -59,7 +59,7 @@ pub struct Member {
     server: Server,
     handler: Arc<Handler>,
     reader: Arc<dyn Reader>,
-    /// `append`, `read-N` and `fill`.
+    /// `append`, `read-N`, `fill` and `compact`.
     threads: Threads,
     /// `beat-N`.
     beats: Threads,
@@ -211,7 +211,7 @@ fn start_workers(
     outcome: &Outcome,
 ) -> anyhow::Result<(Arc<Handler>, Threads)> {
     let limits = &settings.limits;
-    let (reader, filler) = (engine.reader(), engine.filler());
+    let (reader, filler, compactor) = (engine.reader(), engine.filler(), engine.compactor());
     let fence_file = (Arc::clone(fs), identity::fence_path(&settings.data_dir));
     let (appender, queue) = Appender::new(
         Box::new(engine),
@@ -222,6 +222,7 @@ fn start_workers(
     );
     let fence = appender.shared_fence();
     let (handler, worker) = Handler::new(queue, reader, fence, limits.read_queue_requests);
+    let handler = Arc::new(handler);
     let mut threads = Threads::default();
     threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
     for number in 1..=limits.read_threads {
@@ -238,7 +239,14 @@ fn start_workers(
         Ok(())
     };
     threads.push(outcome.spawn("fill", body)?);
-    Ok((Arc::new(handler), threads))
+    let (stop, steps) = (outcome.stop.clone(), Arc::clone(&handler));
+    let body = move || {
+        let mut compactor = compactor;
+        compactor.run(&stop, &mut |step| steps.compact(step));
+        Ok(())
+    };
+    threads.push(outcome.spawn("compact", body)?);
+    Ok((handler, threads))
 }
 
 /// Starts a registration with each leader address.

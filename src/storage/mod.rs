@@ -6,6 +6,7 @@
 //! before that no reader sees it, and a crash may lose it. [`model::ModelEngine`] is this contract
 //! in its plainest form, and every engine is compared with it.
 
+pub mod compaction;
 pub mod location_index;
 pub mod log_engine;
 pub mod model;
@@ -39,6 +40,12 @@ pub trait Engine: Send {
     /// Called when nothing was committed for a while and before an orderly end: brings everything
     /// to the disk and makes the known-synced offset durable. Nothing may be staged.
     fn idle(&mut self) -> Result<(), Fatal>;
+
+    /// Does a step of the engine's compaction, in bounded time; nothing may be staged. False if the
+    /// step could not be done now, and nothing changed. Engines without compaction have no steps.
+    fn compact(&mut self, step: &compaction::Step) -> Result<bool, Fatal> {
+        unreachable!("this engine makes no such step: {step:?}")
+    }
 
     /// The read side.
     fn reader(&self) -> Arc<dyn Reader>;

@@ -114,6 +114,11 @@ impl Log {
         self.segments.write().remove(&number);
     }
 
+    /// The reserve; see [`super::LogOptions::reserve_bytes`].
+    pub fn reserve_bytes(&self) -> u64 {
+        self.options.reserve_bytes
+    }
+
     /// Removes the files of segments that were retired, from any thread.
     pub fn remover(&self) -> LogRemover {
         LogRemover {
@@ -135,6 +140,11 @@ impl LogRemover {
     /// opened again.
     pub fn remove(&self, number: u32) -> Result<(), LogError> {
         remove_files(&*self.fs, &self.dir, &[number])
+    }
+
+    /// Bytes that the log's disk has room for; `u64::MAX` if that is not known.
+    pub fn free_space(&self) -> u64 {
+        self.fs.free_space(&self.dir).unwrap_or(u64::MAX)
     }
 }
 
