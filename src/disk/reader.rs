@@ -9,9 +9,10 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::error::LogError;
-use super::fs::read_full_at;
+use super::fs::{read_all, read_full_at};
 use super::record::{Location, OwnedRecord, RECORD_HEADER_BYTES, Record};
-use super::segment::{Segment, file_name};
+use super::recovery::{Damage, Fate, read_header, scan, walk};
+use super::segment::{DATA_START, Segment, file_name};
 
 /// The open segments by number; written by the log's owner when it begins one.
 pub(crate) type Segments = Arc<RwLock<BTreeMap<u32, Arc<Segment>>>>;
@@ -25,6 +26,65 @@ pub struct LogReader {
 impl LogReader {
     pub(crate) fn new(segments: Segments) -> LogReader {
         LogReader { segments }
+    }
+
+    /// The segments that nothing is appended to any more, with the room for groups in their files.
+    pub fn sealed(&self) -> Result<Vec<(u32, u64)>, LogError> {
+        let segments: Vec<_> = self.segments.read().values().cloned().collect();
+        let sealed = segments.split_last().map_or(&[][..], |(_, sealed)| sealed);
+        let lengths = sealed.iter().map(|segment| {
+            let length = segment.file.len();
+            let length = length.map_err(failed("look at", segment))?;
+            Ok((segment.number, length.saturating_sub(u64::from(DATA_START))))
+        });
+        lengths.collect()
+    }
+
+    /// Reads a sealed segment whole and hands each intact record to `visit`, in order; what is
+    /// damaged is returned. Takes memory for one segment.
+    pub fn walk(
+        &self,
+        number: u32,
+        visit: &mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
+    ) -> Result<Vec<Damage>, LogError> {
+        let (segment, next) = {
+            let segments = self.segments.read();
+            let next = segments.range(number.saturating_add(1)..).next();
+            (
+                segments.get(&number).cloned(),
+                next.map(|next| next.1.clone()),
+            )
+        };
+        let (Some(segment), Some(next)) = (segment, next) else {
+            return Err(LogError::Damaged {
+                file: file_name(number),
+                offset: 0,
+                what: "there is no such sealed segment".to_owned(),
+            });
+        };
+        let mut bytes = [0; DATA_START as usize];
+        let read = read_full_at(&*next.file, &mut bytes, 0).map_err(failed("read", &next))?;
+        let told = bytes.get(..read).unwrap_or_default();
+        let end = read_header(&next.path, next.number, told)?
+            .and_then(|(header, _)| header.end_of(number));
+        let bytes = read_all(&*segment.file).map_err(failed("read", &segment))?;
+        let damage = |(offset, bytes, what)| Damage {
+            file: segment.path.clone(),
+            offset: offset as u64,
+            bytes: bytes as u64,
+            what,
+        };
+        let Some((header, _)) = read_header(&segment.path, number, &bytes)? else {
+            let what = "neither copy of the segment's header is intact".to_owned();
+            return Ok(vec![damage((0, bytes.len(), what))]);
+        };
+        let scan = scan(&bytes, &header, Fate::Sealed(end));
+        let mut damaged = scan.damaged;
+        for group in &scan.groups {
+            let mut bad = |offset, bytes, what| damaged.push((offset, bytes, what));
+            walk(&bytes, segment.seed, group, visit, &mut bad)?;
+        }
+        Ok(damaged.into_iter().map(damage).collect())
     }
 
     /// The record at a location that `Log::stage` or `visit` gave, its checksum verified (A5).
@@ -43,11 +103,7 @@ impl LogReader {
         };
         let mut bytes = vec![0; location.length as usize];
         let read =
-            read_full_at(&*segment.file, &mut bytes, offset).map_err(|source| LogError::Io {
-                action: "read",
-                file: segment.path.clone(),
-                source,
-            })?;
+            read_full_at(&*segment.file, &mut bytes, offset).map_err(failed("read", &segment))?;
         if read < bytes.len() {
             return Err(damaged(&segment.path, "the file ends here".to_owned()));
         }
@@ -67,5 +123,14 @@ impl LogReader {
             key: bytes.slice(RECORD_HEADER_BYTES..key_end),
             payload: bytes.slice(key_end..key_end + payload_len),
         })
+    }
+}
+
+fn failed(action: &'static str, segment: &Segment) -> impl FnOnce(std::io::Error) -> LogError {
+    let file = segment.path.clone();
+    move |source| LogError::Io {
+        action,
+        file,
+        source,
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::Level;
 use parking_lot::RwLock;
 
@@ -25,6 +25,7 @@ use crate::replica::core::Replica;
 use crate::replica::fence;
 use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, StoreResult};
 use crate::storage::buffer::FLUSH_INTERVAL;
+use crate::storage::compaction::Step;
 use crate::storage::{Engine, Fatal};
 
 /// Without a request for this long, the known-synced offset is made durable, so that a crash then
@@ -56,6 +57,13 @@ pub struct Job {
     pub answer: Answer,
 }
 
+/// What the append thread takes from its queue.
+enum Work {
+    Request(Job),
+    /// A step of compaction, and where to tell whether it was done.
+    Compact(Step, Sender<bool>),
+}
+
 /// What changes the store.
 pub enum Operation {
     /// Store records.
@@ -67,7 +75,7 @@ pub enum Operation {
 /// The sending side of the append thread's queue, shared by the connections' threads.
 pub struct AppendQueue {
     /// None once closed. Guards only itself; a send into the queue never blocks.
-    sender: RwLock<Option<Sender<Job>>>,
+    sender: RwLock<Option<Sender<Work>>>,
     /// Bytes of the requests that wait.
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
@@ -86,12 +94,23 @@ impl AppendQueue {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(job);
         }
-        sender.try_send(job).map_err(|error| {
+        sender.try_send(Work::Request(job)).map_err(|error| {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            match error {
-                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+            match error.into_inner() {
+                Work::Request(job) => job,
+                Work::Compact(..) => unreachable!("a request was sent"),
             }
         })
+    }
+
+    /// Has the append thread do a step of compaction, between two groups, and waits until it is
+    /// done. False if the queue is full or closed, if the step cannot be done now, and if the
+    /// thread ends before.
+    pub fn compact(&self, step: Step) -> bool {
+        let (done, outcome) = crossbeam_channel::bounded(1);
+        let sender = self.sender.read().clone();
+        let sent = sender.is_some_and(|sender| sender.try_send(Work::Compact(step, done)).is_ok());
+        sent && outcome.recv().unwrap_or(false)
     }
 
     /// Takes no more requests; the append thread ends when it has executed those that wait.
@@ -108,7 +127,7 @@ pub struct Appender {
     fence_file: (Arc<dyn FileSystem>, PathBuf),
     /// The highest durable fence, for the readers to compare fetches with. Written here alone.
     shared_fence: Arc<RwLock<Fence>>,
-    receiver: Receiver<Job>,
+    receiver: Receiver<Work>,
     /// Bytes of the requests that wait, shared with the queue.
     bytes: Arc<AtomicUsize>,
     /// Whether the last group that was refused for want of space has been the last word.
@@ -179,13 +198,20 @@ impl Appender {
                 Some(at) => self.receiver.recv_timeout(at.since(self.clock.now())),
             };
             match received {
-                Ok(job) => {
-                    self.execute_group(job)?;
+                Ok(Work::Request(job)) => {
+                    let next = self.execute_group(job)?;
                     self.flush_in_time()?;
+                    if let Some((step, done)) = next {
+                        self.compact(&step, &done)?;
+                    }
+                    (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
+                }
+                Ok(Work::Compact(step, done)) => {
+                    self.compact(&step, &done)?;
                     (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
                 }
                 Err(RecvTimeoutError::Timeout) if self.flush_at.is_some() => {
-                    self.flush_in_time()?
+                    self.flush_in_time()?;
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.engine.idle()?;
@@ -210,17 +236,33 @@ impl Appender {
         Ok(())
     }
 
-    /// Executes `first` and what waits behind it as one group.
-    fn execute_group(&mut self, first: Job) -> Result<(), Fatal> {
+    /// Does a step of compaction. Between groups, as the engine demands.
+    fn compact(&mut self, step: &Step, done: &Sender<bool>) -> Result<(), Fatal> {
+        let outcome = self.engine.compact(step)?;
+        // It waits for the answer, or it is not there any more.
+        _ = done.try_send(outcome);
+        Ok(())
+    }
+
+    /// Executes `first` and what waits behind it as one group; the step of compaction that ended
+    /// the group, if one did.
+    fn execute_group(&mut self, first: Job) -> Result<Option<(Step, Sender<bool>)>, Fatal> {
         let (mut requests, mut bytes) = (1, first.bytes);
+        let mut next = None;
         self.stage(first)?;
         while requests < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX {
-            let Ok(job) = self.receiver.try_recv() else {
-                break;
-            };
-            requests += 1;
-            bytes += job.bytes;
-            self.stage(job)?;
+            match self.receiver.try_recv() {
+                Ok(Work::Request(job)) => {
+                    requests += 1;
+                    bytes += job.bytes;
+                    self.stage(job)?;
+                }
+                Ok(Work::Compact(step, done)) => {
+                    next = Some((step, done));
+                    break;
+                }
+                Err(_) => break,
+            }
         }
         let saved = match self.replica.unsaved_fence() {
             Some(fence) => self.persist(fence)?,
@@ -239,7 +281,7 @@ impl Appender {
             let is_news = !std::mem::replace(&mut self.refusing, is_refused);
             ticket.answer(response, is_news);
         }
-        Ok(())
+        Ok(next)
     }
 
     fn stage(&mut self, job: Job) -> Result<(), Fatal> {

@@ -17,6 +17,7 @@ use crate::rpc::frame::FRAME_BYTES_MAX;
 use crate::rpc::message::{FetchRequest, FetchResult, Refusal, Request, Response};
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
+use crate::storage::compaction::Step;
 
 /// Bytes of the records in the answer to one fetch. At twice of it the answer would not fit a
 /// frame, at a fraction reading many large messages takes more calls.
@@ -56,6 +57,11 @@ impl Handler {
             fence,
         };
         (handler, worker)
+    }
+
+    /// Has the append thread do a step of compaction; see [`AppendQueue::compact`].
+    pub fn compact(&self, step: Step) -> bool {
+        self.appends.compact(step)
     }
 
     /// Takes no more calls; what was taken is still executed, then the threads behind end.

@@ -58,7 +58,7 @@ pub struct Member {
     server: Server,
     handler: Arc<Handler>,
     reader: Arc<dyn Reader>,
-    /// `append`, `read-N` and `fill`.
+    /// `append`, `read-N`, `fill` and `compact`.
     threads: Threads,
     /// `beat-N`.
     beats: Threads,
@@ -222,6 +222,7 @@ fn start_workers(
     );
     let fence = appender.shared_fence();
     let (handler, worker) = Handler::new(queue, reader, fence, limits.read_queue_requests);
+    let handler = Arc::new(handler);
     let mut threads = Threads::default();
     threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
     for number in 1..=limits.read_threads {
@@ -240,7 +241,15 @@ fn start_workers(
         };
         threads.push(outcome.spawn("fill", body)?);
     }
-    Ok((Arc::new(handler), threads))
+    if let Some(mut compactor) = store.compactor {
+        let (stop, steps) = (outcome.stop.clone(), Arc::clone(&handler));
+        let body = move || {
+            compactor.run(&stop, &mut |step| steps.compact(step));
+            Ok(())
+        };
+        threads.push(outcome.spawn("compact", body)?);
+    }
+    Ok((handler, threads))
 }
 
 /// Starts a registration with each leader address.

@@ -23,6 +23,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::disk::fs::FileSystem;
 use crate::ids::{Key, Revision};
+use crate::storage::compaction::Step;
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
 
 /// How long something acknowledged may be in memory only: what DESIGN.md §6 promises.
@@ -318,6 +319,15 @@ impl Engine for BufferedEngine {
         };
         self.note_space(stuck);
         Ok(())
+    }
+
+    fn compact(&mut self, step: &Step) -> Result<bool, Fatal> {
+        // A step moves what is written, and nothing may be staged behind it.
+        self.flush()?;
+        if self.is_buffering() {
+            return Ok(false);
+        }
+        self.inner.compact(step)
     }
 
     fn is_buffering(&self) -> bool {

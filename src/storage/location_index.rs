@@ -6,9 +6,16 @@
 //! case, an entry costs 20 bytes (27 on average with the vectors' spare room) where a hash map
 //! would take about 50, and a range of revisions can be walked in order, as an audit does.
 //!
+//! For compaction it counts, for each segment, the bytes of its live records, and for each revision
+//! the *dead copies*: records of it that are in the log and are not its live one, because it was
+//! released, stored anew or moved. As long as there is one, the record of the release must stay.
+//! Some 20 bytes for each such revision; compaction keeps them fewer than half of all records.
+//!
 //! Invariant: no chunk is empty, each is strictly sorted, and the counters equal the sums over all.
 
 use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
 
 use crate::disk::record::Location;
 use crate::ids::Revision;
@@ -34,6 +41,10 @@ pub struct LocationIndex {
     chunks: BTreeMap<u64, Vec<Slot>>,
     /// Sums over all entries.
     counters: Counters,
+    /// Segment -> bytes of its live records; none without any.
+    live_bytes: BTreeMap<u32, u64>,
+    /// Revision -> its dead copies; none without any.
+    dead: FxHashMap<Revision, u32>,
 }
 
 /// One entry of a chunk.
@@ -57,10 +68,14 @@ impl LocationIndex {
         let (high, low) = split(revision);
         let chunk = self.chunks.entry(high).or_default();
         self.counters.bytes += u64::from(place.payload_bytes);
+        let Location {
+            segment, length, ..
+        } = place.location;
+        *self.live_bytes.entry(segment).or_default() += u64::from(length);
         match search(chunk, low) {
             Ok(slot) => {
                 let old = std::mem::replace(&mut slot.place, place);
-                self.counters.bytes -= u64::from(old.payload_bytes);
+                self.bury(revision, old);
                 Some(old)
             }
             Err(at) => {
@@ -83,8 +98,44 @@ impl LocationIndex {
             chunk.shrink_to(chunk.len() * 2);
         }
         self.counters.records -= 1;
-        self.counters.bytes -= u64::from(old.payload_bytes);
+        self.bury(revision, old);
         Some(old)
+    }
+
+    /// Counts a record that was live as a dead copy.
+    fn bury(&mut self, revision: Revision, old: Place) {
+        self.counters.bytes -= u64::from(old.payload_bytes);
+        *self.dead.entry(revision).or_default() += 1;
+        let segment = old.location.segment;
+        if let Some(bytes) = self.live_bytes.get_mut(&segment) {
+            *bytes -= u64::from(old.location.length);
+            if *bytes == 0 {
+                self.live_bytes.remove(&segment);
+            }
+        }
+    }
+
+    /// Bytes of the live records of a segment.
+    pub fn live_bytes(&self, segment: u32) -> u64 {
+        self.live_bytes.get(&segment).copied().unwrap_or(0)
+    }
+
+    /// How many records of a revision are in the log beside its live one, if it has that.
+    pub fn dead_copies(&self, revision: Revision) -> u32 {
+        self.dead.get(&revision).copied().unwrap_or(0)
+    }
+
+    /// A dead copy of a revision went with its segment.
+    pub fn forget_copy(&mut self, revision: Revision) {
+        if let Some(copies) = self.dead.get_mut(&revision) {
+            *copies -= 1;
+            if *copies == 0 {
+                self.dead.remove(&revision);
+            }
+        }
+        if self.dead.len() < self.dead.capacity() / 8 {
+            self.dead.shrink_to(self.dead.len() * 2);
+        }
     }
 
     /// How many records there are, and the bytes of their payloads.

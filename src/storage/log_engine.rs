@@ -12,12 +12,17 @@
 //! `fdatasync`, then into the index: readers see committed records only. A record found damaged stays in
 //! the index, so that it is reported as damaged and not as missing, until it is stored anew.
 //!
+//! Space comes back by [`crate::storage::compaction`]. A reader whose record is moved meanwhile looks
+//! it up again.
+//!
 //! After any error but a full disk the log is poisoned and each call fails.
 //!
 //! Write modes: `sync`, and `unbuffered` after [`LogEngine::unsynced`], which ends a commit when
 //! the write has returned; `buffered` is [`super::buffer`] around that.
 //!
-//! Known limits: space is not given back; opening reads the whole log.
+//! Known limits: opening reads the whole log.
+
+mod compacting;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +36,7 @@ use crate::disk::log::{Filler, Log, LogError, LogOptions, LogReader, Recovery};
 use crate::disk::record::{Location, Record};
 use crate::disk::segment;
 use crate::ids::{Key, Revision};
+use crate::storage::compaction::Step;
 use crate::storage::location_index::{LocationIndex, Place};
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
 
@@ -57,13 +63,13 @@ pub struct LogEngine {
     overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
 }
 
-/// What the engine shares with its readers.
-struct Shared {
-    records: LogReader,
+/// What the engine shares with its readers and with compaction.
+pub(super) struct Shared {
+    pub(super) records: LogReader,
     /// The log's directory, to name files in errors.
     dir: PathBuf,
     /// Guards the index alone; no I/O and no other lock while it is held.
-    index: RwLock<LocationIndex>,
+    pub(super) index: RwLock<LocationIndex>,
 }
 
 /// What a staged record does to the index.
@@ -237,6 +243,10 @@ impl Engine for LogEngine {
         idle.map_err(|error| fatal("make the synced offset durable", error))
     }
 
+    fn compact(&mut self, step: &Step) -> Result<bool, Fatal> {
+        self.compact_step(step)
+    }
+
     fn reader(&self) -> Arc<dyn Reader> {
         Arc::clone(&self.shared) as Arc<dyn Reader>
     }
@@ -259,10 +269,17 @@ impl Shared {
 
 impl Reader for Shared {
     fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError> {
-        let Some(place) = self.index.read().find(revision) else {
-            return Ok(None);
+        let (place, record) = loop {
+            let Some(place) = self.index.read().find(revision) else {
+                return Ok(None);
+            };
+            match self.records.read(place.location) {
+                Ok(record) => break (place, record),
+                // Compaction moved it in between, and its segment is gone.
+                Err(_) if self.index.read().find(revision) != Some(place) => {}
+                Err(error) => return Err(read_error(error)),
+            }
         };
-        let record = self.records.read(place.location).map_err(read_error)?;
         let damaged = |what| ReadError::Damaged {
             file: segment_path(&self.dir, place.location),
             offset: u64::from(place.location.offset),

@@ -7,6 +7,7 @@
 //! in its plainest form, and every engine is compared with it.
 
 pub mod buffer;
+pub mod compaction;
 #[cfg(test)]
 mod contract;
 pub mod file_name;
@@ -65,6 +66,12 @@ pub trait Engine: Send {
     /// Whether something acknowledged is in the process's memory only.
     fn is_buffering(&self) -> bool {
         false
+    }
+
+    /// Does a step of the engine's compaction, in bounded time; nothing may be staged. False if the
+    /// step could not be done now, and nothing changed. Engines without compaction have no steps.
+    fn compact(&mut self, step: &compaction::Step) -> Result<bool, Fatal> {
+        unreachable!("this engine makes no such step: {step:?}")
     }
 
     /// The read side.

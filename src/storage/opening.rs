@@ -39,6 +39,8 @@ pub struct Store {
     pub engine: Box<dyn Engine>,
     /// The work of a thread that runs beside it, if it has one.
     pub filler: Option<Filler>,
+    /// The same.
+    pub compactor: Option<Compactor>,
     /// What was cut or found damaged, for the caller to report.
     pub recovery: Recovery,
 }

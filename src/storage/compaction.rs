@@ -1,0 +1,321 @@
+//! Compaction of the `log` engine: segments more than half released are rewritten and removed.
+//!
+//! One thread runs [`Compactor::run`]. It reads a segment and prepares [`Step`]s; the append thread
+//! executes them between its groups, so writes wait for one step at most: [`STEP_BYTES`] written
+//! and synced, or the three syncs of a removal. The segment to go is the one with the fewest live
+//! bytes, as long as they are less than half of it.
+//!
+//! # What may be left behind
+//!
+//! The later record of a revision rules (`log_engine`). Moving a record makes it the latest, so:
+//!
+//! * A **store** is moved if it is the live one, and left behind otherwise. The append thread checks
+//!   that it still is.
+//! * A **release** is moved if its revision has no live record, and a dead copy of it is in
+//!   *another* segment of the log: without the release, that copy would be live after the next
+//!   opening. Dead copies are counted by revision (`location_index`), from the records themselves
+//!   at opening, so a copy left by a crash between moving and removing counts too. If the revision
+//!   is live, the live record is behind all its dead copies, and rules.
+//! * A segment is removed only when it has no live record, after a sync of the log: what made its
+//!   records needless is durable. It leaves the log by one durable write in another file
+//!   (`disk::segment`); only then are its copies no longer counted, and its file removed. A file
+//!   that comes back is not part of the log. So no release is dropped while a record that it
+//!   rules out can come back.
+//!
+//! A crash at any point leaves the records once or twice, in the order that rules.
+//!
+//! # Space and failure
+//!
+//! Moving takes the live bytes of a segment, half of it at most, from the reserve if need be, but
+//! never its last quarter, which releases need; the segment with the fewest comes first, one with
+//! none needs no space. A segment with a damaged record stays as it is: what cannot be read cannot
+//! be judged, and its records must go on to be reported. Memory: one segment, and 16 bytes for each
+//! of its records.
+//!
+//! Sources: Bitcask paper, section 2 (merge); Rosenblum and Ousterhout, "The Design and
+//! Implementation of a Log-Structured File System", section 3 (cleaning, greedy choice).
+//!
+//! Known limits: greedy choice only, hot and cold records are not kept apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use crate::disk::error::LogError;
+use crate::disk::log::LogRemover;
+use crate::disk::record::{Location, Record};
+use crate::ids::Revision;
+use crate::storage::log_engine::{KIND_RELEASE, KIND_STORE, Shared};
+
+/// Bytes of records that one step moves: a millisecond or two with its sync. Twice as much makes a
+/// client wait as long, half of it doubles the syncs.
+pub const STEP_BYTES: usize = 256 << 10;
+
+/// Records that one step moves, so that small ones do not make it long.
+const STEP_RECORDS: usize = 2048;
+
+/// What a group takes beside its records: its header, and padding to a whole sector.
+const GROUP_OVERHEAD_BYTES: u64 = 560;
+
+/// Dead copies forgotten under one hold of the index's lock.
+const FORGET_PER_LOCK: usize = 256;
+
+/// How often it looks for a segment to compact. A segment fills in half a second at full speed; at
+/// that rate one pass finds several.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The pause between two steps, which leaves the disk to the writes.
+const STEP_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the append thread is asked to do; see `Engine::compact`.
+#[derive(Debug)]
+pub enum Step {
+    /// Append these again.
+    Move(Vec<Moved>),
+    /// Take this segment out of the log.
+    Retire(u32),
+}
+
+/// A record to be appended again.
+#[derive(Debug)]
+pub struct Moved {
+    /// Its revision.
+    pub revision: Revision,
+    /// Where it is, for a store; `None` for a release.
+    pub from: Option<Location>,
+    /// Its key, as on disk.
+    pub key: Bytes,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// Hands a step to the append thread and waits until it is done: true if it was done, false if it
+/// cannot be done now, for want of space or because the thread is busy or ends.
+pub type Submit<'a> = &'a mut dyn FnMut(Step) -> bool;
+
+/// The thread that compacts; see the header of this file. Made by `LogEngine::compactor`.
+pub struct Compactor {
+    shared: Arc<Shared>,
+    remover: LogRemover,
+    reserve_bytes: u64,
+    /// Segments that would have given too little space when they were read, because too many of
+    /// their releases are needed still, with their live bytes then. Looked at again when another one
+    /// is gone, or these are an eighth of the segment fewer.
+    postponed: BTreeMap<u32, u64>,
+    /// Segments that cannot be compacted.
+    damaged: BTreeSet<u32>,
+}
+
+/// What became of a segment that was chosen.
+enum Outcome {
+    /// It is not part of the log any more.
+    Gone,
+    /// There is no space, or the append thread is busy.
+    NotNow,
+    /// It would give too little space.
+    Useless,
+    /// It stays for good.
+    Damaged,
+}
+
+/// Bytes that records take when they are moved: at most, with the headers and the padding of the
+/// groups.
+fn cost(keep: &[&Entry]) -> u64 {
+    if keep.is_empty() {
+        return 0;
+    }
+    let lengths = keep.iter().map(|entry| u64::from(entry.location.length));
+    let bytes: u64 = lengths.sum();
+    let steps = 1 + bytes / STEP_BYTES as u64 + (keep.len() / STEP_RECORDS) as u64;
+    bytes + steps * GROUP_OVERHEAD_BYTES
+}
+
+/// A record of the segment that is being compacted.
+struct Entry {
+    revision: Revision,
+    location: Location,
+    is_store: bool,
+}
+
+impl Compactor {
+    pub(super) fn new(shared: Arc<Shared>, remover: LogRemover, reserve_bytes: u64) -> Compactor {
+        Compactor {
+            shared,
+            remover,
+            reserve_bytes,
+            postponed: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+        }
+    }
+
+    /// Compacts whatever should be, until `stop`.
+    pub fn run(&mut self, stop: &crate::threads::StopSignal, submit: Submit<'_>) {
+        while !stop.wait_timeout(POLL_INTERVAL) {
+            let mut paced = |step| !stop.wait_timeout(STEP_PAUSE) && submit(step);
+            loop {
+                match self.compact_one(&mut paced) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        log::error!("compaction: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compacts one segment, if there is one to compact and space to do it; true if it is gone.
+    pub fn compact_one(&mut self, submit: Submit<'_>) -> Result<bool, LogError> {
+        while let Some((live, segment, length)) = self.choose()? {
+            match self.compact(segment, length, submit)? {
+                Outcome::Gone => {
+                    self.postponed.clear();
+                    return Ok(true);
+                }
+                Outcome::NotNow => return Ok(false),
+                Outcome::Useless => _ = self.postponed.insert(segment, live),
+                Outcome::Damaged => _ = self.damaged.insert(segment),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The segment with the fewest live bytes, if they are less than half of it: these, its number
+    /// and the length of its groups.
+    fn choose(&self) -> Result<Option<(u64, u32, u64)>, LogError> {
+        let sealed = self.shared.records.sealed()?;
+        let index = self.shared.index.read();
+        let candidates = sealed.into_iter().filter_map(|(segment, length)| {
+            let live = index.live_bytes(segment);
+            let postponed = self.postponed.get(&segment);
+            let fewer = postponed.is_none_or(|then| live + length / 8 <= *then);
+            let open = fewer && !self.damaged.contains(&segment);
+            (open && live * 2 < length).then_some((live, segment, length))
+        });
+        Ok(candidates.min())
+    }
+
+    /// Moves what a segment has to keep, and removes it.
+    fn compact(
+        &mut self,
+        segment: u32,
+        length: u64,
+        submit: Submit<'_>,
+    ) -> Result<Outcome, LogError> {
+        let Some(entries) = self.read(segment)? else {
+            return Ok(Outcome::Damaged);
+        };
+        let keep = self.to_keep(&entries);
+        let cost = cost(&keep);
+        // Less would not end: what is moved must fill fewer segments than it empties.
+        if cost * 2 > length {
+            return Ok(Outcome::Useless);
+        }
+        let free = self.remover.free_space();
+        if cost > 0 && cost > free.saturating_sub(self.reserve_bytes / 4) {
+            return Ok(Outcome::NotNow);
+        }
+        if !self.relocate(segment, &keep, submit)? || !submit(Step::Retire(segment)) {
+            return Ok(Outcome::NotNow);
+        }
+        let stores = entries.iter().filter(|entry| entry.is_store);
+        let stores: Vec<Revision> = stores.map(|entry| entry.revision).collect();
+        for part in stores.chunks(FORGET_PER_LOCK) {
+            let mut index = self.shared.index.write();
+            part.iter()
+                .for_each(|revision| index.forget_copy(*revision));
+        }
+        log::info!("segment {segment} is compacted: {length} bytes, {cost} of them moved");
+        if let Err(error) = self.remover.remove(segment) {
+            log::warn!("{error}; it goes at the next start");
+        }
+        Ok(Outcome::Gone)
+    }
+
+    /// The records of a segment; `None` if it is damaged.
+    fn read(&self, segment: u32) -> Result<Option<Vec<Entry>>, LogError> {
+        let mut entries = Vec::new();
+        let mut unknown = false;
+        let mut visit = |location, record: &Record<'_>| {
+            unknown |= !matches!(record.kind, KIND_STORE | KIND_RELEASE);
+            entries.push(Entry {
+                revision: Revision::from_u64(record.number),
+                location,
+                is_store: record.kind == KIND_STORE,
+            });
+            Ok(())
+        };
+        let damaged = self.shared.records.walk(segment, &mut visit)?;
+        for damage in &damaged {
+            log::error!("{damage}: the segment is not compacted");
+        }
+        Ok((damaged.is_empty() && !unknown).then_some(entries))
+    }
+
+    /// Which of a segment's records must be moved, by the rules above.
+    fn to_keep<'a>(&self, entries: &'a [Entry]) -> Vec<&'a Entry> {
+        // The copies in this segment of the revisions that it releases.
+        let mut own: FxHashMap<Revision, u32> = FxHashMap::default();
+        let releases = entries.iter().filter(|entry| !entry.is_store);
+        own.extend(releases.map(|entry| (entry.revision, 0)));
+        for entry in entries.iter().filter(|entry| entry.is_store) {
+            own.entry(entry.revision).and_modify(|copies| *copies += 1);
+        }
+        let mut keep = Vec::new();
+        for part in entries.chunks(FORGET_PER_LOCK) {
+            let index = self.shared.index.read();
+            keep.extend(part.iter().filter(|entry| {
+                let live = index.find(entry.revision);
+                if entry.is_store {
+                    return live.is_some_and(|place| place.location == entry.location);
+                }
+                // One release of a revision is enough.
+                live.is_none()
+                    && own
+                        .remove(&entry.revision)
+                        .is_some_and(|own| index.dead_copies(entry.revision) > own)
+            }));
+        }
+        keep
+    }
+
+    /// Moves records in steps.
+    fn relocate(
+        &mut self,
+        segment: u32,
+        keep: &[&Entry],
+        submit: Submit<'_>,
+    ) -> Result<bool, LogError> {
+        let (mut step, mut bytes) = (Vec::new(), 0);
+        for entry in keep {
+            let record = match self.shared.records.read(entry.location) {
+                Ok(record) => record,
+                Err(error) => {
+                    self.damaged.insert(segment);
+                    return Err(error);
+                }
+            };
+            bytes += entry.location.length as usize;
+            step.push(Moved {
+                revision: entry.revision,
+                from: entry.is_store.then_some(entry.location),
+                key: record.key,
+                payload: record.payload,
+            });
+            if bytes >= STEP_BYTES || step.len() >= STEP_RECORDS {
+                bytes = 0;
+                if !submit(Step::Move(std::mem::take(&mut step))) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(step.is_empty() || submit(Step::Move(step)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
