@@ -10,7 +10,8 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 
 use super::connection::{Connection, Farewell};
-use super::slots::{Seat, Shared};
+use super::jobs::Seat;
+use super::slots::Shared;
 use crate::clock::Instant;
 
 /// How long accepting pauses after an error. Long enough not to spin, short enough not to be

@@ -27,6 +27,7 @@
 
 pub mod budget;
 mod connection;
+mod jobs;
 mod listener;
 mod poller;
 pub mod server;

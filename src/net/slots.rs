@@ -13,10 +13,6 @@
 //! Lock order: a slot, then the timers or the gate; nothing else is locked under any of them. Under
 //! a slot's lock the socket is registered, a system call that does not block.
 //!
-//! **Gathering.** What the poller finds ready goes to a worker at once while few of them serve.
-//! Otherwise it waits behind the gate until one is done, or for [`GATHER_DELAY`]: under load
-//! connections are then served together, and no worker is woken for each.
-//!
 //! The job queue has a place for every slot and every worker's end. A connection is queued once at
 //! most, as it is moved into its job, so the queue cannot be full.
 
@@ -31,6 +27,7 @@ use parking_lot::Mutex;
 
 use super::budget::Budget;
 use super::connection::Connection;
+use super::jobs::{Gate, Job, Rider, Seat};
 use super::{Handler, Limits, Parked, Waker};
 use crate::clock::{Clock, Instant};
 use crate::protocol::Sessions;
@@ -42,73 +39,12 @@ const REFUSALS_MAX: usize = 256;
 /// What `stop_at` holds while the server is not stopping.
 const RUNNING: u64 = u64::MAX;
 
-/// Connections in one job at the most, when many become ready at once: they are then spread over
-/// several workers. Half as many cost more wake-ups, twice as many leave cores without work.
-const COMPANY_MAX: usize = 32;
-
-/// Workers that serve at a time before connections that become ready wait for one of them to be
-/// done, rather than wake another: what waits together shares batches, and so wake-ups and syncs.
-const SERVING_MAX: usize = 4;
-
-/// How long such a connection waits at most. It is added to the latency of what is slow for
-/// another reason, since a worker is done with what is not; a batch takes about as long.
-const GATHER_DELAY: Duration = Duration::from_millis(1);
-
-/// Connections that are ready and wait for a worker.
-#[derive(Default)]
-struct Gate {
-    waiting: Vec<Seat>,
-    /// Since when the first of them has waited.
-    since: Instant,
-    /// Workers that serve, or are about to.
-    serving: usize,
-}
-
-/// A connection with the slot it belongs to.
-pub struct Seat {
-    /// The slot.
-    pub slot: usize,
-    /// The connection.
-    pub connection: Box<Connection>,
-}
-
-/// A connection with requests in a batch.
-pub struct Rider {
-    /// The connection.
-    pub seat: Seat,
-    /// How many requests of the batch are its; without meaning if the batch has no others.
-    pub requests: usize,
-}
-
-/// What a worker is to do.
-pub enum Job {
-    /// Serve connections.
-    Serve(Vec<Seat>),
-    /// Go on with a parked batch, then serve its connections.
-    Resume {
-        /// In the order of their requests.
-        riders: Vec<Rider>,
-        /// The batch.
-        batch: Box<dyn Parked>,
-    },
-    /// End the thread.
-    End,
-}
-
 /// A deadline: ordered by time, named by the slot and the stay in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Timer {
     at: Instant,
     slot: usize,
     ticket: u64,
-}
-
-impl Gate {
-    /// The first that wait.
-    fn take(&mut self) -> Vec<Seat> {
-        let rest = self.waiting.split_off(self.waiting.len().min(COMPANY_MAX));
-        std::mem::replace(&mut self.waiting, rest)
-    }
 }
 
 enum Slot {
@@ -230,7 +166,7 @@ impl Shared {
 
     /// Queues a connection that is in no slot, for any worker.
     pub fn enqueue(&self, seat: Seat) {
-        self.gate.lock().serving += 1;
+        self.gate.lock().enter();
         self.send(Job::Serve(vec![seat]));
     }
 
@@ -238,31 +174,17 @@ impl Shared {
     /// have waited long enough; says when that is. For the poller.
     pub fn gather(&self, ready: &mut Vec<Seat>, now: Instant) -> Option<Instant> {
         let mut gate = self.gate.lock();
-        if gate.waiting.is_empty() {
-            gate.since = now;
-        }
-        gate.waiting.append(ready);
-        while !gate.waiting.is_empty() {
-            let due = gate.since + GATHER_DELAY;
-            if gate.serving >= SERVING_MAX && now < due && !self.is_stopping() {
-                return Some(due);
-            }
-            gate.serving += 1;
-            let seats = gate.take();
+        gate.add(ready, now);
+        while let Some(seats) = gate.pass(now, self.is_stopping()) {
             self.send(Job::Serve(seats));
         }
-        None
+        gate.opens_at()
     }
 
     /// What a worker that is done with a job serves next without being woken for it; if there is
     /// nothing, it serves no longer.
     pub fn next_seats(&self) -> Vec<Seat> {
-        let mut gate = self.gate.lock();
-        let seats = gate.take();
-        if seats.is_empty() {
-            gate.serving -= 1;
-        }
-        seats
+        self.gate.lock().next()
     }
 
     /// Frees the slot of a connection that is closed.
@@ -402,7 +324,7 @@ impl Shared {
 
     /// Drops all connections that wait for a worker, are idle or parked.
     pub fn drop_all(&self) {
-        let waiting = std::mem::take(&mut self.gate.lock().waiting);
+        let waiting = self.gate.lock().empty();
         waiting.into_iter().for_each(|seat| self.close(seat));
         for (number, slot) in self.slots.iter().enumerate() {
             let waiting = {
@@ -447,7 +369,7 @@ impl Shared {
             } => {
                 self.parked.fetch_sub(1, Ordering::SeqCst);
                 self.timers.lock().remove(&timer);
-                self.gate.lock().serving += 1;
+                self.gate.lock().enter();
                 self.send(Job::Resume { riders, batch });
             }
             Slot::Free | Slot::Taken | Slot::Arming { .. } => {

@@ -22,7 +22,8 @@ use crossbeam_channel::Receiver;
 
 use super::Progress;
 use super::connection::{Connection, Received};
-use super::slots::{Job, Rider, Seat, Shared};
+use super::jobs::{Job, Rider, Seat};
+use super::slots::Shared;
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::protocol::reply::Reply;
