@@ -13,6 +13,7 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, LogError, LogOptions, Recovery};
 use crate::disk::segment::parse_file_name;
 use crate::storage::buffer::{BufferedEngine, Space};
+use crate::storage::compaction::Compactor;
 use crate::storage::files_engine::{FILE_BYTES, FilesEngine, FilesOptions};
 use crate::storage::files_recovery::FORMAT_NAME;
 use crate::storage::log_engine::LogEngine;
@@ -105,16 +106,16 @@ pub fn open(
     options: &StoreOptions,
 ) -> Result<Store, LogError> {
     let dir = engine_dir(data_dir, options.engine);
-    let (engine, filler, recovery, record_bytes) = match options.engine {
+    let (engine, threads, recovery, record_bytes) = match options.engine {
         EngineKind::Log => {
             let (engine, recovery) = LogEngine::open(Arc::clone(fs), &dir, options.log)?;
             let engine = match options.io {
                 WriteMode::Buffered | WriteMode::Unbuffered => engine.unsynced(),
                 WriteMode::Sync => engine,
             };
-            let filler = engine.filler();
+            let threads = (engine.filler(), engine.compactor());
             let engine: Box<dyn Engine> = Box::new(engine);
-            (engine, Some(filler), recovery, LOG_RECORD_BYTES)
+            (engine, Some(threads), recovery, LOG_RECORD_BYTES)
         }
         EngineKind::Files => {
             let files = FilesOptions {
@@ -136,9 +137,11 @@ pub fn open(
         WriteMode::Buffered => Box::new(BufferedEngine::new(engine, space)),
         WriteMode::Unbuffered | WriteMode::Sync => engine,
     };
+    let (filler, compactor) = threads.unzip();
     Ok(Store {
         engine,
         filler,
+        compactor,
         recovery,
     })
 }
