@@ -19,6 +19,7 @@ use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
 use crate::metadata::message_index::{Entry, Shard};
 use crate::metadata::replica_sets::ReplicaSets;
+use crate::metadata::snapshot::ShardCell;
 use crate::metadata::state::{Shards, State};
 
 /// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a time,
@@ -32,8 +33,14 @@ pub struct Metadata {
 }
 
 struct Tables {
-    shards: Vec<RwLock<Shard>>,
+    shards: Vec<RwLock<ShardCell>>,
     sets: RwLock<ReplicaSets>,
+    /// The number of the snapshot that is being taken, 0 for none. Set by the Raft thread before
+    /// the first change after the snapshot's index, cleared by whoever ends it; read under the lock
+    /// of a shard, so that no copy is made behind the one who clears them.
+    snapshot: AtomicU64,
+    /// How many snapshots were begun.
+    snapshots: AtomicU64,
     /// Messages, as of the last applied entry.
     messages: AtomicU64,
     /// The tolerance, 0 while it was never set.
@@ -48,6 +55,8 @@ impl Default for Metadata {
                     .take(SHARDS)
                     .collect(),
                 sets: RwLock::default(),
+                snapshot: AtomicU64::new(0),
+                snapshots: AtomicU64::new(0),
                 messages: AtomicU64::new(0),
                 tolerance: AtomicU8::new(0),
             }),
@@ -79,11 +88,13 @@ impl Shards for Metadata {
     }
 
     fn read_shard<R>(&self, shard: usize, read: impl FnOnce(&Shard) -> R) -> R {
-        read(&self.tables.shards[shard].read())
+        read(self.tables.shards[shard].read().shard())
     }
 
     fn write_shard<R>(&mut self, shard: usize, write: impl FnOnce(&mut Shard) -> R) -> R {
-        write(&mut self.tables.shards[shard].write())
+        let mut cell = self.tables.shards[shard].write();
+        let snapshot = self.tables.snapshot.load(Ordering::Acquire);
+        write(cell.change((snapshot > 0).then_some(snapshot)))
     }
 
     fn read_sets<R>(&self, read: impl FnOnce(&ReplicaSets) -> R) -> R {
@@ -92,6 +103,26 @@ impl Shards for Metadata {
 
     fn write_sets<R>(&mut self, write: impl FnOnce(&mut ReplicaSets) -> R) -> R {
         write(&mut self.tables.sets.write())
+    }
+
+    fn begin_snapshot(&mut self) {
+        self.tables.sets.write().pin();
+        let number = self.tables.snapshots.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = self.tables.snapshot.swap(number, Ordering::AcqRel);
+        assert_eq!(before, 0, "one snapshot at a time");
+    }
+
+    fn take_shard(&mut self, shard: usize) -> Shard {
+        let number = self.tables.snapshot.load(Ordering::Acquire);
+        self.tables.shards[shard].write().take(number)
+    }
+
+    fn end_snapshot(&mut self) {
+        self.tables.snapshot.store(0, Ordering::Release);
+        for shard in &self.tables.shards {
+            shard.write().forget();
+        }
+        self.tables.sets.write().unpin();
     }
 }
 
