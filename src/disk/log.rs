@@ -27,7 +27,9 @@ pub use super::reader::LogReader;
 pub use super::record::{Location, OwnedRecord, Record};
 pub use super::recovery::{Cut, Damage, Recovery};
 pub use super::segment::Position;
+pub use removal::{LogRemover, SegmentInfo};
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,6 +94,8 @@ pub struct Log {
     dir: PathBuf,
     options: LogOptions,
     segments: Segments,
+    /// The header of each segment file, as it is on the disk; `None` where it is damaged.
+    headers: BTreeMap<u32, Option<SegmentHeader>>,
     /// The last segment, to which groups are appended.
     current: Arc<Segment>,
     /// Length of its file: writing below it needs no space.
@@ -131,6 +135,7 @@ impl Log {
         let opened = open_segments(&*fs, dir, options.salt, visit)?;
         let Opened {
             segments,
+            headers,
             current,
             tail,
             recovery,
@@ -156,6 +161,7 @@ impl Log {
             dir: dir.to_owned(),
             options,
             segments: Arc::new(RwLock::new(segments)),
+            headers,
             current,
             allocated,
             end,
@@ -371,6 +377,7 @@ impl Log {
         self.end = self.staged.position;
         self.synced = self.end;
         let current = Arc::clone(&self.current);
+        self.headers.insert(current.number, Some(header));
         self.segments.write().insert(current.number, current);
         Ok(())
     }
@@ -469,5 +476,6 @@ pub(crate) fn segment_salt(salt: u64, number: u32) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+mod removal;
 #[cfg(test)]
 mod tests;

@@ -17,8 +17,9 @@
 //!
 //! # On disk (little-endian)
 //!
-//! A directory holds `00000001.log`, `00000002.log`, ... without a gap, and `*.tmp` files that no
-//! one needs after a crash. A segment is two equal header sectors ([`segment`]), then groups, each
+//! A directory holds `00000001.log`, `00000002.log`, ... and `*.tmp` files that no one needs after
+//! a crash. Each segment names the one before it, so a gap is where segments were removed, or
+//! damage ([`segment`]). A segment is two equal header sectors ([`segment`]), then groups, each
 //! beginning on a sector boundary, then zeros or the end of the file:
 //!
 //! ```text

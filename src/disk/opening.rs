@@ -26,6 +26,8 @@ type Visit<'a> = &'a mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError
 /// What [`open_segments`] found and made.
 pub(crate) struct Opened {
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
+    /// The header of each segment file; `None` where it is damaged.
+    pub(crate) headers: BTreeMap<u32, Option<SegmentHeader>>,
     /// The last one.
     pub(crate) current: Arc<Segment>,
     pub(crate) tail: Tail,
@@ -49,6 +51,20 @@ struct Found {
     path: String,
     file: Arc<dyn File>,
     header: Option<SegmentHeader>,
+    /// Where the other copy of the header is, if that one is bad.
+    bad_copy: Option<usize>,
+}
+
+impl Found {
+    /// Makes an error of the operating system one that names this file.
+    fn failed(&self, action: &'static str) -> impl FnOnce(io::Error) -> LogError {
+        let file = self.path.clone();
+        move |source| LogError::Io {
+            action,
+            file,
+            source,
+        }
+    }
 }
 
 /// Reads all segments, repairs the last, and makes one where none can be appended to.
@@ -66,16 +82,15 @@ pub(crate) fn open_segments(
     let mut recovery = Recovery::default();
     let found = find(fs, dir, &numbers, &mut recovery)?;
     let mut segments = BTreeMap::new();
+    let mut headers: BTreeMap<u32, Option<SegmentHeader>> = found
+        .iter()
+        .map(|segment| (segment.number, segment.header))
+        .collect();
     let mut last = None;
     for (at, segment) in found.iter().enumerate() {
         let fate = match found.get(at + 1) {
             None => Fate::Last,
-            Some(next) => Fate::Sealed(
-                next.header
-                    .and_then(|header| header.previous_end)
-                    .filter(|end| end.segment == segment.number)
-                    .map(|end| end.offset),
-            ),
+            Some(next) => Fate::Sealed(next.header.and_then(|next| next.end_of(segment.number))),
         };
         let tail = read_segment(segment, fate, &mut recovery, visit)?;
         if let Some(header) = segment.header {
@@ -104,6 +119,7 @@ pub(crate) fn open_segments(
             };
             let made = Arc::new(make_segment(fs, dir, &header, None)?);
             segments.insert(number, Arc::clone(&made));
+            headers.insert(number, Some(header));
             let tail = Tail {
                 end: DATA_START,
                 announced: DATA_START,
@@ -114,6 +130,7 @@ pub(crate) fn open_segments(
     };
     Ok(Opened {
         segments,
+        headers,
         current,
         tail,
         recovery,
@@ -124,10 +141,7 @@ pub(crate) fn open_segments(
 fn clean(fs: &dyn FileSystem, dir: &Path) -> io::Result<Vec<u32>> {
     fs.create_dir_all(dir)?;
     let names = fs.list(dir)?;
-    for name in names
-        .iter()
-        .filter(|name| *name == FILL_NAME || *name == NEW_NAME)
-    {
+    for name in names.iter().filter(|name| name.ends_with(".tmp")) {
         fs.remove(&dir.join(name))?;
     }
     fs.sync_dir(dir)?;
@@ -139,75 +153,181 @@ fn clean(fs: &dyn FileSystem, dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Opens the segments and reads their headers; missing segments and bad headers are damage; one bad
-/// copy of a header is repaired.
+/// Opens the segments and reads their headers, leaves out and removes those that were removed
+/// before, notes what is missing or damaged, and repairs a bad copy of a header.
 fn find(
     fs: &dyn FileSystem,
     dir: &Path,
     numbers: &[u32],
     recovery: &mut Recovery,
 ) -> Result<Vec<Found>, LogError> {
-    let mut found = Vec::with_capacity(numbers.len());
-    let mut expected = 1;
-    for &number in numbers {
-        if number > expected {
-            recovery.damaged.push(Damage {
-                file: dir.join(file_name(expected)).display().to_string(),
-                offset: 0,
-                bytes: 0,
-                what: match number - expected {
-                    1 => "the file is missing".to_owned(),
-                    missing => format!("the file and {} behind it are missing", missing - 1),
-                },
-            });
-        }
-        expected = number + 1;
-        let path = dir.join(file_name(number));
-        let shown = path.display().to_string();
-        let failed = |action| {
-            let file = shown.clone();
-            move |source| LogError::Io {
-                action,
-                file,
-                source,
-            }
-        };
-        let file = fs.open(&path).map_err(failed("open"))?;
-        let mut bytes = [0; DATA_START as usize];
-        let read = read_full_at(&*file, &mut bytes, 0).map_err(failed("read"))?;
-        let bytes = bytes.get(..read).unwrap_or_default();
-        let header = read_header(&shown, number, bytes)?;
-        match header {
-            Some((_, None)) => {}
-            Some((header, Some(bad))) => {
+    let looked: Result<Vec<_>, _> = numbers
+        .iter()
+        .map(|&number| look(fs, dir, number))
+        .collect();
+    let (found, missing) = settle(fs, dir, looked?)?;
+    for segment in &found {
+        let failed = |action| segment.failed(action);
+        match (segment.header, segment.bad_copy) {
+            (Some(_), None) => {}
+            (Some(header), Some(bad)) => {
                 let both = header.encode();
                 let copy = both.get(..SECTOR_BYTES).unwrap_or(&both);
-                file.write_all_at(copy, bad as u64)
-                    .map_err(failed("repair"))?;
-                file.sync_data().map_err(failed("sync"))?;
+                let written = segment.file.write_all_at(copy, bad as u64);
+                written.map_err(failed("repair"))?;
+                segment.file.sync_data().map_err(failed("sync"))?;
                 recovery.repaired.push(Damage {
-                    file: shown.clone(),
+                    file: segment.path.clone(),
                     offset: bad as u64,
                     bytes: SECTOR_BYTES as u64,
                     what: "one copy of the segment's header is bad".to_owned(),
                 });
             }
-            None => recovery.damaged.push(Damage {
-                file: shown.clone(),
+            (None, _) => recovery.damaged.push(Damage {
+                file: segment.path.clone(),
                 offset: 0,
-                bytes: file.len().map_err(failed("look at"))?,
+                bytes: segment.file.len().map_err(failed("look at"))?,
                 what: "neither copy of the segment's header is intact".to_owned(),
             }),
         }
-        found.push(Found {
-            number,
-            path: shown,
-            file,
-            header: header.map(|(header, _)| header),
-        });
     }
+    recovery.damaged.extend(missing);
     recovery.segments = u32::try_from(found.len()).unwrap_or(u32::MAX);
     Ok(found)
+}
+
+/// Opens a segment and reads its header.
+fn look(fs: &dyn FileSystem, dir: &Path, number: u32) -> Result<Found, LogError> {
+    let path = dir.join(file_name(number));
+    let shown = path.display().to_string();
+    let file = fs.open(&path).map_err(|source| LogError::Io {
+        action: "open",
+        file: shown.clone(),
+        source,
+    })?;
+    let mut found = Found {
+        number,
+        path: shown,
+        file,
+        header: None,
+        bad_copy: None,
+    };
+    let mut bytes = [0; DATA_START as usize];
+    let read = read_full_at(&*found.file, &mut bytes, 0).map_err(found.failed("read"))?;
+    let bytes = bytes.get(..read).unwrap_or_default();
+    if let Some((header, bad_copy)) = read_header(&found.path, number, bytes)? {
+        found.header = Some(header);
+        found.bad_copy = bad_copy;
+    }
+    Ok(found)
+}
+
+/// Splits what was found into the segments of the log, in order, and those that were removed from
+/// it, and removes the latter for good; tells which ones are missing.
+fn settle(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    looked: Vec<Found>,
+) -> Result<(Vec<Found>, Vec<Damage>), LogError> {
+    let mut kept: Vec<Found> = Vec::with_capacity(looked.len());
+    let (mut missing, mut removed) = (Vec::new(), Vec::new());
+    let mut absent = |number: u32, what: String| {
+        let file = dir.join(file_name(number)).display().to_string();
+        let (offset, bytes) = (0, 0);
+        missing.push(Damage {
+            file,
+            offset,
+            bytes,
+            what,
+        });
+    };
+    // From the last one on, as each names the one before.
+    for segment in looked.into_iter().rev() {
+        let number = segment.number;
+        match kept.last().map(|next| (next.number, next.header)) {
+            None => {}
+            Some((_, Some(next))) if next.before() < number => {
+                removed.push(segment);
+                continue;
+            }
+            Some((_, Some(next))) if next.before() == number => {}
+            Some((_, Some(next))) => absent(next.before(), missing_since(number, next.before())),
+            Some((next, None)) if number + 1 == next => {}
+            Some((next, None)) => {
+                let what = "the file is missing, unless it was removed: its successor's header \
+                            would tell";
+                absent(next - 1, what.to_owned());
+            }
+        }
+        kept.push(segment);
+    }
+    if let Some(first) = kept.last().and_then(|first| first.header)
+        && first.before() > 0
+    {
+        absent(first.before(), missing_since(0, first.before()));
+    }
+    kept.reverse();
+    missing.reverse();
+    remove_for_good(fs, dir, &kept, &removed)?;
+    Ok((kept, missing))
+}
+
+/// What to say of a missing segment when the next one that is there, before it, is `there`.
+fn missing_since(there: u32, missing: u32) -> String {
+    match missing - there - 1 {
+        0 => "the file is missing".to_owned(),
+        more => format!("the file is missing, and up to {more} before it"),
+    }
+}
+
+/// Removes the files of segments that were removed from the log. What says so may be in the page
+/// cache only, so it is made durable first.
+fn remove_for_good(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    kept: &[Found],
+    removed: &[Found],
+) -> Result<(), LogError> {
+    for gone in removed {
+        let next = kept.iter().find(|segment| segment.number > gone.number);
+        if let Some((next, header)) = next.and_then(|next| Some((next, next.header?))) {
+            write_header(&*next.file, &next.path, &header)?;
+        }
+        fs.remove(&dir.join(file_name(gone.number)))
+            .map_err(gone.failed("remove"))?;
+    }
+    if removed.is_empty() {
+        return Ok(());
+    }
+    fs.sync_dir(dir).map_err(|source| LogError::Io {
+        action: "sync",
+        file: dir.display().to_string(),
+        source,
+    })
+}
+
+/// Writes both copies of a header, one after the other: there is an intact one at any time. When
+/// the first one is durable, so is what the header says. [`LogError::Full`]: nothing was written.
+pub(crate) fn write_header(
+    file: &dyn File,
+    path: &str,
+    header: &SegmentHeader,
+) -> Result<(), LogError> {
+    let failed = |action| {
+        move |source| LogError::Io {
+            action,
+            file: path.to_owned(),
+            source,
+        }
+    };
+    for (at, copy) in header.encode().chunks(SECTOR_BYTES).enumerate() {
+        match file.write_all_at(copy, (at * SECTOR_BYTES) as u64) {
+            Err(error) if at == 0 && is_full(&error) => return Err(LogError::Full),
+            written => written.map_err(failed("write the header of"))?,
+        }
+        file.sync_data().map_err(failed("sync"))?;
+    }
+    Ok(())
 }
 
 /// Visits what is intact in a segment and notes what is not. The last one is repaired, and its tail

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fs::FileSystem;
-use super::log::{Location, Log, LogOptions, LogReader, Position, Record};
+use super::log::{Location, Log, LogOptions, LogReader, Position, Record, SegmentInfo};
 use super::mem::{Fault, Loss, MemFileSystem, Operation};
 use super::record::Seed;
 use super::segment::{DATA_START, GROUP_HEADER_BYTES, GroupHeader, SECTOR_BYTES, SegmentHeader};
@@ -41,6 +41,14 @@ enum Command {
     Sync,
     /// Tells the disk what is synced.
     Idle,
+    /// Removes the segments before this one.
+    DropHead(u32),
+    /// Takes a segment out of the log; its file stays.
+    Retire(u32),
+    /// Removes the file of a retired segment.
+    Unlink(u32),
+    /// Lists the segments.
+    Segments,
     /// Fills a segment ahead.
     Fill,
     /// Reads a record that was staged or visited.
@@ -283,6 +291,17 @@ impl goldenscript::Runner for Runner {
             Command::Discard => self.log()?.discard(),
             Command::Sync => self.log()?.sync()?,
             Command::Idle => self.log()?.idle()?,
+            Command::DropHead(number) => self.log()?.drop_head(*number)?,
+            Command::Retire(number) => {
+                let retired = self.log()?.retire(*number)?;
+                writeln!(output, "retired: {retired}")?;
+            }
+            Command::Unlink(number) => self.log()?.remover().remove(*number)?,
+            Command::Segments => {
+                for SegmentInfo { number, end, .. } in self.log()?.segments() {
+                    writeln!(output, "{number} end {end:?}")?;
+                }
+            }
             Command::Fill => {
                 let filled = self.log()?.filler().fill(&StopSignal::default())?;
                 writeln!(output, "filled: {filled}")?;

@@ -10,9 +10,16 @@
 //! | 12 | 4 | number of the segment, as in its name |
 //! | 16 | 8 | salt, chosen anew for each segment |
 //! | 24 | 8 | epoch in which it was made |
-//! | 32 | 8 | end of the segment before, all of which was synced; 0: unknown, or there is none |
+//! | 32 | 8 | end of the segment before, all of which was synced; see below |
 //! | 40 | 4 | CRC-32C of bytes 0..40 |
 //! | 44 | 468 | 0 |
+//!
+//! The end of the segment before names that segment, and so links the log's segments into a list:
+//! what lies between it and this one in number **was removed**. To remove a segment is to write its
+//! successor's header anew, first copy first; the file goes afterwards. It needs no space and no
+//! further file, and a removed segment that comes back after a crash is known for what it is. In an
+//! end, offset 0 means that it is not known; 0 as a whole is the unknown end of the segment numbered
+//! one less; segment 0, which never was, stands for no segment before.
 //!
 //! A **group header** stands at the start of each group, on a sector boundary. Sectors are what a
 //! disk writes whole: so the write of a group, however torn, leaves the groups before it as they
@@ -38,6 +45,12 @@ use std::sync::Arc;
 
 use super::fs::File;
 use super::record::{Seed, u32_at, u64_at};
+
+/// The end before a segment before which there is none any more.
+pub(crate) const NOTHING_BEFORE: Position = Position {
+    segment: 0,
+    offset: DATA_START,
+};
 
 /// What a disk writes whole.
 pub const SECTOR_BYTES: usize = 512;
@@ -116,11 +129,25 @@ pub(crate) struct SegmentHeader {
     pub(crate) number: u32,
     pub(crate) salt: u64,
     pub(crate) epoch: u64,
-    /// `None` when it is not known.
+    /// The segment before and its end; `None` when the end of the one numbered less by one is not
+    /// known.
     pub(crate) previous_end: Option<Position>,
 }
 
 impl SegmentHeader {
+    /// The number of the segment before; 0 if there is none.
+    pub(crate) fn before(&self) -> u32 {
+        self.previous_end
+            .map_or(self.number.saturating_sub(1), |end| end.segment)
+    }
+
+    /// The end of the segment of this number, if it is the one before and its end is known.
+    pub(crate) fn end_of(&self, number: u32) -> Option<u32> {
+        self.previous_end
+            .filter(|end| end.segment == number && end.offset > 0)
+            .map(|end| end.offset)
+    }
+
     /// Both copies.
     pub(crate) fn encode(&self) -> [u8; DATA_START as usize] {
         let mut sector = [0; SECTOR_BYTES];

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::disk::fs::OsFileSystem;
-use crate::disk::mem::{Loss, MemFileSystem};
+use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
 use crate::threads::{StopSignal, spawn};
 
 const OPTIONS: LogOptions = LogOptions {
@@ -221,4 +221,70 @@ fn salts_differ_by_segment_and_by_opening() {
     salts.sort_unstable();
     salts.dedup();
     assert_eq!(salts.len(), 990);
+}
+
+/// Opens the log with the smallest segments, and expects no damage.
+fn open_small(fs: &MemFileSystem) -> (Log, Vec<u64>) {
+    let options = LogOptions {
+        segment_bytes: 4 << 10,
+        ..OPTIONS
+    };
+    let mut seen = Vec::new();
+    let disk = Arc::new(fs.clone());
+    let (log, recovery) = Log::open(disk, Path::new("/log"), options, &mut |_, record| {
+        seen.push(record.number);
+        Ok(())
+    })
+    .expect("opened");
+    assert_eq!(recovery.damaged, []);
+    (log, seen)
+}
+
+/// Five segments of one record each.
+fn five_segments() -> (MemFileSystem, Log) {
+    let fs = MemFileSystem::new();
+    let (mut log, _) = open_small(&fs);
+    for number in 1..=5 {
+        log.stage(&record(number, &[7; 3000])).expect("staged");
+        log.write().expect("written");
+    }
+    log.sync().expect("synced");
+    assert_eq!(log.segments().len(), 5);
+    (fs, log)
+}
+
+#[test]
+fn removing_segments_is_all_or_nothing_through_any_failure_and_crash() {
+    let whole: Vec<u64> = (1..=5).collect();
+    for fault in [Fault::Io, Fault::ShortWrite, Fault::NoSpace] {
+        for head in [true, false] {
+            for call in 0.. {
+                let (fs, mut log) = five_segments();
+                let left: &[u64] = if head { &[4, 5] } else { &[1, 3, 4, 5] };
+                fs.fail(Operation::Any, call, fault);
+                let done = match head {
+                    true => log.drop_head(4).is_ok(),
+                    false => log.retire(2).is_ok() && log.remover().remove(2).is_ok(),
+                };
+                fs.heal();
+                for seed in 0..12 {
+                    let fs = fs.fork();
+                    if seed > 0 {
+                        fs.crash(Loss::Random(seed));
+                    }
+                    let (_, seen) = open_small(&fs);
+                    assert!(seen == left || !done && seen == whole, "{call} {seen:?}");
+                    fs.crash(Loss::Everything);
+                    let (log, again) = open_small(&fs);
+                    assert_eq!(seen, again, "what was recovered is durable");
+                    assert_eq!(log.segments().len(), seen.len());
+                    let names = fs.list(Path::new("/log")).expect("listed");
+                    assert_eq!(names.len(), seen.len(), "{names:?}");
+                }
+                if done && call > 30 {
+                    break;
+                }
+            }
+        }
+    }
 }
