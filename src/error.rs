@@ -1,4 +1,5 @@
-//! Error classes by what the caller can do: the three outcomes of a request and their reasons. Pure.
+//! Error classes by what the caller can do: the three outcomes of a request and their reasons.
+//! Pure.
 //!
 //! A layer with more to say has its own enum and keeps its `source`; what reaches a client is a
 //! [`Failure`], which all client protocols share.

@@ -17,9 +17,9 @@ pub const TOLERANCE_MAX: u8 = 7;
 
 /// The name of a message: 1..=512 bytes of UTF-8 without white space or control characters.
 ///
-/// A canonical decimal u64 (`0`, `42`, not `042`) is a *message id* and held as an integer; a `Word`
-/// never holds one, so that equal names are equal values. The order is by variant and then value,
-/// not bytewise.
+/// A canonical decimal u64 (`0`, `42`, not `042`) is a *message id* and held as an integer; a
+/// `Word` never holds one, so that equal names are equal values. The order is by variant and then
+/// value, not bytewise.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// A message id.

@@ -1,9 +1,9 @@
 //! Tolerex: a fault-tolerant message store and queue.
 //!
 //! A synchronous thread-pool server without an async runtime. A *leader* takes client commands,
-//! chooses *members*, and keeps the metadata (key -> revision, replica set), agreed by Raft; members
-//! keep payloads on disk, named by revision. `OK` means that `tolerance` copies were acknowledged in
-//! their write mode and the metadata is committed on disk.
+//! chooses *members*, and keeps the metadata (key -> revision, replica set), agreed by Raft;
+//! members keep payloads on disk, named by revision. `OK` means that `tolerance` copies were
+//! acknowledged in their write mode and the metadata is committed on disk.
 //!
 //! # Layers
 //!
@@ -13,7 +13,7 @@
 //!  6  tools       bin/   cli/
 //!  5  processes   leader/   member/
 //!  4  requests    coordinator/   replica/              pure
-//!                 group/                               (core, proposals, reads pure; the rest hosts them)
+//!                 group/                        (core, proposals, reads pure; the rest its host)
 //!  3  state       metadata/   cluster/                 pure
 //!                 storage/                             (I/O through disk::FileSystem only)
 //!  2  mechanisms  rpc/   net/   disk/

@@ -1,7 +1,7 @@
 //! Named threads, the stop signal, and the ordered join of a process's threads.
 //!
-//! Every thread starts through [`spawn`] and is joined by whoever started it. A panic in any of them
-//! ends the process with [`PANIC_EXIT_CODE`]: half alive is worse than dead.
+//! Every thread starts through [`spawn`] and is joined by whoever started it. A panic in any of
+//! them ends the process with [`PANIC_EXIT_CODE`]: half alive is worse than dead.
 
 use std::io;
 use std::sync::Arc;

@@ -186,11 +186,15 @@ fn nonsense_is_usage() {
     let empty = dir.path().to_str().expect("UTF-8");
     let new = dir.path().join("new");
     let new = new.to_str().expect("UTF-8");
+    let tolerance = dir.path().join("tolerance.conf");
+    std::fs::write(&tolerance, "TOLERANCE=9\n").expect("written");
+    let tolerance = tolerance.to_str().expect("UTF-8");
     for (args, expected) in [
         (
-            &["get", "a b"][..],
-            "key must be 1 to 512 bytes without spaces",
+            &["leader", "--tolerance-conf", tolerance, "--data-dir", new][..],
+            "tolerance.conf: TOLERANCE is \"9\"; accepted: TOLERANCE=n, n from 1 to 7",
         ),
+        (&["get", "a b"], "key must be 1 to 512 bytes without spaces"),
         (&["get", "k", "--addr", "x"], "accepted: host:port"),
         (&["get", "k", "--data-dir", empty], "holds no cluster.json"),
         (

@@ -20,7 +20,6 @@ fn states(cluster: &Cluster) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
 fn a_cluster_starts_and_stops_in_order() {
     let mut cluster = Cluster::start(&[]);
     assert_eq!(states(&cluster), ["running"; 4]);
@@ -45,7 +44,6 @@ fn a_cluster_starts_and_stops_in_order() {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
 fn two_of_them_do_not_get_in_each_others_way() {
     let cluster = Cluster::start(&[]);
     let offset = cluster.port_offset().to_string();
@@ -71,7 +69,6 @@ fn two_of_them_do_not_get_in_each_others_way() {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
 fn a_dead_member_is_reported_and_not_restarted() {
     let mut cluster = Cluster::start(&[]);
     let pid = cluster.pid("member-2");
@@ -88,7 +85,6 @@ fn a_dead_member_is_reported_and_not_restarted() {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
 fn children_end_with_a_killed_parent_and_the_cluster_comes_back() {
     let mut cluster = Cluster::start(&[]);
     let pids = PROCESSES.map(|name| cluster.pid(name));
@@ -106,7 +102,6 @@ fn children_end_with_a_killed_parent_and_the_cluster_comes_back() {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
 fn a_server_left_over_is_ended_first() {
     let mut cluster = Cluster::start(&[]);
     let old = cluster.pid("member-1");

@@ -154,7 +154,7 @@ impl Settings for MemberConfig {
 
 fn run<S, C: Settings>(
     args: &ServerArgs<S>,
-    serve: impl FnOnce(C, &StopSignal, &Reload<C>) -> anyhow::Result<()>,
+    serve: impl FnOnce(C, &StopSignal, &Reload<C>) -> Result<(), ToolError>,
 ) -> Result<(), ToolError> {
     let sources = args.sources();
     let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
@@ -174,9 +174,10 @@ fn run<S, C: Settings>(
         move || reload_settings(&sources, &reload)
     })?;
     // From here on SIGTERM, from whomever, is an orderly stop.
-    let result = follow_parent(args.supervised).and_then(|()| serve(config, &stop, &reload));
+    let followed = follow_parent(args.supervised).map_err(ToolError::from);
+    let result = followed.and_then(|()| serve(config, &stop, &reload));
     signals.finish();
-    Ok(result?)
+    result
 }
 
 /// Runs the leader's threads until `stop` and an orderly end.
@@ -184,7 +185,7 @@ fn serve_leader(
     config: LeaderConfig,
     stop: &StopSignal,
     reload: &Reload<LeaderConfig>,
-) -> anyhow::Result<()> {
+) -> Result<(), ToolError> {
     let leader = LeaderServer::start(leader_settings(&config)?, stop.clone())?;
     let control = leader.control();
     reload.on_reload(move |config| {
@@ -201,15 +202,15 @@ fn serve_leader(
         hatokuse: Some(addresses.client),
     }
     .announce();
-    leader.wait()
+    Ok(leader.wait()?)
 }
 
-fn leader_settings(config: &LeaderConfig) -> anyhow::Result<leader::server::Settings> {
+fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, ToolError> {
     let tolerance = match tolerance::read(&config.tolerance_conf) {
         Ok(tolerance) => tolerance,
         // The file is needed only by a group that has no tolerance yet.
         Err(_) if !config.tolerance_conf.exists() => TOLERANCE_DEFAULT,
-        Err(error) => anyhow::bail!(error),
+        Err(error) => return Err(ToolError::usage(format!("bad configuration:\n  {error}"))),
     };
     let bootstrap = if config.bootstrap {
         Bootstrap::New
@@ -252,7 +253,7 @@ fn serve_member(
     config: MemberConfig,
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
-) -> anyhow::Result<()> {
+) -> Result<(), ToolError> {
     let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     let settings = member::Settings {
         name: config.name.clone(),
@@ -280,7 +281,7 @@ fn serve_member(
         hatokuse: None,
     }
     .announce();
-    member.wait()
+    Ok(member.wait()?)
 }
 
 /// The configured cluster, or that of the last start, or the one that the CA's key names.

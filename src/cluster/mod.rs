@@ -177,6 +177,12 @@ impl Cluster {
         }
     }
 
+    /// Whether it is late with an answer, to this batch or another one.
+    pub fn is_late(&self, id: MemberId) -> bool {
+        self.member(id)
+            .is_some_and(|member| member.liveness.is_late())
+    }
+
     /// It refused a record for lack of space: for a while it is chosen only when no other is left.
     pub fn refused_full(&mut self, id: MemberId, now: Instant) {
         if let Some(member) = self.member_mut(id) {

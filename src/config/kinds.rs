@@ -138,7 +138,7 @@ impl fmt::Display for Kind {
         match *self {
             Kind::Name => write!(
                 f,
-                "1 to {NAME_BYTES_MAX} letters, digits and '-', first and last no '-'"
+                "1 to {NAME_BYTES_MAX} letters, digits and '-', not '-' at an end, not localhost"
             ),
             Kind::Text => f.write_str("text or \"\""),
             Kind::Filled => f.write_str("text"),
@@ -173,12 +173,14 @@ fn within(number: u64, min: u64, max: u64) -> Option<u64> {
     (min..=max).contains(&number).then_some(number)
 }
 
-/// Whether `text` may name a node: it stands in certificates, addresses and file names.
+/// Whether `text` may name a node: it stands in certificates, addresses and file names. `localhost`
+/// stands in every certificate and is nobody's name.
 pub fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         && !text.starts_with('-')
         && !text.ends_with('-')
+        && text != "localhost"
 }
 
 fn is_plain(text: &str) -> bool {
@@ -212,7 +214,7 @@ mod tests {
             (
                 Kind::Name,
                 &["member-1", "A"],
-                &["", "-a", "a-", "a_b", "a b", "a:b", "é"],
+                &["", "localhost", "-a", "a-", "a_b", "a b", "a:b", "é"],
             ),
             (Kind::Path, &["a/b c", "/"], &["", "a\nb"]),
             (Kind::BaseDir, &["", "/x"], &["\0"]),

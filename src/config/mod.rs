@@ -21,7 +21,7 @@ pub mod tolerance;
 pub mod units;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -160,7 +160,13 @@ impl Values {
         };
         let mut rows = Vec::with_capacity(table.len());
         for setting in table {
-            let (text, origin) = text_of(setting, sources, &file);
+            let (text, origin) = match text_of(setting, sources, &file) {
+                Ok(found) => found,
+                Err(problem) => {
+                    problems.push(problem);
+                    continue;
+                }
+            };
             match setting.kind.read(&text) {
                 Some(value) => rows.push((setting, value, origin)),
                 None => problems.push(Problem(format!(
@@ -361,17 +367,23 @@ fn read_file(
             value => flat.push((key, value)),
         }
     }
-    let mut values = Vec::new();
+    let (mut values, mut unknown) = (Vec::new(), Vec::new());
     for (key, value) in flat {
         let Some(setting) = table.iter().find(|setting| setting.name == key) else {
-            let names: Vec<&str> = table.iter().map(|setting| setting.name).collect();
-            problem(format!("unknown key {key}; accepted: {}", names.join(", ")));
+            unknown.push(key);
             continue;
         };
         match text_of_toml(&value) {
             Some(text) => values.push((key, text, Origin::File(path.to_owned()))),
             None => problem(format!("{key} is {value}; accepted: {}", setting.kind)),
         }
+    }
+    if !unknown.is_empty() {
+        // What is accepted is long: it is said once.
+        let names: Vec<&str> = table.iter().map(|setting| setting.name).collect();
+        let noun = if unknown.len() == 1 { "key" } else { "keys" };
+        let (unknown, names) = (unknown.join(", "), names.join(", "));
+        problem(format!("unknown {noun} {unknown}; accepted: {names}"));
     }
     values
 }
@@ -389,12 +401,13 @@ fn text_of_toml(value: &TomlValue) -> Option<String> {
     }
 }
 
-/// The text of one setting and where it came from.
+/// The text of one setting and where it came from. A part of an address that is
+/// wrong is a problem here, so that what was given is named and not the address made of it.
 fn text_of(
     setting: &Setting,
     sources: &Sources,
     file: &[(String, String, Origin)],
-) -> (String, Origin) {
+) -> Result<(String, Origin), Problem> {
     let mut text = setting.default.to_owned();
     let mut origin = Origin::Default;
     if let Some((_, value, from)) = file.iter().find(|(key, ..)| key == setting.name) {
@@ -406,8 +419,9 @@ fn text_of(
     };
     for (name, part) in setting.originals {
         if let Some(value) = variable(name) {
-            text = with_part(&text, *part, value);
             origin = Origin::Environment((*name).to_owned());
+            check_part(*part, value, &origin, setting)?;
+            text = with_part(&text, *part, value);
         }
     }
     let name = setting.environment_name();
@@ -423,10 +437,30 @@ fn text_of(
         } else {
             continue;
         };
-        text = with_part(&text, part, value);
         origin = Origin::Flag(flag.clone());
+        check_part(part, value, &origin, setting)?;
+        text = with_part(&text, part, value);
     }
-    (text, origin)
+    Ok((text, origin))
+}
+
+fn check_part(part: Part, value: &str, origin: &Origin, setting: &Setting) -> Result<(), Problem> {
+    let (is_good, accepted) = match part {
+        Part::Whole => return Ok(()), // The setting's kind checks it.
+        Part::Host => {
+            let inner = value.strip_prefix('[').and_then(|v| v.strip_suffix(']'));
+            let is_good = inner.unwrap_or(value).parse::<IpAddr>().is_ok();
+            (is_good, "an IP address")
+        }
+        Part::Port => (value.parse::<u16>().is_ok(), "a port from 0 to 65535"),
+    };
+    if is_good {
+        return Ok(());
+    }
+    let place = origin.locate(setting);
+    Err(Problem(format!(
+        "{place} is {value:?}; accepted: {accepted}"
+    )))
 }
 
 /// An address with one part replaced. Where there was none, the host is loopback.
@@ -573,13 +607,28 @@ mod tests {
         let path = given.file.as_ref().expect("a file").display();
         for expected in [
             format!("{path}: workers is \"0\"; accepted: a number from 1 to 4096"),
-            format!("{path}: unknown key colour; accepted: name, base_dir"),
-            format!("{path}: unknown key tls.kay"),
+            format!("{path}: unknown keys colour, tls.kay; accepted: name, base_dir"),
             format!("{path}: cache_bytes is 1.5; accepted: a size such as 64MiB"),
             "command line: --strategy is \"best\"; accepted: least_loaded, p2c".to_owned(),
             "environment: TOLEREX_READ_HEDGE is not below read_timeout (2s)".to_owned(),
         ] {
             assert!(text.contains(&expected), "{expected:?} is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_part_of_an_address_is_named_as_it_was_given() {
+        let text = problems(&sources(
+            &[("metrics", "99999")],
+            &[("LEADER_GRPC_PORT", "x"), ("LEADER_TCP_BIND", "zz")],
+            "",
+        ));
+        for expected in [
+            "command line: --metrics is \"99999\"; accepted: a port from 0 to 65535",
+            "environment: LEADER_GRPC_PORT is \"x\"; accepted: a port from 0 to 65535",
+            "environment: LEADER_TCP_BIND is \"zz\"; accepted: an IP address",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
         }
     }
 

@@ -260,6 +260,18 @@ pub enum Flaw {
 }
 
 impl Event {
+    /// Whether it only adds to what [`super::Coordinator::answers_awaited`] counts: a store that
+    /// was taken whole. Anything else changes what is to be done.
+    pub fn is_good_news(&self) -> bool {
+        match self {
+            Event::StoreAnswered {
+                answer: Answer::Results(results),
+                ..
+            } => results.iter().all(|result| *result == StoreResult::Stored),
+            _ => false,
+        }
+    }
+
     /// The tag of the effect that it answers.
     pub(super) fn tag(&self) -> Option<Tag> {
         match self {

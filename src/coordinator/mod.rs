@@ -103,6 +103,9 @@ pub struct Limits {
     pub run_messages_max: usize,
     /// Payload bytes asked for in one fetch, unless it is one message: 8 MiB, a quarter of a frame.
     pub fetch_bytes_max: u64,
+    /// Payload bytes read in one batch, unless it is one message: 8 MiB, as in a batch of writes.
+    /// The requests behind them are answered in a later batch.
+    pub read_bytes_max: u64,
     /// Messages in one part of a bulk write: 4,096, as in any batch.
     pub part_messages_max: usize,
     /// Payload bytes in one part of a bulk write, unless it is one message: 8 MiB.
@@ -125,6 +128,7 @@ impl Default for Limits {
             room_retry: Duration::from_millis(50),
             run_messages_max: 32,
             fetch_bytes_max: 8 * 1024 * 1024,
+            read_bytes_max: 8 * 1024 * 1024,
             part_messages_max: 4096,
             part_bytes_max: 8 * 1024 * 1024,
             parts_in_flight_max: 4,
@@ -221,14 +225,23 @@ impl Coordinator {
         }
     }
 
-    /// Whether all that can bring it forward is late members, or room in flight to busy ones: it
-    /// may be parked and give its worker back.
+    /// Whether all that can bring it forward is late members, those that were late before they were
+    /// asked, or room in flight to busy ones: it may be parked and give its worker back.
     pub fn waits_for_late_only(&self) -> bool {
         match self {
             Coordinator::Write(batch) => batch.waits_for_late_only(),
             Coordinator::Read(batch) => batch.waits_for_late_only(),
             Coordinator::Inquiry(_) => false,
             Coordinator::Bulk(bulk) => bulk.waits_for_late_only(),
+        }
+    }
+
+    /// How many answers, one at least, must come before a step can bring it forward, if all of
+    /// them are good news: so that its worker is woken once and not for each.
+    pub fn answers_awaited(&self) -> usize {
+        match self {
+            Coordinator::Write(batch) => batch.answers_awaited(),
+            Coordinator::Read(_) | Coordinator::Inquiry(_) | Coordinator::Bulk(_) => 1,
         }
     }
 

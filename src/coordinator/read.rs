@@ -12,6 +12,11 @@
 //! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
 //!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
+//! A batch answers as many of its requests, from the first one on, as have 8 MiB of payload in all,
+//! and at least one: what is held for it is bounded whatever is asked for (A8). Replies are then
+//! fewer than requests, and the rest is offered again. A message that grows while the batch reads
+//! is not counted again.
+//!
 //! `NotFound` is said only by metadata looked at after leadership was confirmed (A11).
 
 use std::collections::BTreeMap;
@@ -36,6 +41,8 @@ pub struct ReadBatch {
     /// The term that the leader serves in: a member with a higher fence has another leader.
     term: u64,
     slots: Vec<Slot>,
+    /// Whether `slots` are only those that this batch answers.
+    bounded: bool,
     /// Slots without a reply.
     unanswered: usize,
     /// Fetches that were not answered.
@@ -78,6 +85,8 @@ struct Call {
     slots: Vec<(usize, Revision)>,
     hedge_at: Instant,
     late: bool,
+    /// The member was late with another answer when this was sent: no worker waits for it.
+    is_suspect: bool,
 }
 
 /// A slot that is looked up, and who said that the revision does not exist.
@@ -115,6 +124,7 @@ impl ReadBatch {
         ReadBatch {
             limits,
             term,
+            bounded: false,
             unanswered: slots.len(),
             slots,
             calls: BTreeMap::new(),
@@ -188,7 +198,7 @@ impl ReadBatch {
     pub fn waits_for_late_only(&self) -> bool {
         self.phase == Phase::Reading
             && self.lookups.is_empty()
-            && self.calls.values().all(|call| call.late)
+            && self.calls.values().all(|call| call.late || call.is_suspect)
     }
 
     /// Whether `Done` was emitted.
@@ -215,7 +225,13 @@ impl ReadBatch {
             return;
         };
         assert_eq!(found.len(), missing.len(), "one answer for each key");
+        if !std::mem::replace(&mut self.bounded, true) {
+            self.bound(&found);
+        }
         for (Missing { slot: at, copy }, found) in missing.into_iter().zip(found) {
+            if at >= self.slots.len() {
+                break;
+            }
             let slot = &mut self.slots[at];
             slot.open_lookups -= 1;
             if slot.reply.is_some() {
@@ -247,6 +263,19 @@ impl ReadBatch {
                 self.reply(at, Reply::Value { revision, payload });
             }
         }
+    }
+
+    /// Leaves the requests out that have no room beside those before them. Nothing was fetched yet,
+    /// and the look-up that was answered is the only one.
+    fn bound(&mut self, found: &[Option<Found>]) {
+        let mut bytes = 0_u64;
+        let fits = |found: &&Option<Found>| {
+            bytes += found.as_ref().map_or(0, |f| u64::from(f.entry.length));
+            bytes <= self.limits.read_bytes_max
+        };
+        let count = found.iter().take_while(fits).count().max(1);
+        self.slots.truncate(count);
+        self.unanswered = self.slots.len();
     }
 
     fn fetch_answered(&mut self, tag: Tag, answer: Answer<FetchResult>, effects: &mut Vec<Effect>) {
@@ -385,7 +414,8 @@ impl ReadBatch {
             }
         }
         for (member, slots) in outgoing {
-            self.send(member, slots, now, effects);
+            let is_suspect = cluster.is_late(member);
+            self.send(member, is_suspect, slots, now, effects);
         }
     }
 
@@ -393,6 +423,7 @@ impl ReadBatch {
     fn send(
         &mut self,
         member: MemberId,
+        is_suspect: bool,
         slots: Vec<usize>,
         now: Instant,
         effects: &mut Vec<Effect>,
@@ -421,6 +452,7 @@ impl ReadBatch {
                 slots: chunk,
                 hedge_at: now + self.limits.hedge_after,
                 late: false,
+                is_suspect,
             };
             self.calls.insert(tag, call);
         }
@@ -474,6 +506,37 @@ mod tests {
     use crate::coordinator::testing::{World, key, member};
     use crate::metadata::replica_sets::ReplicaSet;
     use std::time::Duration;
+
+    #[test]
+    fn what_a_batch_holds_is_bounded_and_the_rest_is_left_for_later() {
+        let replica = ReplicaSet::new(&[member(1)]).expect("one");
+        for (length, answered) in [(3 << 20, 2), (9 << 20, 1), (1, 5)] {
+            let mut world = World::new(1, 1);
+            for sequence in 1..=5 {
+                let entry = Entry {
+                    revision: Revision::new(1, sequence),
+                    replicas: replica,
+                    length,
+                };
+                let payload = bytes::Bytes::from(vec![0; length as usize]);
+                world.put(Key::Id(sequence), &payload, entry);
+            }
+            let keys = (1..=5).map(Key::Id).collect();
+            world.start(crate::protocol::request::Batch::Reads(keys));
+            world.step(Event::ReadConfirmed);
+            let asked: usize = world.fetches.iter().map(|f| f.revisions.len()).sum();
+            assert_eq!(asked, answered);
+            while let Some(call) = world.fetches.first() {
+                let found = call.revisions.iter().map(|r| world.fetched(*r)).collect();
+                world.end_fetch(0, Answer::Results(found));
+            }
+            let [replies] = world.done.as_slice() else {
+                panic!("not done once");
+            };
+            assert_eq!(replies.len(), answered);
+            assert!(replies.iter().all(|r| matches!(r, Reply::Value { .. })));
+        }
+    }
 
     #[test]
     fn a_copy_that_fails_while_the_key_is_looked_up_again_decides_nothing() {

@@ -81,6 +81,8 @@ struct Call {
     /// When it is late.
     deadline: Instant,
     late: bool,
+    /// The member was late with another answer when this was sent: no worker waits for it.
+    is_suspect: bool,
 }
 
 /// For each member the runs that it was chosen for in this step.
@@ -208,11 +210,23 @@ impl WriteBatch {
 
     /// See [`super::Coordinator::waits_for_late_only`].
     pub fn waits_for_late_only(&self) -> bool {
+        let is_open = |&run: &usize| self.runs[run].is_open();
+        let is_awaited = |call: &Call| !call.late && !call.is_suspect;
         matches!(self.phase, Phase::Collecting)
             && !self
-                .runs
-                .iter()
-                .any(|run| run.is_open() && run.count(CopyState::Asked) > 0)
+                .calls
+                .values()
+                .any(|call| is_awaited(call) && call.runs.iter().any(is_open))
+    }
+
+    /// See [`super::Coordinator::answers_awaited`].
+    pub fn answers_awaited(&self) -> usize {
+        let in_time = self.calls.values().filter(|call| !call.late);
+        match self.phase {
+            // A run asks for no more copies than it lacks, so each of these is needed.
+            Phase::Collecting => in_time.count().max(1),
+            Phase::New | Phase::Proposed { .. } | Phase::Done => 1,
+        }
     }
 
     /// Whether `Done` was emitted.
@@ -319,6 +333,7 @@ impl WriteBatch {
                 runs,
                 deadline: now + self.limits.copy_timeout + queued,
                 late: false,
+                is_suspect: cluster.is_late(member),
             };
             self.calls.insert(tag, call);
             effects.push(Effect::Store {

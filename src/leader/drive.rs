@@ -1,8 +1,9 @@
 //! Steps a batch on a worker: effects out, then waits for events until the deadline.
 //!
-//! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader threads
-//! of the links and from the Raft thread. The worker that owns it carries out what the coordinator
-//! asks for and blocks on the inbox, or parks the batch when it can only wait for late members.
+//! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader
+//! threads of the links and from the Raft thread. The worker that owns it carries out what the
+//! coordinator asks for and blocks on the inbox, or parks the batch when it can only wait for late
+//! members.
 //!
 //! What outlives the batch is done where the answer arrives, not here: a store ends its charge, and
 //! an applied entry settles its revisions, even when the client got its reply long before.
@@ -10,6 +11,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::{debug, error};
 use parking_lot::{Condvar, Mutex};
@@ -38,8 +40,9 @@ pub struct Inbox {
 #[derive(Default)]
 struct InboxState {
     events: Vec<Event>,
-    /// Whether a worker waits on `arrived`: without one, signalling is a wasted system call.
-    is_awaited: bool,
+    /// How many events a worker waits for on `arrived`; 0 when none waits: signalling is then a
+    /// wasted system call, and so it is for an event that only brings others nearer.
+    awaited: usize,
     /// Set while the batch is parked.
     waker: Option<Waker>,
 }
@@ -47,12 +50,14 @@ struct InboxState {
 impl Inbox {
     /// Adds an event and wakes who waits for it.
     pub fn push(&self, event: Event) {
+        let is_good_news = event.is_good_news();
         let mut state = self.state.lock();
         state.events.push(event);
         let waker = state.waker.take();
-        let is_awaited = state.is_awaited;
+        let is_due = !is_good_news || state.events.len() >= state.awaited;
+        let is_awaited = state.awaited > 0;
         drop(state);
-        if is_awaited {
+        if is_awaited && is_due {
             self.arrived.notify_one();
         }
         if let Some(waker) = waker {
@@ -60,17 +65,21 @@ impl Inbox {
         }
     }
 
-    /// Takes all events; if there is none, waits for one, for the time `timeout` returns.
-    fn take(&self, into: &mut Vec<Event>, wait: Option<std::time::Duration>) {
+    /// Takes all events.
+    fn take(&self, into: &mut Vec<Event>) {
+        mem::swap(&mut self.state.lock().events, into);
+    }
+
+    /// Takes all events, when there are `count`, or one that changes what is waited for, or after
+    /// `timeout`.
+    fn wait(&self, into: &mut Vec<Event>, count: usize, timeout: Duration) {
         let mut state = self.state.lock();
-        if let Some(timeout) = wait
-            && state.events.is_empty()
-        {
-            state.is_awaited = true;
-            self.arrived
-                .wait_while_for(&mut state, |state| state.events.is_empty(), timeout);
-            state.is_awaited = false;
-        }
+        let waits = |state: &mut InboxState| {
+            state.events.len() < count && state.events.iter().all(Event::is_good_news)
+        };
+        state.awaited = count;
+        self.arrived.wait_while_for(&mut state, waits, timeout);
+        state.awaited = 0;
         mem::swap(&mut state.events, into);
     }
 
@@ -112,12 +121,13 @@ impl Run {
         }
     }
 
-    /// Goes on until the batch is done or can only wait for late members.
-    pub fn go_on(mut self) -> Progress {
+    /// Goes on until the batch is done or can only wait for late members; or for anything, unless
+    /// it `may_wait`.
+    pub fn go_on(mut self, may_wait: bool) -> Progress {
         let mut events = Vec::new();
         let mut effects = Vec::new();
         loop {
-            self.inbox.take(&mut events, None);
+            self.inbox.take(&mut events);
             self.pending.extend(events.drain(..));
             if self.shared.clock.now() >= self.coordinator.next_deadline() {
                 self.pending.push_back(Event::Tick);
@@ -132,13 +142,14 @@ impl Run {
                     self.carry_out(effect);
                 }
             }
-            if self.coordinator.waits_for_late_only() {
+            if !may_wait || self.coordinator.waits_for_late_only() {
                 debug!("batch {}: parked", self.number);
                 return Progress::Parked(Box::new(self));
             }
             let now = self.shared.clock.now();
             let timeout = self.coordinator.next_deadline().since(now);
-            self.inbox.take(&mut events, Some(timeout));
+            let awaited = self.coordinator.answers_awaited();
+            self.inbox.wait(&mut events, awaited, timeout);
             self.pending.extend(events.drain(..));
         }
     }
@@ -314,7 +325,7 @@ impl Parked for Run {
     }
 
     fn resume(self: Box<Self>) -> Progress {
-        self.go_on()
+        self.go_on(true)
     }
 }
 

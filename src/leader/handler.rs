@@ -24,7 +24,7 @@ impl ClientHandler {
 }
 
 impl Handler for ClientHandler {
-    fn begin(&self, batch: Batch) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
         if batch == Batch::Status {
             let status = status::cluster_status(&self.shared);
             return Progress::Done(vec![Reply::Status(Box::new(status))]);
@@ -46,7 +46,7 @@ impl Handler for ClientHandler {
         let coordinator = Coordinator::new(batch, revisions, tolerance, self.shared.limits)
             .expect("only a status needs no coordinator");
         let number = self.shared.next_batch();
-        Run::new(self.shared.clone(), coordinator, number, term).go_on()
+        Run::new(self.shared.clone(), coordinator, number, term).go_on(may_wait)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The `house` thread: keeps a data link to each registered member and sends releases.
 //!
-//! It waits on a doorbell that [`View`] rings when there is something to release or the registry has
-//! changed. It rests between two rounds, so that under load many releases share one request.
+//! It waits on a doorbell that [`View`] rings when there is something to release or the registry
+//! has changed. It rests between two rounds, so that under load many releases share one request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::coordinator::release::Release;
 use crate::ids::MemberId;
 use crate::leader::state::Shared;
 use crate::rpc::link::CallError;
-use crate::rpc::message::{ReleaseRequest, Request, Response};
+use crate::rpc::message::{Refusal, ReleaseRequest, Request, Response};
 use crate::threads::StopSignal;
 
 /// The rest between two rounds. A member is told to forget within about this; a tenth of it would
@@ -24,8 +24,8 @@ const ROUND_INTERVAL: Duration = Duration::from_millis(20);
 /// are looked at again no later than this.
 const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a member may take to answer a release. It does not hold up anything but the next release
-/// to the same member.
+/// How long a member may take to answer a release. It does not hold up anything but the next
+/// release to the same member.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The body of the thread.
@@ -33,9 +33,9 @@ pub fn run(shared: &Arc<Shared>, stop: &StopSignal) {
     let mut targets = BTreeMap::new();
     while !stop.is_stopped() {
         dial_registered(shared, &mut targets);
-        if shared.serving_term().is_some() {
-            while let Some(release) = shared.view.next_release() {
-                send(shared, release);
+        if let Some(term) = shared.serving_term() {
+            while let Some(release) = shared.view.next_release(term) {
+                send(shared, term, release);
             }
         }
         shared.view.wait_for_bell(IDLE_INTERVAL);
@@ -62,15 +62,14 @@ fn dial_registered(shared: &Shared, targets: &mut BTreeMap<MemberId, (String, St
         }
     }
     for (id, (address, name)) in &registered {
-        if targets.get(id).is_none_or(|(before, _)| before != address) {
-            shared.pool.set(*id, address, name);
-        }
+        // Known ones too: for one that has no thread yet it tries again.
+        shared.pool.set(*id, address, name);
     }
     *targets = registered;
 }
 
-/// Sends one release; its answer goes to the queue.
-fn send(shared: &Arc<Shared>, release: Release) {
+/// Sends one release of `term`; its answer goes to the queue.
+fn send(shared: &Arc<Shared>, term: u64, release: Release) {
     let Release {
         number,
         member,
@@ -80,7 +79,6 @@ fn send(shared: &Arc<Shared>, release: Release) {
     let Some(link) = shared.pool.link(member) else {
         return shared.view.release_refused(number, member);
     };
-    let term = shared.group.status().term;
     let fence = shared.fence(term, &link);
     let count = revisions.len();
     let deadline = shared.clock.now() + RELEASE_TIMEOUT;
@@ -92,6 +90,10 @@ fn send(shared: &Arc<Shared>, release: Release) {
         deadline,
         Box::new(move |result| match result {
             Ok(Response::Release) => answered.view.release_done(number, member),
+            Ok(Response::Refused(Refusal::StaleFence { highest })) if highest.term > term => {
+                answered.depose(member, highest);
+                answered.view.release_refused(number, member);
+            }
             Ok(response) => {
                 warn!("release {number} was refused by member {member}: {response:?}");
                 answered.view.release_refused(number, member);

@@ -1,11 +1,13 @@
-//! The state machine on the Raft thread: decodes entries, applies them, and tells the other threads.
+//! The state machine on the Raft thread: decodes entries, applies them, and tells the other
+//! threads.
 //!
-//! The Raft thread owns the [`State`]. Message index and replica sets stand behind locks, a shard at a
-//! time, so that workers look messages up meanwhile; counts and settings that they need are published
-//! in atomics. A lookup takes the lock of a shard, then that of the sets; nothing takes them in the
-//! other order.
+//! The Raft thread owns the [`State`]. Message index and replica sets stand behind locks, a shard
+//! at a time, so that workers look messages up meanwhile; counts and settings that they need are
+//! published in atomics. A lookup takes the lock of a shard, then that of the sets; nothing takes
+//! them in the other order.
 //!
-//! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge (A3).
+//! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge
+//! (A3).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -22,8 +24,8 @@ use crate::metadata::replica_sets::ReplicaSets;
 use crate::metadata::snapshot::ShardCell;
 use crate::metadata::state::{Shards, State};
 
-/// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a time,
-/// about a millisecond under one shard's lock.
+/// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a
+/// time, about a millisecond under one shard's lock.
 const SHARDS: usize = 1024;
 
 /// Applied metadata, as any thread may look at it.

@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | `main` | nothing | the stop signal | the signal |
 //! | `poll` | idle client connections | readiness, timers | wake-up, stop |
-//! | `work-N` | one ready connection and one batch at a time | job queue; the batch's inbox | queue closed |
+//! | `work-N` | one connection and one batch at a time | job queue; its inbox | queue closed |
 //! | `accept-rpc`, `rx-…`, `tx-…` | links with members | sockets, queues | closing |
 //! | `dial-…` | the data link to one member | its end, back-off | pool stopped |
 //! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
@@ -36,3 +36,6 @@ pub mod members;
 pub mod server;
 pub mod state;
 pub mod status;
+
+#[cfg(test)]
+mod tests;

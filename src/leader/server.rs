@@ -1,9 +1,12 @@
 //! Starts a leader's parts in order and stops them in reverse.
 //!
-//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and the
-//! RPC server; when the group serves and has a tolerance, the client port. Stop: the client port with
-//! what its workers have taken, the RPC server, `house`, the links, and last the group with its last
-//! sync.
+//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and
+//! the RPC server; when the group serves and has a tolerance, the client port. Stop: the client
+//! port with what its workers have taken, the RPC server, `house`, the links, and last the group
+//! with its last sync.
+//!
+//! A start that fails stops what it has started in the same way before it returns, so that nothing
+//! writes to the directory once its lock is let go.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -45,6 +48,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for the first write of its term.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often that wait looks whether it was told to stop.
+const SERVING_POLL: Duration = Duration::from_millis(100);
 
 /// All that a leader needs to know; `cli::process` fills it from the configuration.
 pub struct Settings {
@@ -90,12 +95,13 @@ pub struct Addresses {
 /// A running leader.
 pub struct Leader {
     clock: Arc<dyn Clock>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     tls: Arc<TlsContext>,
     group: Group<Applied>,
-    rpc: RpcServer,
-    clients: net::Server,
-    house: Thread,
+    /// These are there once it has started.
+    house: Option<Thread>,
+    rpc: Option<RpcServer>,
+    clients: Option<net::Server>,
     stop_house: StopSignal,
     stop: StopSignal,
     /// Why the group ended by itself.
@@ -108,8 +114,16 @@ impl Leader {
     /// Starts all parts; when this returns, the leader serves. Setting `stop` stops it, and so does
     /// the failure of its journal, which sets `stop`.
     pub fn start(settings: Settings, stop: StopSignal) -> anyhow::Result<Leader> {
+        Leader::start_on(Arc::new(OsFileSystem), settings, stop)
+    }
+
+    /// Starts with another file system under everything but lock and certificates.
+    pub(super) fn start_on(
+        fs: Arc<dyn FileSystem>,
+        settings: Settings,
+        stop: StopSignal,
+    ) -> anyhow::Result<Leader> {
         let clock = SystemClock::shared();
-        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = settings.data_dir.as_path();
         fs.create_dir_all(dir)
             .with_context(|| format!("cannot make {}", dir.display()))?;
@@ -123,7 +137,7 @@ impl Leader {
             client: client_listener.local_addr()?,
         };
 
-        let seed = random_u64()?;
+        let (seed, nonce) = (random_u64()?, random_u64()?);
         let view = Arc::new(View::new(Cluster::new(settings.strategy, seed)));
         let failure = Arc::new(Mutex::new(None));
         let group = start_group(&settings, fs, &clock, &view, &stop, &failure)?;
@@ -132,7 +146,7 @@ impl Leader {
             name: settings.name.clone(),
             node_id: group.peer().0,
             incarnation: 0,
-            nonce: random_u64()?,
+            nonce,
             role: Role::Leader,
         };
         let events = Arc::new(LinkEvents::new(Arc::clone(&view), Arc::clone(&clock)));
@@ -153,40 +167,69 @@ impl Leader {
             settings.cache_bytes,
             (settings.name.clone(), client_address),
         ));
-        let stop_house = StopSignal::default();
-        let house = threads::spawn("house", {
-            let (shared, stop) = (Arc::clone(&shared), stop_house.clone());
-            move || housekeeping::run(&shared, &stop)
-        })?;
-        let service = Arc::new(MemberService::new(Arc::clone(&shared)));
-        let rpc = RpcServer::start(
-            rpc_listener,
-            Arc::clone(&tls),
-            identity,
-            service,
-            Arc::clone(&clock),
-            RpcLimits::default(),
-        )
-        .context("cannot start the rpc server")?;
-        if !shared.group.wait_serving(SERVING_TIMEOUT) {
-            bail!("the group does not serve: its first write did not become durable");
-        }
-        ensure_tolerance(&shared, settings.tolerance)?;
-        let clients = start_clients(client_listener, &settings, &shared)?;
-        Ok(Leader {
+        let mut leader = Leader {
             clock,
             shared,
             tls,
             group,
-            rpc,
-            clients,
-            house,
-            stop_house,
+            house: None,
+            rpc: None,
+            clients: None,
+            stop_house: StopSignal::default(),
             stop,
             failure,
             addresses,
             _lock: lock,
-        })
+        };
+        match leader.open(&settings, identity, rpc_listener, client_listener) {
+            Ok(()) => Ok(leader),
+            Err(error) => match leader.stop_parts() {
+                Ok(()) => Err(error),
+                Err(cause) => Err(cause.context(error.to_string())),
+            },
+        }
+    }
+
+    /// Starts what is built on the group.
+    fn open(
+        &mut self,
+        settings: &Settings,
+        identity: LocalIdentity,
+        rpc_listener: TcpListener,
+        client_listener: TcpListener,
+    ) -> anyhow::Result<()> {
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop_house.clone());
+        let house = threads::spawn("house", move || housekeeping::run(&shared, &stop))?;
+        self.house = Some(house);
+        let service = Arc::new(MemberService::new(Arc::clone(&self.shared)));
+        let rpc = RpcServer::start(
+            rpc_listener,
+            Arc::clone(&self.tls),
+            identity,
+            service,
+            Arc::clone(&self.clock),
+            RpcLimits::default(),
+        )
+        .context("cannot start the rpc server")?;
+        self.rpc = Some(rpc);
+        self.wait_serving()?;
+        ensure_tolerance(&self.shared, settings.tolerance)?;
+        self.clients = Some(start_clients(client_listener, settings, &self.shared)?);
+        Ok(())
+    }
+
+    /// Waits for the first write of the term, unless told to stop, which a failed group does too.
+    fn wait_serving(&self) -> anyhow::Result<()> {
+        let give_up = self.clock.now() + SERVING_TIMEOUT;
+        while !self.shared.group.wait_serving(SERVING_POLL) {
+            if self.stop.is_stopped() {
+                bail!("told to stop before the group served");
+            }
+            if self.clock.now() >= give_up {
+                bail!("the group does not serve: its first write did not become durable");
+            }
+        }
+        Ok(())
     }
 
     /// Where it listens.
@@ -206,15 +249,28 @@ impl Leader {
     pub fn wait(self) -> anyhow::Result<()> {
         while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
         info!("stopping");
+        self.stop_parts()?;
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Stops what was started, in order; an error if the journal failed or a thread goes on.
+    fn stop_parts(self) -> anyhow::Result<()> {
         let mut late = Vec::new();
         let mut keep =
             |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
-        keep(self.clients.stop(self.clock.now() + DRAIN_TIMEOUT));
+        if let Some(clients) = self.clients {
+            keep(clients.stop(self.clock.now() + DRAIN_TIMEOUT));
+        }
         let deadline = self.clock.now() + STOP_TIMEOUT;
-        keep(self.rpc.stop(deadline));
+        if let Some(rpc) = self.rpc {
+            keep(rpc.stop(deadline));
+        }
         self.stop_house.stop();
         self.shared.view.ring();
-        self.house.join();
+        if let Some(house) = self.house {
+            house.join();
+        }
         keep(self.shared.pool.stop(deadline));
         self.group.stop();
         if let Some(error) = self.failure.lock().take() {
@@ -223,7 +279,6 @@ impl Leader {
         if !late.is_empty() {
             bail!("threads did not stop in time: {}", late.join(", "));
         }
-        info!("stopped");
         Ok(())
     }
 }

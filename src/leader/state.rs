@@ -89,6 +89,10 @@ impl View {
         if releases.term != term {
             return None;
         }
+        assert!(
+            count <= Revision::SEQUENCE_MAX - releases.next_sequence,
+            "term {term} has no more revisions: the next start begins a new one"
+        );
         let first = Revision::new(term, releases.next_sequence);
         releases.next_sequence += count;
         let revisions = Revisions { first, count };
@@ -130,9 +134,13 @@ impl View {
         self.releases.lock().queue.member_down(member);
     }
 
-    /// The next release to send.
-    pub fn next_release(&self) -> Option<Release> {
-        self.releases.lock().queue.next_release()
+    /// The next release to send in `term`; none if that is not served any more (R5).
+    pub fn next_release(&self, term: u64) -> Option<Release> {
+        let mut releases = self.releases.lock();
+        if releases.term != term {
+            return None;
+        }
+        releases.queue.next_release()
     }
 
     /// The member forgot what release `number` named.
@@ -294,5 +302,58 @@ impl Cache {
     /// Keeps a payload.
     pub fn insert(&self, revision: Revision, payload: &Bytes) {
         self.shard(revision).lock().insert(revision, payload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Strategy;
+
+    const M: MemberId = MemberId(1);
+
+    fn view() -> View {
+        View::new(Cluster::new(Strategy::LeastLoaded, 1))
+    }
+
+    fn one(member: MemberId) -> ReplicaSet {
+        ReplicaSet::new(&[member]).expect("one member")
+    }
+
+    #[test]
+    fn revisions_are_allotted_once_and_only_in_the_term_that_is_served() {
+        let view = view();
+        assert_eq!(view.allot(3, 1), None);
+        view.begin_term(3);
+        let first = view.allot(3, 5).expect("served");
+        let second = view.allot(3, 1).expect("served");
+        assert_eq!((first.first, first.count), (Revision::new(3, 0), 5));
+        assert_eq!(second.first, Revision::new(3, 5));
+        assert_eq!(view.allot(2, 1), None);
+        view.end_term();
+        // A worker that saw the term as served a moment ago: its proposal will be refused.
+        let late = view.allot(3, 1).expect("numbers are left");
+        assert_eq!(late.first, Revision::new(3, 6));
+        view.begin_term(4);
+        assert_eq!(view.allot(3, 1), None);
+        let next = view.allot(4, 1).expect("served");
+        assert_eq!(next.first, Revision::new(4, 0));
+    }
+
+    #[test]
+    fn a_release_is_handed_out_in_its_own_term_only() {
+        let view = view();
+        view.begin_term(3);
+        view.member_up(M, Instant::default());
+        view.released(&[(Revision::new(2, 1), one(M))]);
+        assert_eq!(view.next_release(4), None);
+        view.end_term();
+        assert_eq!(view.next_release(3), None);
+        view.begin_term(4);
+        assert_eq!(view.next_release(4), None);
+        view.released(&[(Revision::new(2, 2), one(M))]);
+        assert_eq!(view.next_release(3), None);
+        let release = view.next_release(4).expect("it is queued");
+        assert_eq!(release.revisions, [Revision::new(2, 2)]);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use log::Level;
 use parking_lot::RwLock;
 
 use crate::disk::atomic_file;
@@ -109,6 +110,8 @@ pub struct Appender {
     bytes: Arc<AtomicUsize>,
     /// Whether the last group that was refused for want of space has been the last word.
     full: bool,
+    /// Whether the last request was refused: more of them are no news.
+    refusing: bool,
 }
 
 /// What is needed to answer a request and to tell about it.
@@ -145,6 +148,7 @@ impl Appender {
             receiver,
             bytes,
             full: false,
+            refusing: false,
         };
         (appender, queue)
     }
@@ -198,7 +202,9 @@ impl Appender {
         };
         for (ticket, response) in answers {
             self.note_space(&response);
-            ticket.answer(response);
+            let is_refused = matches!(response, Response::Refused(_));
+            let is_news = !std::mem::replace(&mut self.refusing, is_refused);
+            ticket.answer(response, is_news);
         }
         Ok(())
     }
@@ -260,8 +266,8 @@ impl Appender {
 }
 
 impl Ticket {
-    /// One line for the request, then its answer.
-    fn answer(self, response: Response) {
+    /// One line for the request, then its answer. A refusal is a warning if it `is_news`.
+    fn answer(self, response: Response, is_news: bool) {
         let (call, from, count) = (self.call, &self.from, self.count);
         let Fence { term, link } = self.fence;
         match &response {
@@ -282,7 +288,11 @@ impl Ticket {
                 );
             }
             Response::Refused(refusal) => {
-                log::warn!("call={call} from={from} term={term} link={link}: refused: {refusal}");
+                let level = if is_news { Level::Warn } else { Level::Debug };
+                log::log!(
+                    level,
+                    "call={call} from={from} term={term} link={link}: refused: {refusal}"
+                );
             }
             Response::Fetch(_) | Response::Register | Response::Heartbeat => {
                 unreachable!("the replica core answers stores and releases")

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `cluster.id` | see `disk::cluster_file` | at the first start |
 //! | `member.id` | version 1, u64 member id | last of all when a new identity is made |
-//! | `incarnation` | version 1, u64 count of starts | at each start, before registering |
+//! | `incarnation` | version 1, u64 count of starts | at each start, and when refused |
 //! | `fence` | see `replica::fence` | before the effect of a request that raises it |
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
@@ -133,6 +133,13 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
         nonce,
         fence,
     })
+}
+
+/// Gives back an incarnation that the leader refused, so that the next start has the same and is
+/// refused again. Otherwise a rolled back disk would be accepted once it was started often enough.
+pub fn take_back(fs: &dyn FileSystem, data_dir: &Path, incarnation: u64) -> Result<(), LogError> {
+    let path = data_dir.join("incarnation");
+    write_integer(fs, &path, incarnation.saturating_sub(1))
 }
 
 /// What [`found`] says of a file that does not exist.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
+use crate::member::identity;
 use crate::rpc::LocalIdentity;
 use crate::rpc::greeting::{Expected, GreetingError};
 use crate::rpc::link::{CallError, Link};
@@ -75,7 +76,12 @@ impl Registration {
         while !self.stop.is_stopped() {
             match self.serve_link(leader, &mut reported) {
                 Ok(()) => break,
-                Err(End::Rejected(refusal)) => return Err(refusal),
+                Err(End::Rejected(refusal)) => {
+                    if let Refusal::StaleIncarnation { .. } = refusal {
+                        self.take_back_incarnation();
+                    }
+                    return Err(refusal);
+                }
                 Err(End::Lost(reason)) => {
                     if reason != reported {
                         log::warn!("leader {leader}: {reason}");
@@ -86,6 +92,14 @@ impl Registration {
             self.stop.wait_timeout(RETRY_INTERVAL);
         }
         Ok(())
+    }
+
+    fn take_back_incarnation(&self) {
+        let (fs, dir) = &self.disk;
+        let incarnation = self.identity.incarnation;
+        if let Err(error) = identity::take_back(fs.as_ref(), dir, incarnation) {
+            log::error!("the next start may be accepted with old data: {error}");
+        }
     }
 
     /// Dials and stays on the link as long as it lasts; `Ok` on the stop signal.

@@ -329,7 +329,7 @@ fn a_member_registers_and_sends_its_counters() {
 }
 
 #[test]
-fn a_member_whose_incarnation_is_stale_exits_with_both_numbers() {
+fn a_member_whose_incarnation_is_stale_exits_at_each_start_with_both_numbers() {
     let rig = Rig::new();
     let refusal = Refusal::StaleIncarnation {
         incarnation: 1,
@@ -340,6 +340,9 @@ fn a_member_whose_incarnation_is_stale_exits_with_both_numbers() {
     let member = Member::start(&rig.settings(leaders), StopSignal::default()).unwrap();
     let error = format!("{:#}", member.wait().unwrap_err());
     assert!(error.contains("incarnation 1 is not above 5"), "{error}");
+    let member = rig.start();
+    assert_eq!(rig.dial(&member, 1).peer().incarnation, 1, "not used up");
+    member.stop();
     leader.stop(rig.clock.now() + PATIENCE).unwrap();
 }
 

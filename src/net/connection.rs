@@ -154,8 +154,8 @@ impl Connection {
         self.is_choked || self.session.is_paused()
     }
 
-    /// Gives up a large unfinished request while the budget is crossed. To be called when the session
-    /// has nothing left to execute: what it holds then is one request.
+    /// Gives up a large unfinished request while the budget is crossed. To be called when the
+    /// session has nothing left to execute: what it holds then is one request.
     pub fn shed_if_crossed(&mut self) {
         if self.session.input_bytes() > INPUT_ALLOWANCE_BYTES && self.charge.is_crossed() {
             self.session.shed();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 
 use super::connection::{Connection, Farewell};
-use super::slots::Shared;
+use super::slots::{Seat, Shared};
 use crate::clock::Instant;
 
 /// How long accepting pauses after an error. Long enough not to spin, short enough not to be
@@ -89,16 +89,16 @@ fn admit(mut stream: TcpStream, shared: &Shared) {
     let _ = socket2::SockRef::from(&stream).set_keepalive(true);
     let charge = shared.budget.charge();
     if let Some(slot) = shared.reserve(false) {
-        let connection = Connection::new(stream, shared.sessions.open(), charge);
-        shared.enqueue(slot, Box::new(connection), None);
+        let connection = Box::new(Connection::new(stream, shared.sessions.open(), charge));
+        shared.enqueue(Seat { slot, connection });
         return;
     }
     let refusal = shared.sessions.refusal();
     log::debug!("connection refused, {} are open", shared.open());
     if let Some(slot) = shared.reserve(true) {
         let session = Box::new(Farewell::new(&refusal));
-        let connection = Connection::new(stream, session, charge);
-        shared.enqueue(slot, Box::new(connection), None);
+        let connection = Box::new(Connection::new(stream, session, charge));
+        shared.enqueue(Seat { slot, connection });
         return;
     }
     // A courtesy that needs no place: a fresh socket takes one line.

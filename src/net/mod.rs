@@ -57,8 +57,9 @@ pub enum Progress {
 /// Executes batches. Called by many workers at once; may block for a batch that makes progress.
 /// Replies of a wrong number are a bug of the handler, and panic.
 pub trait Handler: Send + Sync {
-    /// Executes a batch.
-    fn begin(&self, batch: Batch) -> Progress;
+    /// Executes a batch. Unless it `may_wait`, it is parked where it would have to wait: others on
+    /// this worker should not wait with it. Writes may come from several connections.
+    fn begin(&self, batch: Batch, may_wait: bool) -> Progress;
 }
 
 /// A batch that waits for an event or its deadline.

@@ -43,6 +43,7 @@ impl Poller {
     /// the workers are told to end.
     pub fn run(mut self, shared: &Arc<Shared>) {
         let mut events = Events::with_capacity(EVENTS_MAX);
+        let mut ready = Vec::new();
         loop {
             let now = shared.clock.now();
             let next_timer = shared.run_timers(now);
@@ -58,7 +59,8 @@ impl Poller {
                 listener.accept(shared, now);
                 listener.next()
             });
-            let wake_at = [next_timer, next_accept, shared.stop_deadline()];
+            let next_gather = shared.gather(&mut ready, now);
+            let wake_at = [next_timer, next_accept, next_gather, shared.stop_deadline()];
             let timeout = wake_at.into_iter().flatten().min().map(|at| until(at, now));
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
@@ -73,7 +75,7 @@ impl Poller {
                         }
                     }
                     WAKER => {}
-                    Token(slot) => shared.ready(slot),
+                    Token(slot) => ready.extend(shared.take_ready(slot)),
                 }
             }
         }

@@ -10,8 +10,12 @@
 //! * Each stay in a slot has a ticket of its own. A wake-up or timer of an earlier stay has another
 //!   ticket and does nothing.
 //!
-//! Lock order: a slot, then the timers; nothing else is locked under either. Under a slot's lock
-//! the socket is registered, a system call that does not block.
+//! Lock order: a slot, then the timers or the gate; nothing else is locked under any of them. Under
+//! a slot's lock the socket is registered, a system call that does not block.
+//!
+//! **Gathering.** What the poller finds ready goes to a worker at once while few of them serve.
+//! Otherwise it waits behind the gate until one is done, or for [`GATHER_DELAY`]: under load
+//! connections are then served together, and no worker is woken for each.
 //!
 //! The job queue has a place for every slot and every worker's end. A connection is queued once at
 //! most, as it is moved into its job, so the queue cannot be full.
@@ -38,16 +42,54 @@ const REFUSALS_MAX: usize = 256;
 /// What `stop_at` holds while the server is not stopping.
 const RUNNING: u64 = u64::MAX;
 
+/// Connections in one job at the most, when many become ready at once: they are then spread over
+/// several workers. Half as many cost more wake-ups, twice as many leave cores without work.
+const COMPANY_MAX: usize = 32;
+
+/// Workers that serve at a time before connections that become ready wait for one of them to be
+/// done, rather than wake another: what waits together shares batches, and so wake-ups and syncs.
+const SERVING_MAX: usize = 4;
+
+/// How long such a connection waits at most. It is added to the latency of what is slow for
+/// another reason, since a worker is done with what is not; a batch takes about as long.
+const GATHER_DELAY: Duration = Duration::from_millis(1);
+
+/// Connections that are ready and wait for a worker.
+#[derive(Default)]
+struct Gate {
+    waiting: Vec<Seat>,
+    /// Since when the first of them has waited.
+    since: Instant,
+    /// Workers that serve, or are about to.
+    serving: usize,
+}
+
+/// A connection with the slot it belongs to.
+pub struct Seat {
+    /// The slot.
+    pub slot: usize,
+    /// The connection.
+    pub connection: Box<Connection>,
+}
+
+/// A connection with requests in a batch.
+pub struct Rider {
+    /// The connection.
+    pub seat: Seat,
+    /// How many requests of the batch are its; without meaning if the batch has no others.
+    pub requests: usize,
+}
+
 /// What a worker is to do.
 pub enum Job {
-    /// Work on a connection, first on its parked batch if it has one.
-    Run {
-        /// Where it belongs.
-        slot: usize,
-        /// The connection.
-        connection: Box<Connection>,
-        /// What it was parked for.
-        batch: Option<Box<dyn Parked>>,
+    /// Serve connections.
+    Serve(Vec<Seat>),
+    /// Go on with a parked batch, then serve its connections.
+    Resume {
+        /// In the order of their requests.
+        riders: Vec<Rider>,
+        /// The batch.
+        batch: Box<dyn Parked>,
     },
     /// End the thread.
     End,
@@ -59,6 +101,14 @@ struct Timer {
     at: Instant,
     slot: usize,
     ticket: u64,
+}
+
+impl Gate {
+    /// The first that wait.
+    fn take(&mut self) -> Vec<Seat> {
+        let rest = self.waiting.split_off(self.waiting.len().min(COMPANY_MAX));
+        std::mem::replace(&mut self.waiting, rest)
+    }
 }
 
 enum Slot {
@@ -73,9 +123,9 @@ enum Slot {
         connection: Box<Connection>,
         timer: Option<Timer>,
     },
-    /// Waits for its batch.
+    /// Waits for its batch, with the other connections of the batch, whose slots are `Taken`.
     Parked {
-        connection: Box<Connection>,
+        riders: Vec<Rider>,
         batch: Box<dyn Parked>,
         timer: Timer,
     },
@@ -97,6 +147,7 @@ pub struct Shared {
     /// Numbers of free slots: below the connection limit, and from it on for refusals.
     free: Mutex<[Vec<usize>; 2]>,
     timers: Mutex<BTreeSet<Timer>>,
+    gate: Mutex<Gate>,
     jobs: Sender<Job>,
     registry: Registry,
     poll_waker: mio::Waker,
@@ -138,6 +189,7 @@ impl Shared {
             slots: (0..count).map(|_| Mutex::new(Slot::Free)).collect(),
             free: Mutex::new(free),
             timers: Mutex::new(BTreeSet::new()),
+            gate: Mutex::new(Gate::default()),
             jobs,
             registry,
             poll_waker,
@@ -176,22 +228,46 @@ impl Shared {
         Some(slot)
     }
 
-    /// Queues a connection that is in no slot.
-    pub fn enqueue(
-        &self,
-        slot: usize,
-        connection: Box<Connection>,
-        batch: Option<Box<dyn Parked>>,
-    ) {
-        self.send(Job::Run {
-            slot,
-            connection,
-            batch,
-        });
+    /// Queues a connection that is in no slot, for any worker.
+    pub fn enqueue(&self, seat: Seat) {
+        self.gate.lock().serving += 1;
+        self.send(Job::Serve(vec![seat]));
+    }
+
+    /// Hands connections that became ready to workers, or keeps them until a worker is done or they
+    /// have waited long enough; says when that is. For the poller.
+    pub fn gather(&self, ready: &mut Vec<Seat>, now: Instant) -> Option<Instant> {
+        let mut gate = self.gate.lock();
+        if gate.waiting.is_empty() {
+            gate.since = now;
+        }
+        gate.waiting.append(ready);
+        while !gate.waiting.is_empty() {
+            let due = gate.since + GATHER_DELAY;
+            if gate.serving >= SERVING_MAX && now < due && !self.is_stopping() {
+                return Some(due);
+            }
+            gate.serving += 1;
+            let seats = gate.take();
+            self.send(Job::Serve(seats));
+        }
+        None
+    }
+
+    /// What a worker that is done with a job serves next without being woken for it; if there is
+    /// nothing, it serves no longer.
+    pub fn next_seats(&self) -> Vec<Seat> {
+        let mut gate = self.gate.lock();
+        let seats = gate.take();
+        if seats.is_empty() {
+            gate.serving -= 1;
+        }
+        seats
     }
 
     /// Frees the slot of a connection that is closed.
-    pub fn close(&self, slot: usize, connection: Box<Connection>) {
+    pub fn close(&self, seat: Seat) {
+        let Seat { slot, connection } = seat;
         drop(connection);
         *self.slots[slot].lock() = Slot::Free;
         let is_refused = slot >= self.limits.connections_max;
@@ -207,31 +283,29 @@ impl Shared {
 
     /// Gives a connection back until its socket is ready or `at` has come. Comes back to the caller
     /// if the socket cannot be registered, or if the server is stopping and nothing is to be sent.
-    pub fn give_back(
-        &self,
-        number: usize,
-        mut connection: Box<Connection>,
-        at: Option<Instant>,
-    ) -> Result<(), Box<Connection>> {
+    pub fn give_back(&self, mut seat: Seat, at: Option<Instant>) -> Result<(), Seat> {
+        let number = seat.slot;
         let mut slot = self.slots[number].lock();
         // Read under the lock: either this sees the stop, or the sweep sees this slot filled.
-        let is_over = self.is_stopping() && !connection.has_output();
+        let is_over = self.is_stopping() && !seat.connection.has_output();
         let token = Token(number);
-        if is_over || connection.register(&self.registry, token).is_err() {
-            return Err(connection);
+        if is_over || seat.connection.register(&self.registry, token).is_err() {
+            return Err(seat);
         }
+        let connection = seat.connection;
         let timer = at.map(|at| self.add_timer(at, number, self.ticket()));
         *slot = Slot::Idle { connection, timer };
         Ok(())
     }
 
-    /// Parks a connection with its batch. Comes back to the caller if it was woken meanwhile.
+    /// Parks a batch with its connections, in the slot of the first. Comes back to the caller if it
+    /// was woken meanwhile.
     pub fn park(
         self: &Arc<Self>,
-        number: usize,
-        connection: Box<Connection>,
+        riders: Vec<Rider>,
         mut batch: Box<dyn Parked>,
-    ) -> Option<(Box<Connection>, Box<dyn Parked>)> {
+    ) -> Option<(Vec<Rider>, Box<dyn Parked>)> {
+        let number = riders.first().expect("a batch has a connection").seat.slot;
         let ticket = self.ticket();
         let at = batch.deadline();
         let is_woken = false;
@@ -244,12 +318,12 @@ impl Shared {
         let mut slot = self.slots[number].lock();
         if matches!(*slot, Slot::Arming { is_woken: true, .. }) {
             *slot = Slot::Taken;
-            return Some((connection, batch));
+            return Some((riders, batch));
         }
         self.parked.fetch_add(1, Ordering::SeqCst);
         let timer = self.add_timer(at, number, ticket);
         *slot = Slot::Parked {
-            connection,
+            riders,
             batch,
             timer,
         };
@@ -273,14 +347,23 @@ impl Shared {
         }
     }
 
-    /// The socket of an idle connection is ready.
-    pub fn ready(&self, number: usize) {
-        let Some(slot) = self.slots.get(number) else {
-            return;
-        };
-        let mut slot = slot.lock();
-        if matches!(*slot, Slot::Idle { .. }) {
-            self.run(number, &mut slot);
+    /// The socket of a connection is ready: takes it out of its slot, if it is idle there.
+    pub fn take_ready(&self, number: usize) -> Option<Seat> {
+        let mut slot = self.slots.get(number)?.lock();
+        if !matches!(*slot, Slot::Idle { .. }) {
+            return None;
+        }
+        match std::mem::replace(&mut *slot, Slot::Taken) {
+            Slot::Idle { connection, timer } => {
+                if let Some(timer) = timer {
+                    self.timers.lock().remove(&timer);
+                }
+                let slot = number;
+                Some(Seat { slot, connection })
+            }
+            Slot::Free | Slot::Taken | Slot::Arming { .. } | Slot::Parked { .. } => {
+                unreachable!("it was looked at under this lock")
+            }
         }
     }
 
@@ -311,12 +394,16 @@ impl Shared {
     /// Queues all idle connections, so that workers close them.
     pub fn sweep_idle(&self) {
         for number in 0..self.slots.len() {
-            self.ready(number);
+            if let Some(seat) = self.take_ready(number) {
+                self.enqueue(seat);
+            }
         }
     }
 
-    /// Drops all connections that are idle or parked.
+    /// Drops all connections that wait for a worker, are idle or parked.
     pub fn drop_all(&self) {
+        let waiting = std::mem::take(&mut self.gate.lock().waiting);
+        waiting.into_iter().for_each(|seat| self.close(seat));
         for (number, slot) in self.slots.iter().enumerate() {
             let waiting = {
                 let mut slot = slot.lock();
@@ -328,18 +415,18 @@ impl Shared {
                 }
             };
             // Dropping a batch runs the handler's code: not under the lock.
-            let connection = match waiting {
-                Slot::Idle { connection, .. } => connection,
-                Slot::Parked {
-                    connection, batch, ..
-                } => {
+            match waiting {
+                Slot::Idle { connection, .. } => self.close(Seat {
+                    slot: number,
+                    connection,
+                }),
+                Slot::Parked { riders, batch, .. } => {
                     drop(batch);
                     self.parked.fetch_sub(1, Ordering::SeqCst);
-                    connection
+                    riders.into_iter().for_each(|rider| self.close(rider.seat));
                 }
-                Slot::Free | Slot::Taken | Slot::Arming { .. } => continue,
-            };
-            self.close(number, connection);
+                Slot::Free | Slot::Taken | Slot::Arming { .. } => {}
+            }
         }
     }
 
@@ -350,16 +437,18 @@ impl Shared {
                 if let Some(timer) = timer {
                     self.timers.lock().remove(&timer);
                 }
-                self.enqueue(number, connection, None);
+                let slot = number;
+                self.enqueue(Seat { slot, connection });
             }
             Slot::Parked {
-                connection,
+                riders,
                 batch,
                 timer,
             } => {
                 self.parked.fetch_sub(1, Ordering::SeqCst);
                 self.timers.lock().remove(&timer);
-                self.enqueue(number, connection, Some(batch));
+                self.gate.lock().serving += 1;
+                self.send(Job::Resume { riders, batch });
             }
             Slot::Free | Slot::Taken | Slot::Arming { .. } => {
                 unreachable!("only what waits in a slot is queued from it")

@@ -59,7 +59,7 @@ fn first_word(batch: &Batch) -> String {
 }
 
 impl Handler for FakeHandler {
-    fn begin(&self, batch: Batch) -> Progress {
+    fn begin(&self, batch: Batch, _may_wait: bool) -> Progress {
         let word = first_word(&batch);
         let wait = match word.as_str() {
             "block" => {
@@ -645,6 +645,10 @@ fn a_stop_finishes_what_was_begun() {
     let mut idle = fixture.client();
     let (mut blocked, mut parked) = (fixture.program(), fixture.program());
     blocked.send("SET block x\nGET block\n");
+    // One after the other, or they would be one batch.
+    fixture.wait("the first is begun", |fixture| {
+        fixture.gate.0.lock().blocked == 1
+    });
     parked.send("SET doze x\nSET never x\n");
     fixture.wait("both are begun", |fixture| {
         fixture.gate.0.lock().blocked == 1 && fixture.server.parked() == 1
@@ -667,10 +671,43 @@ fn a_stop_finishes_what_was_begun() {
 }
 
 #[test]
+fn clients_that_share_a_batch_get_their_own_replies_in_order() {
+    // One worker is held until all others wait, so that they are served together.
+    let fixture = Fixture::new(limits(1));
+    let mut blocked = fixture.program();
+    let mut clients: Vec<Client> = (0..40).map(|_| fixture.program()).collect();
+    blocked.send("SET block x\n");
+    fixture.wait("the worker is held", |fixture| {
+        fixture.gate.0.lock().blocked == 1
+    });
+    let batches = fixture.store.lock().batches;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send(&format!("SET {number} of-{number}\nDEL {number}x\n"));
+        client.send(&format!("GET {number}\nSET {number} again\nGET {number}\n"));
+    }
+    sleep(Duration::from_millis(50));
+    fixture.gate.0.lock().is_open = true;
+    fixture.gate.1.notify_all();
+    assert_eq!(blocked.line(), "OK");
+    for (number, client) in clients.iter_mut().enumerate() {
+        let expected = format!("OK NOT_FOUND of-{number} OK again");
+        let lines: Vec<String> = (0..5).map(|_| client.line()).collect();
+        assert_eq!(lines.join(" "), expected);
+    }
+    let batches = fixture.store.lock().batches - batches;
+    assert!(batches < 40 * 4, "{batches} batches: none was shared");
+    fixture.stop();
+}
+
+#[test]
 fn a_stop_ends_at_its_deadline_and_names_who_is_late() {
     let fixture = Fixture::new(limits(2));
     let (mut blocked, mut parked) = (fixture.program(), fixture.program());
     parked.send("SET park x\n");
+    // One after the other, or they would be one batch.
+    fixture.wait("the first is parked", |fixture| {
+        fixture.server.parked() == 1
+    });
     blocked.send("SET block x\n");
     fixture.wait("both are begun", |fixture| {
         fixture.gate.0.lock().blocked == 1 && fixture.server.parked() == 1

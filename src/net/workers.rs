@@ -1,25 +1,32 @@
-//! The `work-N` threads: each takes a ready connection, serves it for a turn, and hands it on.
+//! The `work-N` threads: each takes ready connections, serves them for a turn, and hands them on.
 //!
 //! A turn reads, executes and writes until there is nothing to do without waiting, or its bounds
 //! are reached; then the connection queues again behind the others. A worker waits only for the
 //! handler.
 //!
+//! Connections that became ready together are one job, and their writes one batch: each batch costs
+//! its members a sync and the journal another, whatever its size, and each wait a worker's wake-up.
+//! Writes of different clients may share a fate: what stops one of them stops any that is placed
+//! now. Reads may not, as each depends on the members that hold its messages; in company they begin
+//! without waiting, and are parked if they have to.
+//!
 //! A batch is answered `busy` before it begins while as many batches as allowed are parked: once
 //! begun it cannot be taken back. So up to one batch for each worker may be parked beyond the
 //! limit.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use super::Progress;
 use super::connection::{Connection, Received};
-use super::slots::{Job, Shared};
-use super::{Parked, Progress};
+use super::slots::{Job, Rider, Seat, Shared};
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Batch;
+use crate::protocol::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, Write};
 
 /// The size of one read. It holds a turn's worth of pipelined small commands; more would only be
 /// more to keep in the cache.
@@ -39,28 +46,82 @@ pub struct Worker {
     scratch: Vec<u8>,
 }
 
-/// What becomes of a connection after its turn.
+/// A connection and how far its turn is.
+struct Turn {
+    seat: Seat,
+    /// Reads that are left of the turn.
+    reads_left: usize,
+    /// Batches that are left of the turn.
+    batches_left: usize,
+    /// When replies that wait are sent even though more batches follow.
+    flush_at: Instant,
+    /// The socket was empty after the last read.
+    is_drained: bool,
+}
+
+impl Turn {
+    fn new(seat: Seat) -> Turn {
+        Turn {
+            seat,
+            reads_left: TURN_READS,
+            batches_left: TURN_BATCHES,
+            // What waits before the first batch is sent at once: the handler may block.
+            flush_at: Instant::default(),
+            is_drained: false,
+        }
+    }
+}
+
+/// Where a turn has come to.
 enum Next {
-    /// It waits for its socket.
+    /// The connection waits for its socket.
     Idle,
-    /// It waits for its batch.
-    Park(Box<dyn Parked>),
-    /// It has more to do.
+    /// This is to be executed, then the turn goes on.
+    Execute(Batch),
+    /// It has more to do in another turn.
     Again,
     /// It is over.
     Close,
 }
 
-/// How far the input at hand was executed.
-enum Executed {
-    /// All of it: more is needed.
-    All,
-    /// As far as there is room for output: less of it is needed.
+/// What there is to execute of the input at hand.
+enum Found {
+    /// A batch.
+    Batch(Batch),
+    /// Nothing: more input is needed.
+    Nothing,
+    /// Nothing until there is room for output.
     Choked,
-    /// As far as the turn goes.
-    Turn,
-    /// Up to a batch that can only wait.
-    Parked(Box<dyn Parked>),
+    /// More than a turn takes.
+    TurnOver,
+}
+
+/// The writes of several connections on their way to be one batch.
+#[derive(Default)]
+struct Company {
+    riders: Vec<Rider>,
+    writes: Vec<Write>,
+    bytes: usize,
+}
+
+impl Company {
+    fn has_room(&self, writes: &[Write]) -> bool {
+        let bytes: usize = writes.iter().map(Write::payload_len).sum();
+        self.writes.is_empty()
+            || (self.writes.len() + writes.len() <= BATCH_REQUESTS_MAX
+                && self.bytes + bytes <= BATCH_BYTES_MAX)
+    }
+
+    fn add(&mut self, seat: Seat, mut writes: Vec<Write>) {
+        let requests = writes.len();
+        self.bytes += writes.iter().map(Write::payload_len).sum::<usize>();
+        if self.writes.is_empty() {
+            self.writes = writes;
+        } else {
+            self.writes.append(&mut writes);
+        }
+        self.riders.push(Rider { seat, requests });
+    }
 }
 
 impl Worker {
@@ -75,72 +136,120 @@ impl Worker {
     /// Serves until it is told to end.
     pub fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
-            match job {
-                Job::Run {
-                    slot,
-                    connection,
-                    batch,
-                } => self.serve(slot, connection, batch),
+            let mut seats = match job {
+                Job::Serve(seats) => seats,
+                Job::Resume { riders, batch } => self.absorb(riders, batch.resume()),
                 Job::End => return,
+            };
+            loop {
+                while !seats.is_empty() {
+                    seats = self.serve(seats);
+                }
+                seats = self.shared.next_seats();
+                if seats.is_empty() {
+                    break;
+                }
             }
         }
     }
 
-    fn serve(
-        &mut self,
-        slot: usize,
-        mut connection: Box<Connection>,
-        mut batch: Option<Box<dyn Parked>>,
-    ) {
+    /// Serves connections until each is handed on or has replies to a batch of writes; returns
+    /// these.
+    fn serve(&mut self, seats: Vec<Seat>) -> Vec<Seat> {
+        let is_alone = seats.len() == 1;
+        let mut turns: VecDeque<Turn> = seats.into_iter().map(Turn::new).collect();
+        let mut company = Company::default();
+        while let Some(mut turn) = turns.pop_front() {
+            match self.go_on(&mut turn) {
+                Next::Execute(Batch::Writes(writes)) if company.has_room(&writes) => {
+                    company.add(turn.seat, writes);
+                }
+                Next::Execute(batch) => {
+                    let progress = self.begin(batch, is_alone);
+                    let Turn { seat, .. } = turn;
+                    let rider = Rider { seat, requests: 0 };
+                    let back = self.absorb(vec![rider], progress).pop();
+                    turns.extend(back.map(|seat| Turn { seat, ..turn }));
+                }
+                Next::Again => self.shared.enqueue(turn.seat),
+                Next::Close => self.shared.close(turn.seat),
+                Next::Idle => self.give_back(turn.seat),
+            }
+        }
+        if company.riders.is_empty() {
+            return Vec::new();
+        }
+        let progress = self.begin(Batch::Writes(company.writes), true);
+        self.absorb(company.riders, progress)
+    }
+
+    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+        if self.shared.parked() >= self.shared.limits.parked_max {
+            return Progress::Done(busy(&batch));
+        }
+        self.shared.handler.begin(batch, may_wait)
+    }
+
+    /// Gives each connection its replies, or parks them all. Returns those that have replies.
+    fn absorb(&self, mut riders: Vec<Rider>, mut progress: Progress) -> Vec<Seat> {
         loop {
-            match self.turn(&mut connection, batch.take()) {
-                Next::Park(parked) => match self.shared.park(slot, connection, parked) {
-                    None => return,
-                    Some((back, parked)) => (connection, batch) = (back, Some(parked)),
-                },
-                Next::Again => return self.shared.enqueue(slot, connection, None),
-                Next::Close => return self.shared.close(slot, connection),
-                Next::Idle => {
-                    connection.session.release_buffers();
-                    let now = self.shared.clock.now();
-                    // Looked at again when it may be too long; not before, or it would spin.
-                    let timeout = self.shared.stall_timeout();
-                    let stalled = connection.stalled_since().map(|_| now + timeout);
-                    let at = connection.lingers_until().or(stalled);
-                    match self.shared.give_back(slot, connection, at) {
-                        Ok(()) => return,
-                        Err(connection) => return self.shared.close(slot, connection),
+            match progress {
+                Progress::Done(replies) => return complete(riders, replies),
+                Progress::Parked(parked) => {
+                    for rider in &mut riders {
+                        // Earlier replies do not wait for a batch that waits. If the client is
+                        // gone the batch is finished all the same: it may be on its way already.
+                        let now = self.shared.clock.now();
+                        let _ = rider.seat.connection.flush(now);
+                    }
+                    match self.shared.park(riders, parked) {
+                        None => return Vec::new(),
+                        Some((back, parked)) => (riders, progress) = (back, parked.resume()),
                     }
                 }
             }
         }
     }
 
-    /// Serves a connection until it has nothing to do, or has had its share.
-    fn turn(&mut self, connection: &mut Connection, batch: Option<Box<dyn Parked>>) -> Next {
+    fn give_back(&mut self, mut seat: Seat) {
+        let connection = &mut seat.connection;
+        connection.session.release_buffers();
         let now = self.shared.clock.now();
-        if connection.lingers_until().is_some() {
-            return self.linger(connection, now);
+        // Looked at again when it may be too long; not before, or it would spin.
+        let timeout = self.shared.stall_timeout();
+        let stalled = connection.stalled_since().map(|_| now + timeout);
+        let at = connection.lingers_until().or(stalled);
+        if let Err(seat) = self.shared.give_back(seat, at) {
+            self.shared.close(seat);
         }
-        if let Some(batch) = batch
-            && let Some(parked) = absorb(connection, batch.resume())
-        {
-            return self.park(connection, parked);
+    }
+
+    /// Goes on with a turn until there is a batch to execute or the connection is to be handed on.
+    fn go_on(&mut self, turn: &mut Turn) -> Next {
+        let now = self.shared.clock.now();
+        if turn.seat.connection.lingers_until().is_some() {
+            return self.linger(&mut turn.seat.connection, now);
         }
-        let mut is_drained = false;
-        for _ in 0..TURN_READS {
+        while turn.reads_left > 0 {
+            turn.reads_left -= 1;
             let mut is_choked = false;
-            match self.execute(connection) {
-                Executed::All => {}
-                Executed::Choked => is_choked = true,
-                Executed::Turn => {
-                    if connection.flush(self.shared.clock.now()).is_err() {
+            match self.next_batch(turn) {
+                Found::Batch(batch) => {
+                    // It was no read.
+                    turn.reads_left += 1;
+                    return Next::Execute(batch);
+                }
+                Found::Nothing => {}
+                Found::Choked => is_choked = true,
+                Found::TurnOver => {
+                    let now = self.shared.clock.now();
+                    if turn.seat.connection.flush(now).is_err() {
                         return Next::Close;
                     }
                     return Next::Again;
                 }
-                Executed::Parked(parked) => return self.park(connection, parked),
             }
+            let connection = &mut turn.seat.connection;
             if !is_choked {
                 connection.shed_if_crossed();
             }
@@ -160,13 +269,13 @@ impl Worker {
                 // Writing made room: the input at hand comes before more input.
                 continue;
             }
-            if is_drained {
+            if turn.is_drained {
                 return Next::Idle;
             }
             match connection.receive(&mut self.scratch) {
                 // A short read emptied the socket: asking again would only cost a call.
-                Ok(Received::Bytes(count)) => is_drained = count < READ_BYTES,
-                Ok(Received::End) => is_drained = true,
+                Ok(Received::Bytes(count)) => turn.is_drained = count < READ_BYTES,
+                Ok(Received::End) => turn.is_drained = true,
                 Ok(Received::Nothing) => return Next::Idle,
                 Err(error) => {
                     log::debug!("a connection failed: {error}");
@@ -177,49 +286,35 @@ impl Worker {
         Next::Again
     }
 
-    /// Executes the input at hand, batch after batch.
-    fn execute(&self, connection: &mut Connection) -> Executed {
+    /// The next batch of the input at hand.
+    fn next_batch(&self, turn: &mut Turn) -> Found {
         let shared = &self.shared;
-        // What waits before the first batch is sent at once: the handler may block.
-        let mut flush_at = Instant::default();
-        for _ in 0..TURN_BATCHES {
-            if shared.is_stopping() {
-                return Executed::All;
-            }
-            if connection.is_choked(&shared.limits) {
-                return Executed::Choked;
-            }
-            let Some(batch) = connection.session.next_batch() else {
-                return if connection.session.is_paused() {
-                    Executed::Choked
-                } else {
-                    Executed::All
-                };
-            };
-            connection.recharge();
-            let now = shared.clock.now();
-            if now >= flush_at {
-                // If the client is gone, the flush behind the batch will find out.
-                let _ = connection.flush(now);
-                flush_at = now + FLUSH_DELAY;
-            }
-            let progress = if shared.parked() >= shared.limits.parked_max {
-                Progress::Done(busy(&batch))
-            } else {
-                shared.handler.begin(batch)
-            };
-            if let Some(parked) = absorb(connection, progress) {
-                return Executed::Parked(parked);
-            }
+        let connection = &mut turn.seat.connection;
+        if shared.is_stopping() {
+            return Found::Nothing;
         }
-        Executed::Turn
-    }
-
-    /// Earlier replies do not wait for a batch that waits.
-    fn park(&self, connection: &mut Connection, parked: Box<dyn Parked>) -> Next {
-        // If the client is gone the batch is finished all the same: it may be on its way already.
-        let _ = connection.flush(self.shared.clock.now());
-        Next::Park(parked)
+        if connection.is_choked(&shared.limits) {
+            return Found::Choked;
+        }
+        if turn.batches_left == 0 {
+            return Found::TurnOver;
+        }
+        let Some(batch) = connection.session.next_batch() else {
+            return if connection.session.is_paused() {
+                Found::Choked
+            } else {
+                Found::Nothing
+            };
+        };
+        turn.batches_left -= 1;
+        connection.recharge();
+        let now = shared.clock.now();
+        if now >= turn.flush_at {
+            // If the client is gone, the flush behind the batch will find out.
+            let _ = connection.flush(now);
+            turn.flush_at = now + FLUSH_DELAY;
+        }
+        Found::Batch(batch)
     }
 
     /// All is executed, or nothing more will be: closes once all is written.
@@ -246,16 +341,25 @@ impl Worker {
     }
 }
 
-/// Takes the replies of a batch, unless it can only wait.
-fn absorb(connection: &mut Connection, progress: Progress) -> Option<Box<dyn Parked>> {
-    match progress {
-        Progress::Done(replies) => {
-            connection.session.complete(replies);
-            connection.recharge();
-            None
-        }
-        Progress::Parked(parked) => Some(parked),
-    }
+/// Gives each connection the replies to its requests. A batch of a single connection has all of
+/// them, however many.
+fn complete(riders: Vec<Rider>, replies: Vec<Reply>) -> Vec<Seat> {
+    let is_alone = riders.len() == 1;
+    let mut replies = replies.into_iter();
+    let give = |mut rider: Rider| {
+        let count = if is_alone {
+            replies.len()
+        } else {
+            rider.requests
+        };
+        let connection = &mut rider.seat.connection;
+        connection
+            .session
+            .complete(replies.by_ref().take(count).collect());
+        connection.recharge();
+        rider.seat
+    };
+    riders.into_iter().map(give).collect()
 }
 
 /// The replies to a batch that is not begun.

@@ -251,7 +251,8 @@ impl Pending {
 struct Calls {
     /// The peer, for log lines.
     peer: String,
-    /// Held alone (ranked before the TLS session). Completions are taken out of it and called after.
+    /// Held alone (ranked before the TLS session). Completions are taken out of it and called
+    /// after.
     table: Mutex<Table>,
     /// Signalled when `settled` is set.
     ended: Condvar,

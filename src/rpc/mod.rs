@@ -20,13 +20,13 @@
 //!
 //! # Threads
 //!
-//! | thread        | owns                       | waits on                   | stopped by           |
-//! |---------------|----------------------------|----------------------------|----------------------|
-//! | `rx-<peer>`   | the receiving half         | socket                     | socket shut down     |
-//! | `tx-<peer>`   | the sending half           | out queue, next deadline   | out queue closed     |
-//! | `dial-<peer>` | one target of a pool       | its link's end, back-off   | target's stop signal |
-//! | `accept-rpc`  | the listening socket       | accept                     | listener shut down   |
-//! | `hello-<n>`   | a connection being greeted | socket, 5 s at most        | socket shut down     |
+//! | thread | owns | waits on | stopped by |
+//! |---|---|---|---|
+//! | `rx-<peer>` | the receiving half | socket | socket shut down |
+//! | `tx-<peer>` | the sending half | out queue, next deadline | out queue closed |
+//! | `dial-<peer>` | one target of a pool | its link's end, back-off | target's stop signal |
+//! | `accept-rpc` | the listening socket | accept | listener shut down |
+//! | `hello-<n>` | a connection being greeted | socket, 5 s at most | socket shut down |
 //!
 //! # Locks
 //!

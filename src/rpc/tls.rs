@@ -1,8 +1,9 @@
 //! Mutual TLS 1.3: certificates from PEM files, the role and names in them, reload.
 //!
 //! One CA for a cluster. A certificate's common name (CN) is the role of its holder, `leader`,
-//! `member` or `client` (a leader's may be given another one in the settings); its subject alternative names (SAN) hold the node's name (`member-1`), and
-//! by convention `localhost` and `127.0.0.1` for other tools.
+//! `member` or `client` (a leader's may be given another one in the settings); its subject
+//! alternative names (SAN) hold the node's name (`member-1`), and by convention `localhost` and
+//! `127.0.0.1` for other tools.
 //!
 //! # Verification
 //!
@@ -59,8 +60,8 @@ pub struct TlsSettings {
 }
 
 impl TlsSettings {
-    /// A number that follows from the key of the (first) CA: nodes that were told no cluster id agree
-    /// on this one. FNV-1a of the key's DER; it tells clusters apart and proves nothing.
+    /// A number that follows from the key of the (first) CA: nodes that were told no cluster id
+    /// agree on this one. FNV-1a of the key's DER; it tells clusters apart and proves nothing.
     pub fn authority_id(&self) -> Result<u64, TlsError> {
         let certificates = read_certificates(&self.ca)?;
         let (_, certificate) = X509Certificate::from_der(&certificates[0])
@@ -161,7 +162,7 @@ impl PeerCertificate {
             ["client"] => Role::Client,
             _ => {
                 return Err(format!(
-                    "has the common name {common_names:?} instead of {leader_name}, member or client"
+                    "has the common name {common_names:?}, not {leader_name}, member or client"
                 ));
             }
         };

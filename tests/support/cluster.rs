@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tolerex::clock::{Clock, SystemClock, sleep};
 use tolerex::threads::{self, Thread};
 
 use super::client::Client;
@@ -20,6 +21,10 @@ use super::wait_until;
 
 /// The tool.
 pub const TOLEREX: &str = env!("CARGO_BIN_EXE_tolerex");
+/// The leader by itself.
+pub const LEADER: &str = env!("CARGO_BIN_EXE_leader");
+/// The member by itself.
+pub const MEMBER: &str = env!("CARGO_BIN_EXE_member");
 
 /// How long a cluster may take to be ready on a loaded machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,6 +41,39 @@ pub fn tolerex(args: &[&str]) -> Output {
         .args(args)
         .output()
         .expect("the tool runs")
+}
+
+/// Runs a command to its end, which must come within `timeout`.
+pub fn run(command: &mut Command, timeout: Duration) -> Output {
+    let out = tempfile::NamedTempFile::new().expect("a file");
+    let errors = tempfile::NamedTempFile::new().expect("a file");
+    command.stdin(Stdio::null());
+    command.stdout(out.reopen().expect("opened"));
+    command.stderr(errors.reopen().expect("opened"));
+    let mut child = command.spawn().expect("it runs");
+    let clock = SystemClock::new();
+    let deadline = clock.now() + timeout;
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("our child") {
+            break Some(status);
+        }
+        if clock.now() >= deadline {
+            break None;
+        }
+        sleep(Duration::from_millis(10));
+    };
+    kill_child(&mut child);
+    let output = Output {
+        status: status.unwrap_or_default(),
+        stdout: fs::read(out.path()).expect("read"),
+        stderr: fs::read(errors.path()).expect("read"),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        status.is_some(),
+        "{command:?} runs on after {timeout:?}:\n{said}"
+    );
+    output
 }
 
 /// Ports that are ours while the value lives.
@@ -65,6 +103,7 @@ impl Ports {
 pub struct Cluster {
     dir: TempDir,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     ports: Ports,
     up: Option<Child>,
     /// Takes what `up` still prints, so that it never waits for us.
@@ -74,7 +113,14 @@ pub struct Cluster {
 impl Cluster {
     /// Sets a cluster up and waits until it is ready. `flags` are those of `tolerex up`.
     pub fn start(flags: &[&str]) -> Cluster {
+        Cluster::start_with(flags, &[])
+    }
+
+    /// The same with environment variables, which the servers inherit.
+    pub fn start_with(flags: &[&str], environment: &[(&str, &str)]) -> Cluster {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut cluster = Cluster {
+            environment: environment.iter().map(owned).collect(),
             dir: tempfile::tempdir().expect("a directory"),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             ports: Ports::find(),
@@ -110,7 +156,8 @@ impl Cluster {
         command
             .arg("--data-dir")
             .arg(self.dir.path())
-            .args(&self.flags);
+            .args(&self.flags)
+            .envs(self.environment.iter().cloned());
         let errors = fs::File::create(self.errors_path()).expect("a file");
         command
             .stdin(Stdio::null())
@@ -144,6 +191,61 @@ impl Cluster {
     /// The data directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Starts a process of the cluster that has died, by hand: the binary of its role, with the
+    /// settings that `up` wrote. Its log goes to `NAME-by-hand.log` in the directory.
+    pub fn by_hand(&self, name: &str) -> Server {
+        self.by_hand_with(name, &[])
+    }
+
+    /// The same with more flags.
+    pub fn by_hand_with(&self, name: &str, flags: &[&str]) -> Server {
+        let mut command = self.by_hand_command(name);
+        command.args(flags);
+        Server::run(&mut command, &self.by_hand_log(name))
+    }
+
+    /// What [`Cluster::by_hand`] starts.
+    pub fn by_hand_command(&self, name: &str) -> Command {
+        let is_leader = self.field(name, "role") == "leader";
+        let text = |name: &str, field: &str| {
+            let field = self.field(name, field);
+            field.as_str().expect("text").to_owned()
+        };
+        let mut command = Command::new(if is_leader { LEADER } else { MEMBER });
+        let config = self.dir().join("config").join(format!("{name}.toml"));
+        command.arg("--config").arg(config);
+        // The ports may have moved since the settings were written.
+        command.args(["--rpc-bind", &text(name, "rpc")]);
+        if is_leader {
+            command.args(["--hatokuse-bind", &text(name, "hatokuse")]);
+        } else {
+            command.args(["--leaders", &text("leader-1", "rpc")]);
+        }
+        command.envs(self.environment.iter().cloned());
+        command
+    }
+
+    /// The log of a process that was started by hand.
+    pub fn by_hand_log(&self, name: &str) -> PathBuf {
+        self.dir().join(format!("{name}-by-hand.log"))
+    }
+
+    /// The whole log of a process that `up` started.
+    pub fn log(&self, name: &str) -> String {
+        let path = self.dir().join(name).join(format!("{name}.log"));
+        let log = fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Waits until `STATUS` shows `state` for a member.
+    pub fn wait_for_state(&self, name: &str, state: &str) {
+        let what = format!("{name} is {state}");
+        let mut client = self.client();
+        wait_until(&what, Duration::from_secs(10), || {
+            member(&client.status(), name)["state"] == state
+        });
     }
 
     /// Where clients connect.
@@ -213,9 +315,11 @@ impl Cluster {
     /// Kills every process, `up` too, at once and without a chance to tidy.
     pub fn kill_all(&mut self) {
         let mut up = self.up.take().expect("it runs");
-        // `up` first: it would report deaths meanwhile.
-        send(up.id(), Signal::KILL).expect("it runs");
+        // `up` would report deaths meanwhile, and its own death tells the children to stop in
+        // order: so it holds still until they are dead.
+        send(up.id(), Signal::STOP).expect("it runs");
         self.kill_children();
+        send(up.id(), Signal::KILL).expect("it runs");
         up.wait().expect("our child");
         self.join_drain();
     }
@@ -240,6 +344,7 @@ impl Cluster {
     fn kill_children(&self) {
         let text = fs::read(self.dir().join("cluster.json")).unwrap_or_default();
         let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        let mut killed = Vec::new();
         for row in manifest["processes"].as_array().into_iter().flatten() {
             let pid = row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
             let Some(pid) = pid.filter(|_| row["state"] == "running") else {
@@ -250,10 +355,12 @@ impl Cluster {
             let dir = self.dir().as_os_str().as_encoded_bytes();
             if command_line.windows(dir.len()).any(|window| window == dir) {
                 _ = send(pid, Signal::KILL);
-                let is_gone = || !is_alive(pid);
-                wait_until("a killed process is gone", Duration::from_secs(10), is_gone);
+                killed.push(pid);
             }
         }
+        wait_until("the killed are gone", Duration::from_secs(10), || {
+            !killed.iter().any(|pid| is_alive(*pid))
+        });
     }
 
     fn join_drain(&mut self) {
@@ -284,11 +391,25 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- up\n{}\n{}", self.errors(), self.logs());
+            for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.ends_with("-by-hand.log") {
+                    let log = fs::read(entry.path()).unwrap_or_default();
+                    eprintln!("--- {name}\n{}", String::from_utf8_lossy(&log));
+                }
+            }
         }
         if self.up.is_some() {
             self.kill_all();
         }
     }
+}
+
+/// A member's row in `STATUS JSON`.
+pub fn member(status: &serde_json::Value, name: &str) -> serde_json::Value {
+    let members = status["members"].as_array().expect("members");
+    let found = members.iter().find(|member| member["name"] == name);
+    found.cloned().unwrap_or_default()
 }
 
 /// A single server.
@@ -302,26 +423,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Its pid.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Starts `tolerex ARGS` and waits until it is ready. Ports may be 0. Its log goes to `log`.
     pub fn start(args: &[&str], log: &Path) -> Server {
-        let errors = fs::File::create(log).expect("a file");
-        let mut command = Command::new(TOLEREX);
+        Server::run(Command::new(TOLEREX).args(args), log)
+    }
+
+    /// The same for any command that starts a server.
+    pub fn run(command: &mut Command, log: &Path) -> Server {
+        let errors = fs::OpenOptions::new().create(true).append(true).open(log);
         command
-            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(errors);
+            .stderr(errors.expect("a file"));
         let mut child = command.spawn().expect("the tool runs");
         let stdout = child.stdout.take().expect("piped");
         let Some((line, drain)) = first_line(stdout, READY_TIMEOUT) else {
             kill_child(&mut child);
             panic!(
-                "{args:?} is not ready:\n{}",
+                "{command:?} is not ready:\n{}",
                 fs::read_to_string(log).unwrap_or_default()
             );
         };
@@ -340,6 +459,16 @@ impl Server {
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         send(self.child.id(), signal).expect("it runs");
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it and waits for its end.
+    pub fn kill(&mut self) {
+        kill_child(&mut self.child);
     }
 
     /// Waits for its end.
@@ -378,7 +507,8 @@ fn first_line(stdout: ChildStdout, timeout: Duration) -> Option<(String, Thread)
     Some((line, drain.expect("a thread")))
 }
 
-fn send(pid: u32, signal: Signal) -> Result<(), rustix::io::Errno> {
+/// Sends a signal to a process.
+pub fn send(pid: u32, signal: Signal) -> Result<(), rustix::io::Errno> {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     kill_process(pid, signal)
 }

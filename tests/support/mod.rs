@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod cluster;
+pub mod load;
+pub mod workload;
 
 use std::time::Duration;
 

@@ -206,8 +206,9 @@ impl Up {
         let (members, tolerance) = (readiness.registered, readiness.tolerance);
         let lost = tolerance.saturating_sub(1);
         let (ip, port) = (address.ip(), address.port());
+        let noun = if members == 1 { "member" } else { "members" };
         print(&format!(
-            "ready: {address}, {members} members, tolerance {tolerance} ({lost} may be lost); try: \
+            "ready: {address}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); try: \
              printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
         ));
         Ok(())

@@ -19,7 +19,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// What is known of a cluster that starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// How many members hold each message; 0 while no leader has said so.
+    /// How many members hold each message; 0 while no active leader has said so.
     pub tolerance: usize,
     /// Members that are up.
     pub registered: usize,
@@ -38,6 +38,13 @@ impl Readiness {
         if self.tolerance == 0 {
             return "not ready: no leader has answered yet".to_owned();
         }
+        if self.missing.is_empty() {
+            let (tolerance, up) = (self.tolerance, self.registered);
+            return format!(
+                "not ready: each message needs {tolerance} members (the tolerance), and there are \
+                 only {up}; add some by --members, or lower the tolerance"
+            );
+        }
         format!("not registered yet: {}", self.missing.join(", "))
     }
 }
@@ -45,6 +52,7 @@ impl Readiness {
 /// As much of `STATUS JSON` as is needed here.
 #[derive(Deserialize)]
 struct Status {
+    role: String,
     tolerance: usize,
     members: Vec<MemberStatus>,
 }
@@ -101,7 +109,11 @@ fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
     };
     let (up, missing): (Vec<&String>, Vec<&String>) = expected.iter().partition(|n| is_up(n));
     Ok(Readiness {
-        tolerance: status.tolerance,
+        tolerance: if status.role == "leader" {
+            status.tolerance
+        } else {
+            0
+        },
         registered: up.len(),
         missing: missing.into_iter().cloned().collect(),
     })
@@ -115,20 +127,36 @@ mod tests {
     fn a_cluster_serves_when_enough_members_are_up() {
         let expected: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
         let line =
-            br#"{"tolerance":2,"role":"leader","members":[{"name":"a","state":"up","id":"1"},
+            br#"{"role":"leader","tolerance":2,"members":[{"name":"a","state":"up","id":"1"},
             {"name":"b","state":"down"}]}"#;
         let readiness = read(line, &expected).expect("readable");
         assert!(!readiness.serves());
         assert_eq!(readiness.complaint(), "not registered yet: b, c");
-        let line =
-            br#"{"tolerance":2,"members":[{"name":"a","state":"up"},{"name":"c","state":"up"}]}"#;
+        let line = br#"{"role":"leader","tolerance":2,"members":[{"name":"a","state":"up"},
+            {"name":"c","state":"up"}]}"#;
         let readiness = read(line, &expected).expect("readable");
         assert!(readiness.serves());
         assert_eq!(
             (readiness.registered, readiness.missing),
             (2, vec!["b".to_owned()])
         );
+        let follower = String::from_utf8_lossy(line).replace("leader", "follower");
+        assert!(
+            !read(follower.as_bytes(), &expected)
+                .expect("readable")
+                .serves()
+        );
         assert!(!Readiness::default().serves());
+        let readiness = Readiness {
+            tolerance: 5,
+            registered: 3,
+            missing: Vec::new(),
+        };
+        let complaint = readiness.complaint();
+        assert!(
+            complaint.contains("needs 5 members") && complaint.contains("only 3"),
+            "{complaint}"
+        );
         assert!(read(b"ERROR: no", &expected).is_err());
     }
 }

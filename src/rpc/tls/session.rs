@@ -61,6 +61,13 @@ impl Session {
             match self.inner.complete_io(io) {
                 Ok(_) => (),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    // The library tries one write, which may end before the alert: without it
+                    // the peer could only log that the connection was closed.
+                    while self.inner.wants_write() {
+                        if !self.inner.write_tls(io).is_ok_and(|written| written > 0) {
+                            break;
+                        }
+                    }
                     return Err(invalid_data(broken(error)));
                 }
                 Err(error) => return Err(error),

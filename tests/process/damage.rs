@@ -1,0 +1,114 @@
+//! Bytes that changed on disk are found, named and never served.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::cluster::{Cluster, run};
+use crate::{errors, get_all, set_all};
+
+/// Flips a bit of a byte.
+fn flip(file: &Path, at: u64) {
+    let mut bytes = fs::read(file).expect("read");
+    bytes[usize::try_from(at).expect("in the file")] ^= 1;
+    fs::write(file, bytes).expect("written");
+}
+
+/// Looks for `needle` in the files below `dir`, but not in logs for people; gives the file and the
+/// offset of the needle's last byte.
+fn find(dir: &Path, needle: &[u8]) -> Option<(PathBuf, u64)> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(dir)
+        .expect("listed")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            if let Some(found) = find(&path, needle) {
+                return Some(found);
+            }
+            continue;
+        }
+        let bytes = fs::read(&path).expect("read");
+        let is_text_log = path.parent().and_then(Path::file_name) == path.file_stem();
+        let mut windows = bytes.windows(needle.len());
+        if let (false, Some(at)) = (is_text_log, windows.position(|window| window == needle)) {
+            return Some((path, (at + needle.len() - 1) as u64));
+        }
+    }
+    None
+}
+
+/// The number behind `offset` in a line that names `file`.
+fn named_offset(text: &str, file: &Path) -> Option<u64> {
+    let name = file.file_name()?.to_str()?;
+    let line = text
+        .lines()
+        .find(|line| line.contains(name) && line.contains("offset"))?;
+    let rest = line.split("offset").nth(1)?;
+    let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}
+
+#[test]
+fn a_leader_with_a_damaged_journal_refuses_to_start_naming_file_and_offset() {
+    let mut cluster = Cluster::start(&[]);
+    set_all(&mut cluster.client(), "some-key", 0..100, "v");
+    assert!(cluster.stop().success());
+    let dir = cluster.dir().join("leader-1");
+    let (file, at) = find(&dir, b"some-key-5").expect("the journal names its keys");
+    flip(&file, at);
+    let output = run(
+        &mut cluster.by_hand_command("leader-1"),
+        Duration::from_secs(20),
+    );
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let offset = named_offset(&text, &file);
+    // The start of the record or group that holds the byte.
+    assert!(
+        offset.is_some_and(|offset| offset <= at && offset + (1 << 20) > at),
+        "{text}"
+    );
+    // It is left as it is: with the byte put right, all is there.
+    flip(&file, at);
+    cluster.up();
+    get_all(&mut cluster.client(), "some-key", 0..100, "v");
+}
+
+#[test]
+fn a_damaged_record_is_read_from_the_other_replica_and_named_in_the_log() {
+    let members = ["--members", "2"];
+    let mut cluster = Cluster::start_with(&members, &[("TOLEREX_CACHE_BYTES", "0B")]);
+    let mut client = cluster.client();
+    set_all(&mut client, "k", 0..30, "payload");
+    let dir = cluster.dir().join("member-1");
+
+    // While the member runs, so that only reading can find it.
+    let (file, at) = find(&dir, b"payload-2").expect("the log holds its payloads");
+    flip(&file, at);
+    for _ in 0..4 {
+        get_all(&mut client, "k", 0..30, "payload");
+    }
+    let log = cluster.log("member-1");
+    if log.contains("damaged") {
+        let offset = named_offset(&log, &file).expect("file and offset are named");
+        assert!(offset <= at && offset + 4096 > at, "{offset} {at}\n{log}");
+    }
+
+    // And at a start, below what was synced.
+    drop(client);
+    assert!(cluster.stop().success());
+    cluster.up();
+    let log = cluster.log("member-1");
+    let offset = named_offset(&log, &file).expect("file and offset are named");
+    assert!(
+        offset <= at && offset + (1 << 20) > at,
+        "{offset} {at}\n{log}"
+    );
+    get_all(&mut cluster.client(), "k", 0..30, "payload");
+    assert_eq!(cluster.client().command("COUNT"), "30");
+}

@@ -1,0 +1,157 @@
+//! A member that is silent with its connections open (SIGSTOP) stalls nothing that can avoid it,
+//! with fewer workers than requests that wait for it.
+
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use rustix::process::Signal;
+use tolerex::clock::{Clock, SystemClock, sleep};
+use tolerex::threads;
+
+use crate::copies;
+use crate::support::client::Client;
+use crate::support::cluster::Cluster;
+use crate::support::load;
+use crate::support::workload::{self, Work};
+
+const FEW_WORKERS: (&str, &str) = ("TOLEREX_WORKERS", "4");
+
+/// The copy deadline is 300 ms; a chain of waits behind other batches on four workers adds to it.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+#[test]
+fn writes_go_around_a_silent_member_with_all_workers_busy() {
+    let cluster = Cluster::start_with(&["--members", "4", "--tolerance", "3"], &[FEW_WORKERS]);
+    let work = Work::start(cluster.address(), workload::writers(12, 2));
+    sleep(Duration::from_millis(300));
+    // Nearly every batch has a copy on it, or reads one: all workers wait for it at first.
+    cluster.signal("member-3", Signal::STOP);
+    sleep(Duration::from_millis(2500));
+    let mut writers = work.finish();
+    assert_eq!(workload::errors(&writers), Vec::<String>::new());
+    let slowest = writers.iter().map(|writer| writer.slowest).max();
+    assert!(slowest < Some(PATIENCE), "{slowest:?}");
+    workload::check(&mut cluster.client(), &mut writers);
+    cluster.signal("member-3", Signal::CONT);
+    cluster.wait_for_state("member-3", "up");
+    workload::check(&mut cluster.client(), &mut writers);
+    let status = cluster.client().status();
+    assert_eq!(
+        copies(&status),
+        3 * status["messages"].as_u64().expect("a number")
+    );
+}
+
+#[test]
+fn requests_that_wait_for_a_silent_member_hold_no_worker() {
+    let cluster = Cluster::start_with(&["--tolerance", "3"], &[FEW_WORKERS]);
+    let mut client = cluster.client();
+    assert_eq!(client.command("SET before m"), "OK");
+    cluster.signal("member-3", Signal::STOP);
+    let clock = SystemClock::new();
+    let start = clock.now();
+    // Five times as many as workers, and none of them can have its third copy.
+    let clients = 20;
+    let (sender, replies) = bounded(clients);
+    let threads: Vec<_> = (0..clients)
+        .map(|number| {
+            let (sender, mut client) = (sender.clone(), cluster.client());
+            let body = move || _ = sender.send(client.command(&format!("SET w-{number} m")));
+            threads::spawn("waits", body).expect("a thread")
+        })
+        .collect();
+    drop(sender);
+    let mut served = 0;
+    let mut slowest = Duration::ZERO;
+    while clock.now().since(start) < Duration::from_millis(1500) {
+        let asked = clock.now();
+        assert_eq!(client.command("GET before"), "m");
+        assert_eq!(client.status()["tolerance"], 3);
+        assert_eq!(Client::connect(cluster.address()).command("COUNT"), "1");
+        slowest = slowest.max(clock.now().since(asked));
+        served += 1;
+        sleep(Duration::from_millis(20));
+    }
+    assert!(
+        replies.is_empty(),
+        "a write was answered before its time-out"
+    );
+    // A worker waits 300 ms for a copy before it gives a batch back: 20 batches, 4 workers.
+    assert!(slowest < PATIENCE, "{slowest:?}");
+    assert!(served > 10, "{served} rounds");
+    threads.into_iter().for_each(threads::Thread::join);
+    let took = clock.now().since(start);
+    let replies: Vec<String> = replies.iter().collect();
+    assert_eq!(
+        replies,
+        vec!["ERROR: not enough alive members (have 2, need 3)"; clients]
+    );
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    cluster.signal("member-3", Signal::CONT);
+    cluster.wait_for_state("member-3", "up");
+    assert_eq!(client.command("SET w-0 m"), "OK");
+    assert_eq!(client.command("COUNT"), "2");
+}
+
+/// Processes that are stopped and go on must not take the pause for anything but a pause: at worst
+/// a write's outcome is unknown or it found too few members in time.
+#[test]
+#[ignore = "slow: pauses of some seconds"]
+fn nothing_is_lost_when_processes_pause_under_load() {
+    let cluster = Cluster::start(&[]);
+    let mut writers = workload::writers(8, 6);
+    let members = ["member-1", "member-2", "member-3"];
+    for (names, pause_ms) in [
+        (&["leader-1"][..], 3_500),
+        (&members, 1_000),
+        (&members, 3_500),
+    ] {
+        let work = Work::start(cluster.address(), writers);
+        sleep(Duration::from_millis(300));
+        names
+            .iter()
+            .for_each(|name| cluster.signal(name, Signal::STOP));
+        sleep(Duration::from_millis(pause_ms));
+        names
+            .iter()
+            .for_each(|name| cluster.signal(name, Signal::CONT));
+        sleep(Duration::from_millis(500));
+        writers = work.finish();
+        assert!(writers.iter().all(|writer| !writer.is_broken), "{names:?}");
+        for error in workload::errors(&writers) {
+            let is_known = [
+                "not enough alive members",
+                "timed out",
+                "message unavailable",
+                "busy",
+            ];
+            assert!(
+                is_known.iter().any(|text| error.contains(text)),
+                "{names:?}: {error}"
+            );
+        }
+        for name in members {
+            cluster.wait_for_state(name, "up");
+        }
+        workload::check(&mut cluster.client(), &mut writers);
+    }
+}
+
+/// Parked batches are bounded (4,096): with the bound reached, clients are told so, at once.
+#[test]
+#[ignore = "slow: more than 4,096 connections"]
+fn more_waiting_requests_than_there_is_room_are_busy() {
+    let cluster = Cluster::start(&["--tolerance", "3"]);
+    cluster.signal("member-3", Signal::STOP);
+    let found = load::waiting(cluster.address(), 4_600, |n| format!("SET w-{n} m"));
+    let count = |text: &str| found.iter().filter(|reply| *reply == text).count();
+    let busy = count("ERROR: busy, try again");
+    let failed = count("ERROR: not enough alive members (have 2, need 3)");
+    assert_eq!(busy + failed, found.len(), "{:?}", found.first());
+    eprintln!("{busy} busy, {failed} failed");
+    assert!(busy > 0 && failed > 0, "{busy} busy, {failed} failed");
+    cluster.signal("member-3", Signal::CONT);
+    cluster.wait_for_state("member-3", "up");
+    assert_eq!(cluster.client().command("SET k m"), "OK");
+}
