@@ -6,6 +6,10 @@
 //! published in atomics. A lookup takes the lock of a shard, then that of the sets; nothing takes
 //! them in the other order.
 //!
+//! A snapshot is drawn from the same tables on another thread, shard by shard
+//! (`metadata::snapshot`). A start restores one before it replays entries; neither is told to
+//! members.
+//!
 //! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge
 //! (A3).
 
@@ -15,13 +19,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use log::info;
 use parking_lot::RwLock;
 
-use crate::group::{Leadership, StateMachine};
+use crate::group::{Leadership, SnapshotSource, StateMachine};
 use crate::ids::Key;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
 use crate::metadata::message_index::{Entry, Shard};
 use crate::metadata::replica_sets::ReplicaSets;
-use crate::metadata::snapshot::ShardCell;
+use crate::metadata::snapshot::{Capture, Restore, ShardCell};
 use crate::metadata::state::{Shards, State};
 
 /// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a
@@ -134,6 +138,26 @@ pub struct Machine {
     view: Arc<View>,
     /// Whether this leader serves: then what is applied is told to members.
     is_serving: bool,
+    /// What takes the chunks of a snapshot, at start.
+    restore: Restore,
+}
+
+/// A snapshot that is being taken, on the thread that writes it.
+struct Source {
+    capture: Capture,
+    metadata: Metadata,
+}
+
+impl SnapshotSource for Source {
+    fn next_chunk(&mut self) -> Option<Vec<u8>> {
+        self.capture.next_chunk(&mut self.metadata)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.metadata.end_snapshot();
+    }
 }
 
 impl Machine {
@@ -143,11 +167,12 @@ impl Machine {
             state: State::new(view.metadata.clone()),
             view,
             is_serving: false,
+            restore: Restore::default(),
         }
     }
 
-    /// Tells the cluster view what the registry and the counters are now.
-    fn publish(&mut self, command: &Command, applied: &Applied) {
+    /// Tells the other threads the counts and settings.
+    fn publish_numbers(&self) {
         let tables = &self.view.metadata.tables;
         tables
             .messages
@@ -155,6 +180,11 @@ impl Machine {
         if let Some(tolerance) = self.state.tolerance() {
             tables.tolerance.store(tolerance, Ordering::Release);
         }
+    }
+
+    /// Tells the other threads what a command changed: numbers, the registry and its counters.
+    fn publish(&mut self, command: &Command, applied: &Applied) {
+        self.publish_numbers();
         let loads = self.state.take_changed_loads();
         let mut cluster = self.view.cluster.lock();
         if let (Applied::Registered { retired }, Change::RegisterMember(registration)) =
@@ -194,6 +224,40 @@ impl StateMachine for Machine {
             | Applied::Retired => {}
         }
         applied
+    }
+
+    fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        Some(Box::new(Source {
+            capture: self.state.begin_snapshot(index),
+            metadata: self.view.metadata.clone(),
+        }))
+    }
+
+    fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
+        let restored = self.restore.chunk(&mut self.state, chunk);
+        restored.map_err(|error| error.to_string())
+    }
+
+    fn restored(&mut self, index: u64) -> Result<(), String> {
+        let restore = std::mem::take(&mut self.restore);
+        match restore.finish(&mut self.state) {
+            Ok(found) if found == index => {}
+            Ok(found) => return Err(format!("its content is of index {found}")),
+            Err(error) => return Err(error.to_string()),
+        }
+        self.publish_numbers();
+        let loads = self.state.take_changed_loads();
+        let mut cluster = self.view.cluster.lock();
+        for member in self.state.members().iter() {
+            cluster.register(&member.registration);
+            if member.is_retired {
+                cluster.retire(member.registration.id);
+            }
+        }
+        for (member, records, bytes) in loads {
+            cluster.set_load(member, records, bytes);
+        }
+        Ok(())
     }
 
     fn leadership(&mut self, change: Leadership) {
