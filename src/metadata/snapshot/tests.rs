@@ -190,7 +190,7 @@ fn what_contradicts_itself_is_refused() {
     let mut capture = state.begin_snapshot(50);
     let chunks = rest_of(&mut capture, &mut state);
     assert_eq!(chunks.len(), 3);
-    let refused = |chunks: &[Vec<u8>]| restore(chunks, 2).err().expect("refused").to_string();
+    let refused = |chunks: &[Vec<u8>]| restore(chunks, 2).expect_err("refused").to_string();
     assert!(refused(&chunks[..2]).contains("number of messages"));
     assert!(refused(&chunks[1..]).contains("kind of chunk"));
     let head_and_messages = [chunks[0].clone(), chunks[2].clone()];
