@@ -243,6 +243,7 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
             ..net::Limits::default()
         },
         cache_bytes: config.cache_bytes,
+        snapshot_bytes: config.snapshot_bytes,
         strategy: config.strategy,
         tolerance,
     })

@@ -210,6 +210,15 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "memory for payloads read often; 0 switches the cache off",
     },
     Setting {
+        name: "snapshot_bytes",
+        kind: Kind::Size(64 << 10, 1024 * 1024 * MIB),
+        default: "64MiB",
+        originals: &[],
+        short_flags: &[],
+        meaning: "a snapshot of the metadata is taken when the journal behind the last one is \
+                  longer than this and than that snapshot",
+    },
+    Setting {
         name: "log_level",
         kind: Kind::OneOf(LOG_LEVELS),
         default: "info",
@@ -295,6 +304,7 @@ pub struct LeaderConfig {
     pub unread_reply_bytes_max: usize,
     pub client_buffer_bytes_max: usize,
     pub cache_bytes: usize,
+    pub snapshot_bytes: u64,
     pub expected_leader_cn: String,
     pub log_level: LevelFilter,
     pub tls: Tls,
@@ -374,6 +384,7 @@ fn build(values: &Values) -> LeaderConfig {
         unread_reply_bytes_max: values.count("unread_reply_bytes_max"),
         client_buffer_bytes_max: values.count("client_buffer_bytes_max"),
         cache_bytes: values.count("cache_bytes"),
+        snapshot_bytes: values.number("snapshot_bytes"),
         expected_leader_cn: values.text("expected_leader_cn"),
         log_level: values.level("log_level"),
         tls: values.tls(),

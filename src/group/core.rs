@@ -26,7 +26,7 @@
 //! batch applies. Its random election time-outs come from the thread's generator; a test that needs
 //! them fixed gives a range of one.
 //!
-//! Known limits: no snapshots and no configuration changes yet; entries that left the window cannot
+//! Known limits: no configuration changes yet; entries that left the window, and snapshots, cannot
 //! be sent to a peer.
 
 use std::collections::VecDeque;
@@ -101,6 +101,18 @@ pub struct Recovered {
     pub hard_state: HardState,
     /// The last entries, those above `commit` at least.
     pub window: Window,
+}
+
+impl Recovered {
+    /// The last entry that is applied.
+    pub fn applied(&self) -> Position {
+        let index = self.hard_state.commit;
+        Position {
+            index,
+            // Outside the window: `Core::new` refuses that.
+            term: self.window.term(index).unwrap_or_default(),
+        }
+    }
 }
 
 /// What the caller shall do, in any order except as the fields say.

@@ -264,6 +264,9 @@ pub(super) struct Shared {
     applied: AtomicU64,
     /// The journal waits for space; set and cleared by the journal thread.
     pub(super) disk_full: AtomicBool,
+    /// The index of a durable snapshot behind which the journal may be cut, 0 once it is; set by
+    /// the Raft thread, taken by the journal thread.
+    pub(super) cut: AtomicU64,
     /// Whether the group has no other participant, now and for the life of the process.
     is_alone: bool,
     /// Whether the Raft thread has ended. Guards no other field; taken to wait for `changed`.
@@ -279,6 +282,7 @@ impl Shared {
             leader: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
+            cut: AtomicU64::new(0),
             is_alone,
             stopped: Mutex::new(false),
             changed: Condvar::new(),

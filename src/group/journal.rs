@@ -1,6 +1,7 @@
 //! The journal: a leader's durable Raft log, entries and hard state, on [`crate::disk::log`].
 //!
-//! The journal thread owns it. Recovery hands entries that are known to be committed to the state
+//! The journal thread owns it. The log begins behind a *start*: the last snapshot, or the origin.
+//! Recovery hands entries that are known to be committed to the state
 //! machine while it reads, so that its memory is bounded by what was in flight, not by the log.
 //!
 //! # Records
@@ -17,14 +18,23 @@
 //! not below theirs; the log keeps it as a whole or not at all. The owner is the peer id of the
 //! data directory: a journal copied to another one is refused.
 //!
+//! # Cut
+//!
+//! Behind a durable snapshot at index i, [`Journal::cut`] drops the oldest segments, as long as all
+//! their entries are of i or below, and never the last one with records: it holds the last hard
+//! state, since a group is in one segment and ends with one. So the first entry that is left is
+//! i + 1 or below. What stood before it is unknown: it may be overridden by entries of a lower
+//! index, and terms can be compared only from there on.
+//!
 //! # Failure and durability
 //!
 //! When [`Journal::write`] returns `Durable`, all of it is. An error is final. `Full` leaves the
 //! journal as it was. Damage below the known-synced offset is refused at start, naming file and
 //! offset: a leader alone cannot know what stood there.
 //!
-//! Known limits: nothing is cut from the front before there are snapshots, so a start reads all.
+//! Known limits: whole segments are cut, so a start reads up to one more than is needed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,8 +44,9 @@ use bytes::Bytes;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions};
 use crate::disk::record::Record;
+use crate::disk::segment::SECTOR_BYTES;
 use crate::group::core::{HardState, ORIGIN, Persist, Recovered};
-use crate::group::window::{LogEntry, Window};
+use crate::group::window::{LogEntry, Position, Window};
 use crate::ids::PeerId;
 
 const KIND_ENTRY: u8 = 1;
@@ -80,6 +91,10 @@ pub enum Written {
 pub struct Journal {
     log: Log,
     owner: PeerId,
+    /// The segments that have records, with the highest index of an entry that was ever in each.
+    segments: BTreeMap<u32, u64>,
+    /// Bytes that it took since the start that it was opened with.
+    bytes: u64,
 }
 
 impl Journal {
@@ -92,19 +107,31 @@ impl Journal {
         }
     }
 
-    /// Opens the journal of `owner`, or makes an empty one. Each entry known to be committed is
-    /// given to `apply`, once and in order. `None` when it holds no hard state: it was never
-    /// written to.
+    /// Opens the journal of `owner`, or makes an empty one. The state machine has everything up to
+    /// `start`; each entry behind it that is known to be committed is given to `apply`, once and in
+    /// order. `None` when it holds no hard state: it was never written to.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
         options: LogOptions,
         owner: PeerId,
+        start: Position,
         window_bytes_max: usize,
         apply: &mut dyn FnMut(&LogEntry),
     ) -> Result<(Journal, Option<Recovered>), JournalError> {
-        let mut replay = Replay::new(owner, window_bytes_max, apply);
+        let mut replay = Replay::new(owner, start, window_bytes_max, apply);
+        let mut segments = BTreeMap::new();
+        let mut bytes = 0;
         let (log, recovery) = Log::open(fs, dir, options, &mut |location, record| {
+            let is_entry = record.kind == KIND_ENTRY;
+            let highest = segments.entry(location.segment).or_default();
+            if is_entry {
+                *highest = record.number.max(*highest);
+            }
+            bytes = match is_entry && record.number <= start.index {
+                true => 0,
+                false => bytes + u64::from(location.length),
+            };
             replay.step(record, location.segment, location.offset);
             Ok(())
         })?;
@@ -122,7 +149,18 @@ impl Journal {
             dir: dir.display().to_string(),
             what,
         })?;
-        Ok((Journal { log, owner }, recovered))
+        let journal = Journal {
+            log,
+            owner,
+            segments,
+            bytes,
+        };
+        Ok((journal, recovered))
+    }
+
+    /// Bytes that it took since the start that it was opened with; about, where it was read back.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Writes and syncs all of `writes`, in order.
@@ -138,6 +176,7 @@ impl Journal {
     }
 
     fn try_write(&mut self, writes: &[Persist]) -> Result<(), LogError> {
+        let (mut segment, mut highest) = (0, 0);
         for write in writes {
             for entry in &write.entries {
                 self.log.stage(&Record {
@@ -146,16 +185,43 @@ impl Journal {
                     key: &entry.term.to_le_bytes(),
                     payload: &entry.data,
                 })?;
+                highest = entry.index.max(highest);
             }
-            self.log.stage(&Record {
+            let location = self.log.stage(&Record {
                 kind: KIND_HARD_STATE,
                 number: write.hard_state.term,
                 key: &[],
                 payload: &encode_hard_state(self.owner, &write.hard_state),
             })?;
+            // One for all: a group is in one segment.
+            segment = location.segment;
         }
+        let bytes = self.log.staged_bytes().next_multiple_of(SECTOR_BYTES) as u64;
         self.log.write()?;
-        self.log.sync()
+        self.log.sync()?;
+        if bytes > 0 {
+            let held = self.segments.entry(segment).or_default();
+            *held = highest.max(*held);
+            self.bytes += bytes;
+        }
+        Ok(())
+    }
+
+    /// Drops the segments that are of no use behind a durable snapshot at `index`.
+    pub fn cut(&mut self, index: u64) -> Result<(), JournalError> {
+        let Some((&last, _)) = self.segments.last_key_value() else {
+            return Ok(());
+        };
+        let is_needed = |(segment, highest): &(&u32, &u64)| **highest > index || **segment == last;
+        let kept = self.segments.iter().find(is_needed);
+        let kept = kept.map_or(last, |(segment, _)| *segment);
+        match self.log.drop_head(kept) {
+            Ok(()) => self.segments = self.segments.split_off(&kept),
+            // Nothing was dropped; the next cut takes these too.
+            Err(LogError::Full) => log::warn!("journal: no space to cut it"),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Makes the known-synced offset durable, if it is not.
@@ -193,9 +259,14 @@ fn decode_hard_state(term: u64, payload: &[u8]) -> Option<(PeerId, HardState)> {
 /// Reads records in log order into the state that they leave.
 struct Replay<'a> {
     owner: PeerId,
+    /// The state machine has everything up to here.
+    start: Position,
     apply: &'a mut dyn FnMut(&LogEntry),
-    window: Window,
-    /// The last one; its `commit` is how far entries were applied.
+    /// The log as it was at the record at hand; none before the first entry. The term of the base
+    /// is 0 while it is not known, which may be until `finish`.
+    window: Option<Window>,
+    window_bytes_max: usize,
+    /// The last one; its `commit` is how far entries were applied, unless `start` is behind it.
     hard_state: Option<HardState>,
     /// The first record that does not fit; nothing behind it is looked at.
     problem: Option<String>,
@@ -204,13 +275,16 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(
         owner: PeerId,
+        start: Position,
         window_bytes_max: usize,
         apply: &'a mut dyn FnMut(&LogEntry),
     ) -> Replay<'a> {
         Replay {
             owner,
+            start,
             apply,
-            window: Window::new(ORIGIN, window_bytes_max),
+            window: None,
+            window_bytes_max,
             hard_state: None,
             problem: None,
         }
@@ -230,8 +304,14 @@ impl<'a> Replay<'a> {
         }
     }
 
-    fn applied(&self) -> u64 {
+    fn committed(&self) -> u64 {
         self.hard_state.map_or(ORIGIN.index, |state| state.commit)
+    }
+
+    /// The index of the log's last entry.
+    fn last_index(&self) -> u64 {
+        let window = self.window.as_ref();
+        window.map_or(self.start.index, Window::last_index)
     }
 
     fn entry(&mut self, record: &Record<'_>) -> Result<(), String> {
@@ -239,18 +319,27 @@ impl<'a> Replay<'a> {
         let term = <[u8; 8]>::try_from(record.key)
             .map(u64::from_le_bytes)
             .map_err(|_| format!("entry {index} has a key of {} bytes", record.key.len()))?;
-        let (applied, last) = (self.applied(), self.window.last_index());
-        if index <= applied || index > last + 1 {
+        let (committed, last) = (self.committed(), self.last_index());
+        if index <= committed || index > last + 1 {
             return Err(format!(
-                "entry {index} does not follow: committed {applied}, last {last}"
+                "entry {index} does not follow: committed {committed}, last {last}"
             ));
         }
-        let before = self.window.term(index - 1).unwrap_or(0);
+        // Before the first entry held there may be others, which were cut.
+        let begin = Position {
+            index: index - 1,
+            term: 0,
+        };
+        let window = match &mut self.window {
+            Some(window) if index >= window.first_index() => window,
+            window => window.insert(Window::new(begin, self.window_bytes_max)),
+        };
+        let before = window.term(index - 1).unwrap_or(0);
         if term < before {
             return Err(format!("entry {index} has term {term} after term {before}"));
         }
         let data = Bytes::copy_from_slice(record.payload);
-        self.window.push(LogEntry { index, term, data });
+        window.push(LogEntry { index, term, data });
         Ok(())
     }
 
@@ -264,24 +353,26 @@ impl<'a> Replay<'a> {
                 self.owner
             ));
         }
-        let applied = self.applied();
-        if state.commit < applied || state.commit > self.window.last_index() {
+        let (committed, last) = (self.committed(), self.last_index());
+        if state.commit < committed || state.commit > last {
+            let commit = state.commit;
             return Err(format!(
-                "commit index {} is not in {applied}..={}",
-                state.commit,
-                self.window.last_index()
+                "commit index {commit} is not in {committed}..={last}"
             ));
         }
         let before = self.hard_state.map_or(0, |before| before.term);
-        if term < before.max(self.window.last().term) {
+        let last_term = self.window.as_ref().map_or(0, |window| window.last().term);
+        if term < before.max(last_term) {
             return Err(format!("the term falls to {term}"));
         }
         self.hard_state = Some(state);
-        for index in applied + 1..=state.commit {
-            let entry = self.window.entry(index);
-            (self.apply)(entry.expect("entries above the last commit index are held"));
+        if let Some(window) = &mut self.window {
+            for index in committed.max(self.start.index) + 1..=state.commit {
+                let entry = window.entry(index);
+                (self.apply)(entry.ok_or_else(|| format!("entry {index} is missing"))?);
+            }
+            window.trim(state.commit);
         }
-        self.window.trim(state.commit);
         Ok(())
     }
 
@@ -289,10 +380,35 @@ impl<'a> Replay<'a> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        Ok(self.hard_state.map(|hard_state| Recovered {
-            hard_state,
-            window: self.window,
-        }))
+        let Some(mut hard_state) = self.hard_state else {
+            return Ok(None);
+        };
+        let start = self.start;
+        let empty = || Window::new(start, self.window_bytes_max);
+        let mut window = self.window.unwrap_or_else(empty);
+        if window.first_index() <= start.index + 1 {
+            // What a snapshot has was durable here before it was taken.
+            let term = window.term(start.index).filter(|term| *term > 0);
+            if window.last_index() < start.index || term.is_some_and(|term| term != start.term) {
+                return Err(format!(
+                    "the snapshot at index {} of term {} is not of this log, which ends with {:?}",
+                    start.index,
+                    start.term,
+                    window.last()
+                ));
+            }
+            window.rebase(start);
+        }
+        let first = window.term(window.first_index());
+        if first.is_some_and(|term| term < start.term) || hard_state.term < start.term {
+            return Err(format!(
+                "the term falls below {} of the snapshot",
+                start.term
+            ));
+        }
+        // Entries are applied, and so in a snapshot, before their commit index is written.
+        hard_state.commit = hard_state.commit.max(start.index);
+        Ok(Some(Recovered { hard_state, window }))
     }
 }
 
@@ -315,6 +431,14 @@ mod tests {
     }
 
     fn open_as(fs: &MemFileSystem, owner: PeerId) -> Result<Opened, JournalError> {
+        open_behind(fs, owner, ORIGIN)
+    }
+
+    fn open_behind(
+        fs: &MemFileSystem,
+        owner: PeerId,
+        start: Position,
+    ) -> Result<Opened, JournalError> {
         let options = LogOptions {
             segment_bytes: 16 << 10,
             reserve_bytes: 0,
@@ -326,6 +450,7 @@ mod tests {
             dir(),
             options,
             owner,
+            start,
             4 << 10,
             &mut |entry| applied.push(entry.clone()),
         )?;
@@ -429,6 +554,121 @@ mod tests {
             error.contains("belongs to peer 0000000000000007"),
             "{error}"
         );
+    }
+
+    /// Entries 2 to 99 of 1,000 bytes in segments of 16 KiB, all committed, in term 2.
+    fn long_journal(fs: &MemFileSystem) -> Journal {
+        let mut journal = open_as(fs, OWNER).unwrap().journal;
+        for index in 2..100 {
+            let entry = entry(index, 2, &"x".repeat(1000));
+            journal.write(&[write(vec![entry], 2, index)]).unwrap();
+        }
+        journal
+    }
+
+    fn segments(fs: &MemFileSystem) -> Vec<String> {
+        let mut names = fs.list(dir()).unwrap();
+        names.retain(|name| name.ends_with(".log"));
+        names
+    }
+
+    #[test]
+    fn a_cut_journal_goes_on_behind_its_snapshot() {
+        let fs = new_disk();
+        let mut journal = long_journal(&fs);
+        let before = segments(&fs).len();
+        let bytes = journal.bytes();
+        assert!(bytes > 98 * 1000);
+        journal.cut(60).unwrap();
+        assert!(segments(&fs).len() < before / 2 + 2, "{:?}", segments(&fs));
+        journal
+            .write(&[write(vec![entry(100, 2, "y")], 2, 99)])
+            .unwrap();
+        drop(journal);
+        fs.crash(Loss::Everything);
+        let start = Position { index: 60, term: 2 };
+        let opened = open_behind(&fs, OWNER, start).unwrap();
+        let applied: Vec<u64> = opened.applied.iter().map(|entry| entry.index).collect();
+        assert_eq!(applied, (61..100).collect::<Vec<u64>>());
+        let recovered = opened.recovered.unwrap();
+        assert_eq!(recovered.window.last_index(), 100);
+        assert_eq!(recovered.applied(), Position { index: 99, term: 2 });
+        assert!(opened.journal.bytes() < bytes / 2, "only what is behind 60");
+        // Without the snapshot, or with an older one, or one of another log, it is refused.
+        for (start, what) in [
+            (ORIGIN, "does not follow: committed 1, last 1"),
+            (Position { index: 9, term: 2 }, "last 9"),
+            (
+                Position {
+                    index: 101,
+                    term: 2,
+                },
+                "is not of this log",
+            ),
+        ] {
+            let error = open_behind(&fs, OWNER, start).err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cut_keeps_the_last_hard_state_and_a_snapshot_counts_as_committed() {
+        let fs = new_disk();
+        let mut journal = long_journal(&fs);
+        let vote = [write(vec![], 7, 99)];
+        journal.write(&vote).unwrap();
+        // All entries are in the snapshot, which is one more than the commit index that is known.
+        journal
+            .write(&[write(vec![entry(100, 7, "y")], 7, 99)])
+            .unwrap();
+        journal.cut(100).unwrap();
+        journal.cut(100).unwrap();
+        assert_eq!(segments(&fs).len(), 1);
+        drop(journal);
+        let start = Position {
+            index: 100,
+            term: 7,
+        };
+        let opened = open_behind(&fs, OWNER, start).unwrap();
+        assert!(opened.applied.is_empty());
+        let recovered = opened.recovered.unwrap();
+        assert_eq!(recovered.hard_state.term, 7);
+        assert_eq!(recovered.hard_state.commit, 100);
+        assert_eq!(recovered.window.last(), start);
+        let mut journal = opened.journal;
+        journal
+            .write(&[write(vec![entry(101, 8, "z")], 8, 100)])
+            .unwrap();
+        let opened = open_behind(&fs, OWNER, start).unwrap();
+        assert_eq!(opened.recovered.unwrap().window.last_index(), 101);
+    }
+
+    #[test]
+    fn entries_overridden_from_before_the_cut_are_gone() {
+        let fs = new_disk();
+        let mut journal = open_as(&fs, OWNER).unwrap().journal;
+        let big = |index, term| entry(index, term, &"x".repeat(12_000));
+        // One segment each: 2, 3, 4 of term 2, then 3 and 4 of term 5 in their place.
+        for (index, term) in [(2, 2), (3, 2), (4, 2), (3, 5), (4, 5)] {
+            let commit = 2 - u64::from(index == 2);
+            let writes = [write(vec![big(index, term)], term, commit)];
+            journal.write(&writes).unwrap();
+        }
+        journal.cut(3).unwrap();
+        assert_eq!(
+            segments(&fs).first().map(String::as_str),
+            Some("00000003.log")
+        );
+        drop(journal);
+        let start = Position { index: 3, term: 5 };
+        let opened = open_behind(&fs, OWNER, start).unwrap();
+        let recovered = opened.recovered.unwrap();
+        assert_eq!(recovered.window.entry(4), Some(&big(4, 5)));
+        assert_eq!(recovered.window.term(3), Some(5));
+        assert_eq!(recovered.window.last_index(), 4);
+        let wrong = Position { index: 3, term: 2 };
+        let error = open_behind(&fs, OWNER, wrong).err().unwrap().to_string();
+        assert!(error.contains("is not of this log"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The `journal` thread: merges the writes that wait into one, makes it durable, and says so.
 //!
-//! It owns the [`Journal`] and waits on its queue. After [`IDLE_AFTER`] without a write it makes
-//! the journal's known-synced offset durable, once, and then sleeps until the next. When the queue
-//! is closed it does the same and ends.
+//! It owns the [`Journal`] and waits on its queue. Between two writes it cuts the journal where the
+//! Raft thread says that it may (`Shared::cut`); while nothing is written, that waits.
+//!
+//! After [`IDLE_AFTER`] without a write it makes the journal's known-synced offset durable, once,
+//! and then sleeps until the next. When the queue is closed it does the same and ends.
 //!
 //! # Failure
 //!
@@ -61,6 +63,7 @@ impl<O> JournalThread<O> {
         let mut group = Vec::new();
         loop {
             let Some(first) = self.next()? else {
+                self.cut()?;
                 self.journal.idle()?;
                 return Ok(Closed);
             };
@@ -76,11 +79,25 @@ impl<O> JournalThread<O> {
             if let Some(Closed) = self.write(&mut group)? {
                 return Ok(Closed);
             }
-            let last = group.last().map_or(0, |write| write.number);
+            let number = group.last().map_or(0, |write| write.number);
             group.clear();
-            if self.raft.send(Event::Persisted(last)).is_err() {
+            let journal_bytes = self.journal.bytes();
+            let event = Event::Persisted {
+                number,
+                journal_bytes,
+            };
+            if self.raft.send(event).is_err() {
                 return Ok(Closed);
             }
+            self.cut()?;
+        }
+    }
+
+    /// Cuts the journal, if there is a new place to cut it.
+    fn cut(&mut self) -> Result<(), JournalError> {
+        match self.shared.cut.swap(0, Ordering::AcqRel) {
+            0 => Ok(()),
+            index => self.journal.cut(index),
         }
     }
 
@@ -110,6 +127,7 @@ impl<O> JournalThread<O> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(Some(Closed)),
             }
+            self.cut()?;
             if self.journal.write(group)? == Written::Durable {
                 log::info!("the journal's disk has space again");
                 self.shared.disk_full.store(false, Ordering::Relaxed);

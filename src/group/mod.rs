@@ -41,13 +41,15 @@
 //! | `raft` | core, state machine, callbacks | inbox; next tick, if it has peers | `Stop` event |
 //! | `journal` | the journal's files | queue; 100 ms, once, when idle | queue closed, by `raft` |
 //! | `fill` | the segment being zero-filled | request | stop signal |
+//! | `snapshot` | the directory of snapshots | request | queue closed; stop signal |
 //!
 //! # Failure
 //!
 //! A failed write or sync stops the group for good: nothing more is acknowledged, what waits is
-//! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread`.
+//! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread` and
+//! [`snapshots`].
 //!
-//! Known limits: no snapshots, no peers, no configuration changes; a start reads the whole journal.
+//! Known limits: no peers, no configuration changes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,9 +59,9 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
-use crate::disk::log::{Filler, LogError, LogOptions};
+use crate::disk::log::{LogError, LogOptions};
 use crate::ids::PeerId;
-use crate::threads::{StopSignal, Thread, spawn};
+use crate::threads::StopSignal;
 
 pub mod core;
 mod handle;
@@ -70,6 +72,8 @@ mod logger;
 pub mod proposals;
 mod raft_thread;
 pub mod reads;
+mod running;
+pub mod snapshots;
 #[cfg(test)]
 mod tests;
 pub mod window;
@@ -78,6 +82,7 @@ pub use self::core::Role;
 pub use self::handle::{ENTRY_BYTES_MAX, GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
 pub use self::identity::Bootstrap;
 pub use self::proposals::{ProposalOutcome, Reason};
+pub use self::snapshots::SnapshotSource;
 
 use self::core::{Core, CoreConfig, CoreError, HardState, Persist, Recovered};
 use self::handle::Shared;
@@ -85,6 +90,9 @@ use self::identity::Identity;
 use self::journal::{Journal, JournalError, Written};
 use self::journal_thread::JournalThread;
 use self::raft_thread::{Event, INBOX_MAX, RaftThread, WRITES_IN_FLIGHT_MAX};
+use self::running::Running;
+use self::snapshots::files::{Piece, SnapshotFiles};
+use self::snapshots::{SNAPSHOT_DIR, Schedule, SnapshotThread};
 use self::window::LogEntry;
 
 /// The journal's place in the group's directory.
@@ -107,9 +115,31 @@ pub trait StateMachine: Send {
 
     /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each
     /// committed entry once, in the order of indices, which has gaps where Raft put entries of its
-    /// own. At start it is called for what the journal holds, before any thread exists, the answer
-    /// being dropped; everything that it changes must follow from the entries alone (A3).
+    /// own. At start it is called for what the journal holds behind the last snapshot, before any
+    /// thread exists, the answer being dropped; everything that it changes must follow from the
+    /// entries alone (A3).
     fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Self::Output;
+
+    /// Begins a snapshot of the state as it is, everything up to `index` being applied, and goes on
+    /// applying. The source is read and dropped on another thread; until it is dropped no other
+    /// snapshot begins. `None` if this state machine takes none.
+    fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        _ = index;
+        None
+    }
+
+    /// At start, before anything else: takes the next chunk of the last snapshot, or says what is
+    /// wrong with it.
+    fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
+        _ = chunk;
+        Err("this state machine takes no snapshots".to_owned())
+    }
+
+    /// All chunks were taken: the state is the one at `index`, or says what is wrong.
+    fn restored(&mut self, index: u64) -> Result<(), String> {
+        _ = index;
+        Ok(())
+    }
 
     /// This process begins or ceases to serve.
     fn leadership(&mut self, change: Leadership) {
@@ -179,6 +209,9 @@ pub enum GroupError {
     /// The journal is damaged, or failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The last snapshot is damaged, or one could not be written.
+    #[error("snapshot: {0}")]
+    Snapshot(#[source] LogError),
     /// The disk is too full to start.
     #[error("the disk of {dir} is full")]
     DiskFull {
@@ -215,6 +248,9 @@ pub struct GroupOptions {
     pub bootstrap: Bootstrap,
     /// Of the journal.
     pub log: LogOptions,
+    /// A snapshot is taken when the journal behind the last one is longer than this, in bytes, and
+    /// longer than that snapshot.
+    pub snapshot_bytes: u64,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
     /// fails while running. The process should then stop: it cannot serve any more. It must not
     /// join the group's threads itself; setting a signal is enough.
@@ -238,13 +274,20 @@ impl<O: Send + 'static> Group<O> {
     where
         S: StateMachine<Output = O> + 'static,
     {
-        let (identity, journal, recovered) = open(&options, &mut machine)?;
+        let Opened {
+            identity,
+            files,
+            journal,
+            recovered,
+            snapshot_bytes,
+        } = open(&options, &mut machine)?;
         let config = CoreConfig {
             id: identity.peer,
             voters: identity.voters.clone(),
             heartbeat_ticks: HEARTBEAT_TICKS,
             election_ticks: ELECTION_TICKS,
         };
+        let applied = recovered.applied();
         let core = Core::new(&config, recovered, &logger::quiet())?;
         let is_alone = identity.voters.len() == 1;
         let shared = Arc::new(Shared::new(is_alone));
@@ -257,13 +300,17 @@ impl<O: Send + 'static> Group<O> {
         );
         let (inbox, events) = bounded(INBOX_MAX);
         let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX);
+        let (requests, request) = bounded(1);
         let raft = RaftThread {
             core,
             machine,
             inbox: events,
             journal: writes,
+            snapshots: requests,
+            schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal.bytes()),
+            applied,
             shared: shared.clone(),
-            clock: options.clock,
+            clock: options.clock.clone(),
             tick_interval: (!is_alone).then_some(TICK_INTERVAL),
             proposals: proposals::Proposals::default(),
             reads: reads::Reads::default(),
@@ -277,7 +324,15 @@ impl<O: Send + 'static> Group<O> {
             raft: inbox.clone(),
             shared: shared.clone(),
         };
-        let threads = Running::start(raft, journal, filler, options.on_failure)?;
+        let stop = StopSignal::default();
+        let snapshot = SnapshotThread {
+            files,
+            clock: options.clock,
+            requests: request,
+            raft: inbox.clone(),
+            stop: stop.clone(),
+        };
+        let threads = Running::start(raft, journal, snapshot, filler, stop, options.on_failure)?;
         Ok(Group {
             peer: identity.peer,
             handle: GroupHandle::new(inbox.clone(), shared),
@@ -309,79 +364,36 @@ impl<O: Send + 'static> Group<O> {
     }
 }
 
-/// The threads of a group.
-struct Running {
-    raft: Thread,
-    journal: Thread,
-    fill: Thread,
-    stop_fill: StopSignal,
+/// What a group starts from.
+struct Opened {
+    identity: Identity,
+    files: SnapshotFiles,
+    journal: Journal,
+    recovered: Recovered,
+    /// The length of the last snapshot, 0 if there is none.
+    snapshot_bytes: u64,
 }
 
-impl Running {
-    /// Starts all, or none: those already running end before an error is returned.
-    fn start<S: StateMachine + 'static>(
-        raft: RaftThread<S>,
-        journal: JournalThread<S::Output>,
-        filler: Filler,
-        on_failure: impl FnOnce(GroupError) + Send + 'static,
-    ) -> Result<Running, GroupError> {
-        let stop_fill = StopSignal::default();
-        let stop = stop_fill.clone();
-        let fill = start_thread("fill", move || filler.run(&stop))?;
-        let journal = match start_thread("journal", move || journal.run()) {
-            Ok(journal) => journal,
-            Err(error) => {
-                stop_fill.stop();
-                fill.join();
-                return Err(error);
-            }
-        };
-        match start_thread("raft", move || raft.run(on_failure)) {
-            Ok(raft) => Ok(Running {
-                raft,
-                journal,
-                fill,
-                stop_fill,
-            }),
-            Err(error) => {
-                // The journal's queue closed with the thread that was to write to it.
-                journal.join();
-                stop_fill.stop();
-                fill.join();
-                Err(error)
-            }
-        }
-    }
-
-    /// Waits for the Raft thread, which was told to stop or failed, and then ends the others.
-    fn join(self) {
-        self.raft.join();
-        self.journal.join();
-        self.stop_fill.stop();
-        self.fill.join();
-    }
-}
-
-fn start_thread(
-    name: &'static str,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<Thread, GroupError> {
-    spawn(name, body).map_err(|source| GroupError::Io {
-        action: "start thread",
-        what: name.to_owned(),
-        source,
-    })
-}
-
-/// Finds or makes the identity and the journal, by the table in [`identity`].
-fn open<S: StateMachine>(
-    options: &GroupOptions,
-    machine: &mut S,
-) -> Result<(Identity, Journal, Recovered), GroupError> {
+/// Finds or makes the identity and the journal, by the table in [`identity`], and reads the last
+/// snapshot and the journal behind it.
+fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Opened, GroupError> {
     let fs = options.fs.as_ref();
     let dir = options.dir.display().to_string();
     let journal_dir = options.dir.join(JOURNAL_DIR);
     let mut identity = identify(options, &journal_dir)?;
+    let files = SnapshotFiles {
+        fs: options.fs.clone(),
+        dir: options.dir.join(SNAPSHOT_DIR),
+        owner: identity.peer,
+        reserve_bytes: options.log.reserve_bytes,
+    };
+    let snapshot = files
+        .open(&mut |piece| match piece {
+            Piece::Chunk(chunk) => machine.restore(chunk),
+            Piece::End { index } => machine.restored(index),
+        })
+        .map_err(GroupError::Snapshot)?;
+    let start = snapshot.map_or(self::core::ORIGIN, |found| found.position);
     fs.create_dir_all(&journal_dir)
         .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
@@ -389,6 +401,7 @@ fn open<S: StateMachine>(
         &journal_dir,
         options.log,
         identity.peer,
+        start,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {
             if !entry.data.is_empty() {
@@ -398,7 +411,9 @@ fn open<S: StateMachine>(
     )?;
     let recovered = match recovered {
         Some(recovered) => recovered,
-        None if identity.is_ready => return Err(GroupError::JournalMissing { dir }),
+        None if identity.is_ready || snapshot.is_some() => {
+            return Err(GroupError::JournalMissing { dir });
+        }
         None => {
             let first = Persist {
                 number: 0,
@@ -419,7 +434,13 @@ fn open<S: StateMachine>(
         identity.write(fs, &options.dir)?;
         log::info!("made peer {} in {dir}", identity.peer);
     }
-    Ok((identity, journal, recovered))
+    Ok(Opened {
+        identity,
+        files,
+        journal,
+        recovered,
+        snapshot_bytes: snapshot.map_or(0, |found| found.bytes),
+    })
 }
 
 /// Finds or makes the identity, unless the journal says that it must not be used.

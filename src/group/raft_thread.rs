@@ -11,23 +11,29 @@
 //! The index is published before a callback is told of it, and the state machine's
 //! [`StateMachine::leadership`] runs before the term is seen as serving and after it is not.
 //!
+//! Between two rounds, when everything that was committed is applied, it begins a snapshot if one
+//! is due ([`Schedule`]).
+//!
 //! # Failure
 //!
 //! A failed write ends the group: nothing more is applied or acknowledged, what waits is told
 //! *unknown*, and the owner is told why.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::clock::{Clock, Instant};
+use crate::disk::log::LogError;
 use crate::group::core::{Batch, Core, CoreStatus, Persist};
 use crate::group::handle::{Completion, PendingRead, Proposal, ReadOutcome, Shared};
 use crate::group::journal::JournalError;
 use crate::group::proposals::{Decided, ProposalOutcome, Proposals, Reason};
 use crate::group::reads::Reads;
-use crate::group::window::LogEntry;
+use crate::group::snapshots::{Request, Schedule};
+use crate::group::window::{LogEntry, Position};
 use crate::group::{GroupError, Leadership, StateMachine};
 
 /// Events that wait for the Raft thread. When full, proposals and reads are refused as busy, the
@@ -45,8 +51,24 @@ pub(super) enum Event<O> {
     Propose(Proposal<O>),
     /// Confirm leadership for a read.
     Read(PendingRead),
-    /// The writes up to this number are durable.
-    Persisted(u64),
+    /// Writes are durable.
+    Persisted {
+        /// Up to this one.
+        number: u64,
+        /// Bytes that the journal took, in all.
+        journal_bytes: u64,
+    },
+    /// The snapshot that was begun is durable.
+    SnapshotDurable {
+        /// The last entry that is in it.
+        position: Position,
+        /// Its length.
+        bytes: u64,
+    },
+    /// There was no space for the snapshot that was begun.
+    SnapshotRefused,
+    /// The snapshot that was begun could not be written.
+    SnapshotFailed(LogError),
     /// The journal failed; it writes nothing more.
     JournalFailed(JournalError),
     /// Finish what is appended, within this time, and end.
@@ -61,7 +83,13 @@ impl<O> Event<O> {
                 let outcome = ProposalOutcome::NotProposed(reason);
                 proposal.completion.finish(outcome);
             }
-            Event::Read(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop(_) => {}
+            Event::Read(_)
+            | Event::Persisted { .. }
+            | Event::SnapshotDurable { .. }
+            | Event::SnapshotRefused
+            | Event::SnapshotFailed(_)
+            | Event::JournalFailed(_)
+            | Event::Stop(_) => {}
         }
     }
 
@@ -69,7 +97,13 @@ impl<O> Event<O> {
     pub(super) fn forget(self) {
         match self {
             Event::Read(read) => read.forget(),
-            Event::Propose(_) | Event::Persisted(_) | Event::JournalFailed(_) | Event::Stop(_) => {}
+            Event::Propose(_)
+            | Event::Persisted { .. }
+            | Event::SnapshotDurable { .. }
+            | Event::SnapshotRefused
+            | Event::SnapshotFailed(_)
+            | Event::JournalFailed(_)
+            | Event::Stop(_) => {}
         }
     }
 }
@@ -80,6 +114,11 @@ pub(super) struct RaftThread<S: StateMachine> {
     pub(super) machine: S,
     pub(super) inbox: Receiver<Event<S::Output>>,
     pub(super) journal: Sender<Persist>,
+    /// To the `snapshot` thread; holds one, and there is never another.
+    pub(super) snapshots: Sender<Request>,
+    pub(super) schedule: Schedule,
+    /// The last entry that is applied.
+    pub(super) applied: Position,
     pub(super) shared: Arc<Shared>,
     pub(super) clock: Arc<dyn Clock>,
     /// The time between two ticks; none in a group of one, where nothing times out.
@@ -100,8 +139,14 @@ impl<S: StateMachine> RaftThread<S> {
         if let Some(term) = self.serving.take() {
             self.machine.leadership(Leadership::Ended { term });
         }
+        let inbox = self.inbox.clone();
         // What waits is told by being dropped: unknown if appended, else not proposed.
         drop(self);
+        // The channel keeps what is in it until its last sender is gone, which may be never.
+        for event in inbox.try_iter() {
+            event.refuse(Reason::Stopped);
+        }
+        drop(inbox);
         if let Err(error) = result {
             on_failure(error);
         }
@@ -116,6 +161,7 @@ impl<S: StateMachine> RaftThread<S> {
             if self.is_finished() {
                 return Ok(());
             }
+            self.begin_snapshot();
             if let Some(event) = self.wait(next_tick) {
                 self.take(event)?;
             }
@@ -155,7 +201,19 @@ impl<S: StateMachine> RaftThread<S> {
         match event {
             Event::Propose(proposal) => self.propose(proposal),
             Event::Read(read) => self.read(read),
-            Event::Persisted(number) => self.core.persisted(number),
+            Event::Persisted {
+                number,
+                journal_bytes,
+            } => {
+                self.schedule.journal_grew(journal_bytes);
+                self.core.persisted(number);
+            }
+            Event::SnapshotDurable { position, bytes } => {
+                self.schedule.finished(bytes);
+                self.shared.cut.store(position.index, Ordering::Release);
+            }
+            Event::SnapshotRefused => self.schedule.refused(),
+            Event::SnapshotFailed(error) => return Err(GroupError::Snapshot(error)),
             Event::JournalFailed(error) => return Err(GroupError::Journal(error)),
             Event::Stop(timeout) => {
                 let stop_at = self.clock.now() + timeout;
@@ -239,6 +297,7 @@ impl<S: StateMachine> RaftThread<S> {
         let mut output =
             (!entry.data.is_empty()).then(|| self.machine.apply(index, term, &entry.data));
         self.core.applied(index);
+        self.applied = Position { index, term };
         self.shared.publish_applied(index);
         while let Some(decided) = self.proposals.decide(index, term) {
             match decided {
@@ -251,6 +310,19 @@ impl<S: StateMachine> RaftThread<S> {
         }
         for read in self.reads.release(index) {
             read.finish(ReadOutcome::Confirmed { index });
+        }
+    }
+
+    /// Begins a snapshot of what is applied, if one is due.
+    fn begin_snapshot(&mut self) {
+        if !self.schedule.is_due() {
+            return;
+        }
+        if let Some(source) = self.machine.begin_snapshot(self.applied.index) {
+            self.schedule.begun();
+            let position = self.applied;
+            // There is room for it, unless the thread has failed, which its last event says.
+            _ = self.snapshots.try_send(Request { position, source });
         }
     }
 

@@ -23,6 +23,8 @@ struct Seen(Arc<Mutex<SeenState>>);
 struct SeenState {
     digest: u64,
     last_index: u64,
+    /// The index of the snapshot that it started from.
+    restored_index: u64,
     entries: Vec<Vec<u8>>,
     changes: Vec<Leadership>,
 }
@@ -55,8 +57,47 @@ impl StateMachine for Seen {
         index
     }
 
+    fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        let state = self.0.lock();
+        assert!(index >= state.last_index);
+        let mut chunks = vec![
+            [state.digest, state.last_index]
+                .map(u64::to_le_bytes)
+                .concat(),
+        ];
+        chunks.extend(state.entries.iter().cloned());
+        Some(Box::new(SeenSnapshot(chunks.into_iter())))
+    }
+
+    fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
+        let mut state = self.0.lock();
+        if state.last_index > 0 {
+            state.entries.push(chunk.to_vec());
+            return Ok(());
+        }
+        let number = |at: usize| u64::from_le_bytes(chunk[at..at + 8].try_into().unwrap());
+        (state.digest, state.last_index) = (number(0), number(8));
+        Ok(())
+    }
+
+    fn restored(&mut self, index: u64) -> Result<(), String> {
+        let mut state = self.0.lock();
+        assert!(index >= state.last_index);
+        state.restored_index = index;
+        Ok(())
+    }
+
     fn leadership(&mut self, change: Leadership) {
         self.0.lock().changes.push(change);
+    }
+}
+
+/// Digest and last index, then all entries.
+struct SeenSnapshot(std::vec::IntoIter<Vec<u8>>);
+
+impl SnapshotSource for SeenSnapshot {
+    fn next_chunk(&mut self) -> Option<Vec<u8>> {
+        self.0.next()
     }
 }
 
@@ -163,6 +204,17 @@ struct Run {
 }
 
 fn try_start(fs: Arc<dyn FileSystem>, dir: &Path, bootstrap: Bootstrap) -> Result<Run, GroupError> {
+    // Some of these tests write as much, and so take snapshots; the results must not show it.
+    try_start_with(fs, dir, bootstrap, 64 << 10)
+}
+
+/// As `try_start`, with a snapshot whenever the journal is longer than `snapshot_bytes`.
+fn try_start_with(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    bootstrap: Bootstrap,
+    snapshot_bytes: u64,
+) -> Result<Run, GroupError> {
     let (failed, failures) = bounded(1);
     let options = GroupOptions {
         fs,
@@ -170,10 +222,11 @@ fn try_start(fs: Arc<dyn FileSystem>, dir: &Path, bootstrap: Bootstrap) -> Resul
         clock: SystemClock::shared(),
         bootstrap,
         log: LogOptions {
-            segment_bytes: 64 << 10,
+            segment_bytes: snapshot_bytes.min(64 << 10),
             reserve_bytes: 1 << 20,
             ..LogOptions::default()
         },
+        snapshot_bytes,
         on_failure: Box::new(move |error| failed.send(error).unwrap()),
     };
     let seen = Seen::default();
@@ -475,9 +528,25 @@ fn a_damaged_journal_is_refused_by_file_and_offset() {
 
 #[test]
 fn a_power_failure_at_any_moment_keeps_what_was_acknowledged() {
+    power_failures(u64::MAX);
+}
+
+#[test]
+fn a_power_failure_while_snapshots_are_taken_keeps_what_was_acknowledged() {
+    assert!(power_failures(16 << 10) > 0, "no snapshot was read");
+}
+
+/// Returns how many starts began with a snapshot.
+fn power_failures(snapshot_bytes: u64) -> usize {
     let disk = MemFileSystem::new();
     let dir = Path::new("group");
-    let run = start(Arc::new(disk.clone()), dir, Bootstrap::New);
+    let begin = |disk, bootstrap| {
+        let run = try_start_with(Arc::new(disk), dir, bootstrap, snapshot_bytes).unwrap();
+        assert!(run.handle.wait_serving(LONG), "it does not serve");
+        run
+    };
+    let run = begin(disk.clone(), Bootstrap::New);
+    let mut restored = 0;
     let term = run.handle.status().term;
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let stop = StopSignal::default();
@@ -506,8 +575,9 @@ fn a_power_failure_at_any_moment_keeps_what_was_acknowledged() {
         let promised = acknowledged.load(Ordering::SeqCst);
         let after = disk.fork();
         after.crash(Loss::Random(seed));
-        let again = start(Arc::new(after), dir, Bootstrap::Existing);
+        let again = begin(after, Bootstrap::Existing);
         assert!(again.handle.status().term > term);
+        restored += usize::from(again.seen.0.lock().restored_index > 0);
         let entries = again.seen.entries();
         assert!(entries.len() >= promised, "seed {seed}");
         for (number, entry) in (0_u64..).zip(&entries) {
@@ -518,6 +588,108 @@ fn a_power_failure_at_any_moment_keeps_what_was_acknowledged() {
     stop.stop();
     proposer.join();
     run.group.stop();
+    restored
+}
+
+/// Proposes so many entries of 1,000 bytes, one after the other; returns how many were applied
+/// before the group failed.
+fn fill(run: &Run, count: usize) -> usize {
+    let term = run.handle.status().term;
+    for number in 0..count {
+        let mut data = vec![7; 1000];
+        data[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        match outcome(&propose(&run.handle, term, &data)) {
+            ProposalOutcome::Applied(_) => {}
+            _ => return number,
+        }
+    }
+    count
+}
+
+#[test]
+fn a_snapshot_cuts_the_journal_and_a_restart_goes_on_behind_it() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut digest, mut restored_index) = (0, 0);
+    for start_number in 0..4 {
+        let bootstrap = match start_number {
+            0 => Bootstrap::New,
+            _ => Bootstrap::Existing,
+        };
+        let run = start(os(), root.path(), bootstrap);
+        assert_eq!(run.seen.digest(), digest);
+        let restored = run.seen.0.lock().restored_index;
+        assert!(restored >= restored_index && (restored > 0) == (start_number > 0));
+        restored_index = restored;
+        assert_eq!(fill(&run, 600), 600);
+        digest = run.seen.digest();
+        run.group.stop();
+        assert!(run.failures.try_recv().is_err());
+        let list = |name| OsFileSystem.list(&root.path().join(name)).unwrap();
+        assert_eq!(list(snapshots::SNAPSHOT_DIR).len(), 1);
+        let segments = list(JOURNAL_DIR);
+        // The journal may be as long as the snapshot.
+        assert!(segments.len() < 15 * (start_number + 1), "{segments:?}");
+        assert!(!segments.contains(&"00000001.log".to_owned()));
+    }
+}
+
+#[test]
+fn a_damaged_or_missing_snapshot_is_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let run = start(os(), root.path(), Bootstrap::New);
+    fill(&run, 300);
+    run.group.stop();
+    let dir = root.path().join(snapshots::SNAPSHOT_DIR);
+    let path = dir.join(&OsFileSystem.list(&dir).unwrap()[0]);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[2000] ^= 4;
+    std::fs::write(&path, bad).unwrap();
+    let text = refusal(os(), root.path(), Bootstrap::Existing);
+    assert!(text.contains(".snapshot is damaged at offset"), "{text}");
+    std::fs::remove_file(&path).unwrap();
+    let text = refusal(os(), root.path(), Bootstrap::Existing);
+    assert!(text.contains("does not follow"), "{text}");
+    std::fs::write(&path, good).unwrap();
+    start(os(), root.path(), Bootstrap::Existing).group.stop();
+}
+
+#[test]
+fn a_failure_at_any_step_loses_nothing_that_was_acknowledged() {
+    let dir = Path::new("group");
+    let disk = MemFileSystem::new();
+    try_start_with(Arc::new(disk.clone()), dir, Bootstrap::New, 8 << 10)
+        .unwrap()
+        .group
+        .stop();
+    let mut restored = 0;
+    for step in (0..400).step_by(7) {
+        let disk = disk.fork();
+        disk.fail(Operation::Any, step, Fault::Io);
+        let applied =
+            match try_start_with(Arc::new(disk.clone()), dir, Bootstrap::Existing, 8 << 10) {
+                Ok(run) => {
+                    run.handle.wait_serving(Duration::from_millis(20));
+                    let applied = fill(&run, 60);
+                    run.group.stop();
+                    applied
+                }
+                Err(_) => 0,
+            };
+        disk.heal();
+        disk.crash(Loss::Random(step));
+        let run = try_start_with(Arc::new(disk), dir, Bootstrap::Existing, 8 << 10).unwrap();
+        // The last one may be committed by the first entry of the new term only.
+        assert!(run.handle.wait_serving(LONG), "step {step}");
+        let entries = run.seen.entries();
+        assert!(entries.len() >= applied, "step {step}");
+        for (number, entry) in (0_u64..).zip(&entries) {
+            assert_eq!(entry[..8], number.to_le_bytes(), "step {step}");
+        }
+        restored += usize::from(run.seen.0.lock().restored_index > 0);
+        run.group.stop();
+    }
+    assert!(restored > 20, "{restored}");
 }
 
 #[test]
@@ -569,6 +741,7 @@ fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
         clock: SystemClock::shared(),
         bootstrap: Bootstrap::New,
         log: LogOptions::default(),
+        snapshot_bytes: u64::MAX,
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let group = Group::start(options, Gated { begun, gate }).unwrap();

@@ -128,6 +128,23 @@ impl Window {
         self.entries.push_back(entry);
     }
 
+    /// Makes `position` the base: the entries up to it leave. The caller knows that it is the log's
+    /// position at that index, between the base and the last entry.
+    pub fn rebase(&mut self, position: Position) {
+        assert!(
+            (self.base.index..=self.last_index()).contains(&position.index),
+            "{position:?} is outside the window {}..={}",
+            self.first_index(),
+            self.last_index(),
+        );
+        while self.first_index() <= position.index {
+            let oldest = self.entries.pop_front().expect("it is in the window");
+            self.bytes -= oldest.cost();
+            self.base.index += 1;
+        }
+        self.base = position;
+    }
+
     /// Drops the oldest entries while there are too many bytes, none above `applied`.
     pub fn trim(&mut self, applied: u64) {
         while self.bytes > self.bytes_max && self.first_index() <= applied {
@@ -183,6 +200,22 @@ mod tests {
         assert_eq!((window.first_index(), window.last_index()), (8, 9));
         window.push(entry(10, 10));
         assert_eq!(window.last_index(), 10);
+    }
+
+    #[test]
+    fn a_new_base_is_where_the_entries_begin() {
+        let mut window = window(1 << 20);
+        for index in 2..=6 {
+            window.push(entry(index, 2));
+        }
+        let before = window.bytes();
+        window.rebase(Position { index: 4, term: 2 });
+        assert_eq!((window.first_index(), window.last_index()), (5, 6));
+        assert_eq!((window.term(4), window.term(3)), (Some(2), None));
+        assert_eq!(window.bytes(), before / 5 * 2);
+        window.rebase(Position { index: 6, term: 2 });
+        assert_eq!(window.last(), Position { index: 6, term: 2 });
+        assert_eq!(window.bytes(), 0);
     }
 
     #[test]

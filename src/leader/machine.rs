@@ -6,6 +6,10 @@
 //! published in atomics. A lookup takes the lock of a shard, then that of the sets; nothing takes
 //! them in the other order.
 //!
+//! A snapshot is drawn from the same tables on another thread, shard by shard
+//! (`metadata::snapshot`). A start restores one before it replays entries; neither is told to
+//! members.
+//!
 //! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge
 //! (A3).
 
@@ -15,12 +19,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use log::info;
 use parking_lot::RwLock;
 
-use crate::group::{Leadership, StateMachine};
+use crate::group::{Leadership, SnapshotSource, StateMachine};
 use crate::ids::Key;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
 use crate::metadata::message_index::{Entry, Shard};
 use crate::metadata::replica_sets::ReplicaSets;
+use crate::metadata::snapshot::{Capture, Restore, ShardCell};
 use crate::metadata::state::{Shards, State};
 
 /// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a
@@ -34,8 +39,14 @@ pub struct Metadata {
 }
 
 struct Tables {
-    shards: Vec<RwLock<Shard>>,
+    shards: Vec<RwLock<ShardCell>>,
     sets: RwLock<ReplicaSets>,
+    /// The number of the snapshot that is being taken, 0 for none. Set by the Raft thread before
+    /// the first change after the snapshot's index, cleared by whoever ends it; read under the lock
+    /// of a shard, so that no copy is made behind the one who clears them.
+    snapshot: AtomicU64,
+    /// How many snapshots were begun.
+    snapshots: AtomicU64,
     /// Messages, as of the last applied entry.
     messages: AtomicU64,
     /// The tolerance, 0 while it was never set.
@@ -50,6 +61,8 @@ impl Default for Metadata {
                     .take(SHARDS)
                     .collect(),
                 sets: RwLock::default(),
+                snapshot: AtomicU64::new(0),
+                snapshots: AtomicU64::new(0),
                 messages: AtomicU64::new(0),
                 tolerance: AtomicU8::new(0),
             }),
@@ -81,11 +94,13 @@ impl Shards for Metadata {
     }
 
     fn read_shard<R>(&self, shard: usize, read: impl FnOnce(&Shard) -> R) -> R {
-        read(&self.tables.shards[shard].read())
+        read(self.tables.shards[shard].read().shard())
     }
 
     fn write_shard<R>(&mut self, shard: usize, write: impl FnOnce(&mut Shard) -> R) -> R {
-        write(&mut self.tables.shards[shard].write())
+        let mut cell = self.tables.shards[shard].write();
+        let snapshot = self.tables.snapshot.load(Ordering::Acquire);
+        write(cell.change((snapshot > 0).then_some(snapshot)))
     }
 
     fn read_sets<R>(&self, read: impl FnOnce(&ReplicaSets) -> R) -> R {
@@ -95,6 +110,26 @@ impl Shards for Metadata {
     fn write_sets<R>(&mut self, write: impl FnOnce(&mut ReplicaSets) -> R) -> R {
         write(&mut self.tables.sets.write())
     }
+
+    fn begin_snapshot(&mut self) {
+        self.tables.sets.write().pin();
+        let number = self.tables.snapshots.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = self.tables.snapshot.swap(number, Ordering::AcqRel);
+        assert_eq!(before, 0, "one snapshot at a time");
+    }
+
+    fn take_shard(&mut self, shard: usize) -> Shard {
+        let number = self.tables.snapshot.load(Ordering::Acquire);
+        self.tables.shards[shard].write().take(number)
+    }
+
+    fn end_snapshot(&mut self) {
+        self.tables.snapshot.store(0, Ordering::Release);
+        for shard in &self.tables.shards {
+            shard.write().forget();
+        }
+        self.tables.sets.write().unpin();
+    }
 }
 
 /// What the Raft thread applies entries to.
@@ -103,6 +138,26 @@ pub struct Machine {
     view: Arc<View>,
     /// Whether this leader serves: then what is applied is told to members.
     is_serving: bool,
+    /// What takes the chunks of a snapshot, at start.
+    restore: Restore,
+}
+
+/// A snapshot that is being taken, on the thread that writes it.
+struct Source {
+    capture: Capture,
+    metadata: Metadata,
+}
+
+impl SnapshotSource for Source {
+    fn next_chunk(&mut self) -> Option<Vec<u8>> {
+        self.capture.next_chunk(&mut self.metadata)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.metadata.end_snapshot();
+    }
 }
 
 impl Machine {
@@ -112,11 +167,12 @@ impl Machine {
             state: State::new(view.metadata.clone()),
             view,
             is_serving: false,
+            restore: Restore::default(),
         }
     }
 
-    /// Tells the cluster view what the registry and the counters are now.
-    fn publish(&mut self, command: &Command, applied: &Applied) {
+    /// Tells the other threads the counts and settings.
+    fn publish_numbers(&self) {
         let tables = &self.view.metadata.tables;
         tables
             .messages
@@ -124,6 +180,11 @@ impl Machine {
         if let Some(tolerance) = self.state.tolerance() {
             tables.tolerance.store(tolerance, Ordering::Release);
         }
+    }
+
+    /// Tells the other threads what a command changed: numbers, the registry and its counters.
+    fn publish(&mut self, command: &Command, applied: &Applied) {
+        self.publish_numbers();
         let loads = self.state.take_changed_loads();
         let mut cluster = self.view.cluster.lock();
         if let (Applied::Registered { retired }, Change::RegisterMember(registration)) =
@@ -163,6 +224,40 @@ impl StateMachine for Machine {
             | Applied::Retired => {}
         }
         applied
+    }
+
+    fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        Some(Box::new(Source {
+            capture: self.state.begin_snapshot(index),
+            metadata: self.view.metadata.clone(),
+        }))
+    }
+
+    fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
+        let restored = self.restore.chunk(&mut self.state, chunk);
+        restored.map_err(|error| error.to_string())
+    }
+
+    fn restored(&mut self, index: u64) -> Result<(), String> {
+        let restore = std::mem::take(&mut self.restore);
+        match restore.finish(&mut self.state) {
+            Ok(found) if found == index => {}
+            Ok(found) => return Err(format!("its content is of index {found}")),
+            Err(error) => return Err(error.to_string()),
+        }
+        self.publish_numbers();
+        let loads = self.state.take_changed_loads();
+        let mut cluster = self.view.cluster.lock();
+        for member in self.state.members().iter() {
+            cluster.register(&member.registration);
+            if member.is_retired {
+                cluster.retire(member.registration.id);
+            }
+        }
+        for (member, records, bytes) in loads {
+            cluster.set_load(member, records, bytes);
+        }
+        Ok(())
     }
 
     fn leadership(&mut self, change: Leadership) {

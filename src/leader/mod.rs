@@ -11,6 +11,7 @@
 //! | `dial-…` | the data link to one member | its end, back-off | pool stopped |
 //! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
 //! | `journal`, `fill` | the journal's files | queues | queues closed |
+//! | `snapshot` | the snapshot being written | its queue | queue closed; stop signal |
 //! | `house` | targets of the pool, releases under way | the bell | stop signal |
 //!
 //! # A write, thread by thread

@@ -1,9 +1,9 @@
 //! Starts a leader's parts in order and stops them in reverse.
 //!
-//! Start: lock, certificates, sockets; the group, which replays the journal; links to members and
-//! the RPC server; when the group serves and has a tolerance, the client port. Stop: the client
-//! port with what its workers have taken, the RPC server, `house`, the links, and last the group
-//! with its last sync.
+//! Start: lock, certificates, sockets; the group, which reads snapshot and journal; links to
+//! members and the RPC server; when the group serves and has a tolerance, the client port. Stop:
+//! the client port with what its workers have taken, the RPC server, `house`, the links, and last
+//! the group with its last sync.
 //!
 //! A start that fails stops what it has started in the same way before it returns, so that nothing
 //! writes to the directory once its lock is let go.
@@ -56,6 +56,9 @@ const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often that wait looks whether it was told to stop.
 const SERVING_POLL: Duration = Duration::from_millis(100);
 
+/// Segments of the journal are as long as this at most, and at least that.
+const JOURNAL_SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
+
 /// All that a leader needs to know; `cli::process` fills it from the configuration.
 pub struct Settings {
     /// The node's name, as in its certificate.
@@ -82,6 +85,8 @@ pub struct Settings {
     pub net: net::Limits,
     /// Memory for payloads read often, in bytes.
     pub cache_bytes: usize,
+    /// The journal is as long as this, in bytes, before a snapshot of the metadata is taken.
+    pub snapshot_bytes: u64,
     /// How members are chosen.
     pub strategy: Strategy,
     /// The tolerance of a group that has none yet.
@@ -370,7 +375,14 @@ fn start_group(
         dir: settings.data_dir.clone(),
         clock: Arc::clone(clock),
         bootstrap: settings.bootstrap,
-        log: LogOptions::default(),
+        log: LogOptions {
+            // What a snapshot makes needless is then a segment, and can go.
+            segment_bytes: settings
+                .snapshot_bytes
+                .clamp(*JOURNAL_SEGMENT_BYTES.start(), *JOURNAL_SEGMENT_BYTES.end()),
+            ..LogOptions::default()
+        },
+        snapshot_bytes: settings.snapshot_bytes,
         on_failure: Box::new(move |error| {
             log::error!("the group has failed, the leader stops: {error}");
             *failure.lock() = Some(error);

@@ -86,6 +86,7 @@ impl Rig {
                 ..net::Limits::default()
             },
             cache_bytes: 0,
+            snapshot_bytes: 64 << 20,
             strategy: Strategy::LeastLoaded,
             tolerance: 2,
         }

@@ -277,7 +277,7 @@ fn put_run(out: &mut Vec<u8>, run: &[Operation]) {
     }
 }
 
-fn put_key(out: &mut Vec<u8>, key: &Key) {
+pub(super) fn put_key(out: &mut Vec<u8>, key: &Key) {
     match key {
         Key::Id(id) => {
             out.push(0);
@@ -290,7 +290,7 @@ fn put_key(out: &mut Vec<u8>, key: &Key) {
     }
 }
 
-fn put_registration(out: &mut Vec<u8>, registration: &Registration) {
+pub(super) fn put_registration(out: &mut Vec<u8>, registration: &Registration) {
     let Registration {
         id,
         name,
@@ -312,7 +312,7 @@ fn put_registration(out: &mut Vec<u8>, registration: &Registration) {
     }
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -321,8 +321,8 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// What is left to decode.
-struct Input<'a> {
-    rest: &'a [u8],
+pub(super) struct Input<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Input<'a> {
@@ -335,13 +335,13 @@ impl<'a> Input<'a> {
         Ok(taken)
     }
 
-    fn byte(&mut self) -> Result<u8, DecodeError> {
+    pub(super) fn byte(&mut self) -> Result<u8, DecodeError> {
         let (first, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(*first)
     }
 
-    fn u64(&mut self) -> Result<u64, DecodeError> {
+    pub(super) fn u64(&mut self) -> Result<u64, DecodeError> {
         let (first, rest) = self
             .rest
             .split_first_chunk()
@@ -350,7 +350,7 @@ impl<'a> Input<'a> {
         Ok(u64::from_le_bytes(*first))
     }
 
-    fn varint(&mut self) -> Result<u64, DecodeError> {
+    pub(super) fn varint(&mut self) -> Result<u64, DecodeError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -368,7 +368,7 @@ impl<'a> Input<'a> {
     }
 
     /// A varint that is at most `max`, which is far below 2^32.
-    fn length(&mut self, max: usize, what: &'static str) -> Result<usize, DecodeError> {
+    pub(super) fn length(&mut self, max: usize, what: &'static str) -> Result<usize, DecodeError> {
         let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
         (length <= max)
             .then_some(length)
@@ -403,7 +403,7 @@ impl<'a> Input<'a> {
     }
 
     /// The replica set of a run; `None` for a run of DELs.
-    fn replicas(&mut self) -> Result<Option<ReplicaSet>, DecodeError> {
+    pub(super) fn replicas(&mut self) -> Result<Option<ReplicaSet>, DecodeError> {
         let count = self.byte()?;
         if count == 0 {
             return Ok(None);
@@ -420,7 +420,7 @@ impl<'a> Input<'a> {
         Ok(Some(replicas))
     }
 
-    fn key(&mut self) -> Result<Key, DecodeError> {
+    pub(super) fn key(&mut self) -> Result<Key, DecodeError> {
         match self.length(KEY_BYTES_MAX, "length of a key")? {
             0 => Ok(Key::Id(self.varint()?)),
             length => match Key::parse(self.take(length)?) {
@@ -430,7 +430,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn registration(&mut self) -> Result<Registration, DecodeError> {
+    pub(super) fn registration(&mut self) -> Result<Registration, DecodeError> {
         Ok(Registration {
             id: MemberId(self.u64()?),
             incarnation: self.u64()?,

@@ -98,6 +98,15 @@ impl Members {
         self.members.values()
     }
 
+    /// Takes in a member of a snapshot, with its counters; false if its id, or its name while it is
+    /// not retired, is there already.
+    pub(super) fn restore(&mut self, member: Member) -> bool {
+        let Registration { id, name, .. } = &member.registration;
+        let (id, name) = (*id, name.clone());
+        let is_new_name = member.is_retired || self.names.insert(name, id).is_none();
+        self.members.insert(id, member).is_none() && is_new_name
+    }
+
     /// That many messages more list this member, which is registered.
     pub(crate) fn add_copies(&mut self, id: MemberId, records: u64, bytes: u64) {
         let member = self.listed(id);

@@ -18,6 +18,7 @@
 //! follows the hashes: what leaves this module in order is sorted first.
 
 use std::collections::HashMap;
+use std::collections::hash_map::IntoIter;
 
 use rustc_hash::FxBuildHasher;
 
@@ -53,7 +54,7 @@ pub struct Slot {
 }
 
 /// A part of the message index.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Shard {
     ids: HashMap<u64, Slot, FxBuildHasher>,
     words: HashMap<Box<str>, Slot>,
@@ -132,6 +133,11 @@ impl Shard {
     /// All messages with an id, in no order.
     pub fn ids(&self) -> impl Iterator<Item = (u64, Slot)> {
         self.ids.iter().map(|(id, slot)| (*id, *slot))
+    }
+
+    /// All messages, ids and other keys, in no order.
+    pub(super) fn into_messages(self) -> (IntoIter<u64, Slot>, IntoIter<Box<str>, Slot>) {
+        (self.ids.into_iter(), self.words.into_iter())
     }
 
     /// All messages with another key, in no order.

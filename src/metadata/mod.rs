@@ -11,4 +11,5 @@ pub mod members;
 pub mod message_index;
 pub mod replica_sets;
 pub mod settings;
+pub mod snapshot;
 pub mod state;

@@ -2,8 +2,12 @@
 //!
 //! A message stores a 4-byte [`SetId`] instead of a 64-byte set. The table counts how many messages
 //! name each set; at zero the number is free, and the lowest free number is given out first, so
-//! that the numbers follow from the applied commands alone. A number read from the message index is
+//! that the table stays as small as it was at most. A number read from the message index is
 //! valid only until its message changes: resolve it before the shard is let go.
+//!
+//! A snapshot *pins* the table: until it is unpinned no number is given out again, so that numbers
+//! in copies of shards still name the sets they named when it was pinned. Which number a set has
+//! then follows from the time of snapshots too; nothing replicated depends on it.
 //!
 //! Memory: some 250 bytes for each set in use. Messages of one run share a set, so sets in use are
 //! at most one for each run, and with few members far fewer.
@@ -70,6 +74,8 @@ pub struct ReplicaSets {
     numbers: HashMap<ReplicaSet, SetId, FxBuildHasher>,
     /// Free numbers below `sets.len()`.
     free: BTreeSet<u32>,
+    /// Free numbers are kept as they are.
+    is_pinned: bool,
 }
 
 impl ReplicaSets {
@@ -80,7 +86,11 @@ impl ReplicaSets {
             self.sets[id.0 as usize].1 += count;
             return *id;
         }
-        let number = self.free.pop_first().unwrap_or_else(|| {
+        let reused = match self.is_pinned {
+            true => None,
+            false => self.free.pop_first(),
+        };
+        let number = reused.unwrap_or_else(|| {
             self.sets.push((*set, 0));
             u32::try_from(self.sets.len() - 1).expect("there are fewer than 2^32 replica sets")
         });
@@ -105,6 +115,22 @@ impl ReplicaSets {
         let (set, named) = self.sets[id.0 as usize];
         assert!(named > 0, "set {id:?} is not in use");
         set
+    }
+
+    /// From now on every number names what it names now, in use or not, until `unpin`.
+    pub fn pin(&mut self) {
+        self.is_pinned = true;
+    }
+
+    /// Free numbers may be given out again.
+    pub fn unpin(&mut self) {
+        self.is_pinned = false;
+    }
+
+    /// The set that had this number when the table was pinned, and was in use then.
+    pub fn pinned(&self, id: SetId) -> ReplicaSet {
+        assert!(self.is_pinned, "the table is pinned while copies are read");
+        self.sets[id.0 as usize].0
     }
 
     /// How many sets are in use.
@@ -168,6 +194,19 @@ mod tests {
         assert_eq!(sets.acquire(&set(&[8]), 1), ids[2]);
         let used: Vec<u32> = sets.iter().map(|(id, ..)| id.0).collect();
         assert_eq!(used, [0, 1, 2, 4]);
+    }
+
+    #[test]
+    fn a_pinned_table_gives_no_number_out_again() {
+        let mut sets = ReplicaSets::default();
+        let first = sets.acquire(&set(&[1]), 1);
+        sets.pin();
+        sets.release(first, 1);
+        let second = sets.acquire(&set(&[2]), 1);
+        assert_ne!(first, second);
+        assert_eq!(sets.pinned(first), set(&[1]));
+        sets.unpin();
+        assert_eq!(sets.acquire(&set(&[3]), 1), first);
     }
 
     #[test]

@@ -11,8 +11,7 @@
 //! message keeps the set in use, as `apply` acquires a set before a message names it and releases
 //! it after. Lookups beside `apply` see each message before or after a command, not all at once.
 //!
-//! A snapshot needs: `applied_index`, each shard's messages, `ReplicaSets::iter`,
-//! `members().iter()`, `settings()`. The rest follows from these.
+//! A snapshot of the state at one index is taken while commands go on: `metadata::snapshot`.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +21,7 @@ use crate::metadata::members::Members;
 use crate::metadata::message_index::{Entry, Lookup, Shard, Slot, mix, shard_of};
 use crate::metadata::replica_sets::{ReplicaSet, ReplicaSets};
 use crate::metadata::settings::Settings;
+use crate::metadata::snapshot::ShardCell;
 
 /// Where the message index and the table of replica sets are kept.
 pub trait Shards {
@@ -35,6 +35,14 @@ pub trait Shards {
     fn read_sets<R>(&self, read: impl FnOnce(&ReplicaSets) -> R) -> R;
     /// Changes the table of replica sets; never called while a shard is read or changed.
     fn write_sets<R>(&mut self, write: impl FnOnce(&mut ReplicaSets) -> R) -> R;
+
+    /// A snapshot begins: until `end_snapshot` a shard is copied before its first change, and the
+    /// table of replica sets is pinned.
+    fn begin_snapshot(&mut self);
+    /// The shard as it was when the snapshot began; asked for once each, between begin and end.
+    fn take_shard(&mut self, shard: usize) -> Shard;
+    /// The snapshot is complete or given up: copies that nobody took go.
+    fn end_snapshot(&mut self);
 
     /// The current record of `key`; what a [`Lookup`] of the same store answers.
     fn entry(&self, key: &Key) -> Option<Entry> {
@@ -52,8 +60,12 @@ pub trait Shards {
 /// Shards as plain values, for one thread.
 #[derive(Debug)]
 pub struct PlainShards {
-    shards: Vec<Shard>,
+    shards: Vec<ShardCell>,
     sets: ReplicaSets,
+    /// The number of the snapshot that is being taken, if one is.
+    snapshot: Option<u64>,
+    /// How many snapshots were begun.
+    snapshots: u64,
 }
 
 impl PlainShards {
@@ -61,8 +73,12 @@ impl PlainShards {
     pub fn new(count: usize) -> PlainShards {
         assert!(count > 0, "there is at least one shard");
         PlainShards {
-            shards: std::iter::repeat_with(Shard::default).take(count).collect(),
+            shards: std::iter::repeat_with(ShardCell::default)
+                .take(count)
+                .collect(),
             sets: ReplicaSets::default(),
+            snapshot: None,
+            snapshots: 0,
         }
     }
 }
@@ -73,11 +89,11 @@ impl Shards for PlainShards {
     }
 
     fn read_shard<R>(&self, shard: usize, read: impl FnOnce(&Shard) -> R) -> R {
-        read(&self.shards[shard])
+        read(self.shards[shard].shard())
     }
 
     fn write_shard<R>(&mut self, shard: usize, write: impl FnOnce(&mut Shard) -> R) -> R {
-        write(&mut self.shards[shard])
+        write(self.shards[shard].change(self.snapshot))
     }
 
     fn read_sets<R>(&self, read: impl FnOnce(&ReplicaSets) -> R) -> R {
@@ -86,6 +102,23 @@ impl Shards for PlainShards {
 
     fn write_sets<R>(&mut self, write: impl FnOnce(&mut ReplicaSets) -> R) -> R {
         write(&mut self.sets)
+    }
+
+    fn begin_snapshot(&mut self) {
+        self.sets.pin();
+        self.snapshots += 1;
+        self.snapshot = Some(self.snapshots);
+    }
+
+    fn take_shard(&mut self, shard: usize) -> Shard {
+        let snapshot = self.snapshot.expect("a snapshot is being taken");
+        self.shards[shard].take(snapshot)
+    }
+
+    fn end_snapshot(&mut self) {
+        self.snapshot = None;
+        self.shards.iter_mut().for_each(ShardCell::forget);
+        self.sets.unpin();
     }
 }
 
@@ -98,15 +131,15 @@ impl Lookup for PlainShards {
 /// The replicated state.
 #[derive(Debug)]
 pub struct State<S> {
-    shards: S,
-    members: Members,
-    settings: Settings,
+    pub(super) shards: S,
+    pub(super) members: Members,
+    pub(super) settings: Settings,
     /// How many messages there are: the shards' lengths added up.
-    messages: u64,
+    pub(super) messages: u64,
     /// The Raft index up to which everything is applied.
-    applied_index: u64,
+    pub(super) applied_index: u64,
     /// Members whose counters changed since the last `take_changed_loads`; not replicated.
-    changed: BTreeSet<MemberId>,
+    pub(super) changed: BTreeSet<MemberId>,
 }
 
 impl<S: Shards> State<S> {
@@ -306,6 +339,11 @@ impl<S: Shards> State<S> {
     /// Message index and replica sets.
     pub fn shards(&self) -> &S {
         &self.shards
+    }
+
+    /// Message index and replica sets, for whoever takes a snapshot.
+    pub fn shards_mut(&mut self) -> &mut S {
+        &mut self.shards
     }
 
     /// How many copies the member holds, and their payload bytes; zero if it is not registered.

@@ -22,6 +22,10 @@ const CLIENTS: usize = 8;
 /// Small segments, so that kills also fall on the change from one to the next.
 const SEGMENTS: (&str, &str) = ("TOLEREX_SEGMENT_BYTES", "1MiB");
 
+/// Snapshots of the metadata every moment, so that kills also fall on them and on the journal's
+/// cut.
+const SNAPSHOTS: (&str, &str) = ("TOLEREX_SNAPSHOT_BYTES", "64KiB");
+
 fn number_of(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
     Some(
@@ -45,7 +49,7 @@ fn seed() -> u64 {
 fn kill_everything(rounds: u64) {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut cluster = Cluster::start_with(&[], &[SEGMENTS]);
+    let mut cluster = Cluster::start_with(&[], &[SEGMENTS, SNAPSHOTS]);
     let mut writers = workload::writers(CLIENTS, seed);
     for round in 1..=rounds {
         let work = Work::start(cluster.address(), writers);
@@ -57,14 +61,21 @@ fn kill_everything(rounds: u64) {
         let acknowledged: u64 = writers.iter().map(|writer| writer.acknowledged).sum();
         eprintln!("round {round}: {acknowledged} commands acknowledged so far");
     }
+    assert_has_snapshot(&cluster);
     assert!(cluster.stop().success());
+}
+
+fn assert_has_snapshot(cluster: &Cluster) {
+    let mut names = std::fs::read_dir(cluster.dir().join("leader-1/snapshots")).expect("a list");
+    let is_snapshot = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".snapshot");
+    assert!(names.any(|entry| is_snapshot(&entry.expect("an entry").file_name())));
 }
 
 /// Kills the leader alone; the members go on, and new data links take over from the old ones.
 fn kill_the_leader(rounds: u64) {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let cluster = Cluster::start_with(&[], &[SEGMENTS]);
+    let cluster = Cluster::start_with(&[], &[SEGMENTS, SNAPSHOTS]);
     let mut writers = workload::writers(CLIENTS, seed);
     let mut leader = None;
     for round in 1..=rounds {

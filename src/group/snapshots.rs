@@ -1,0 +1,158 @@
+//! Snapshots of the state machine on disk: when one is taken, its file, and the `snapshot` thread.
+//!
+//! A snapshot is the state at one index, so the journal up to there is not needed any more. The
+//! Raft thread begins one between two entries when [`Schedule`] says so, which costs it little; the
+//! `snapshot` thread draws chunks from the [`SnapshotSource`] and writes them, while entries go on
+//! being applied. When the file is durable, under its final name, the thread removes older ones and
+//! tells the Raft thread, which has the journal cut. So at any moment the newest complete snapshot
+//! and the journal make the exact state; a start reads them in this order and replays from the next
+//! index (R14).
+//!
+//! The thread owns the directory `snapshots`, see [`files`]. It waits on its queue and ends when
+//! that is closed, or at the stop signal between two chunks.
+//!
+//! # Failure
+//!
+//! No space is no failure: the snapshot is given up and tried again when the journal has grown by a
+//! quarter of what asks for one; the journal's reserve is left alone. Any other error ends the
+//! group, like one of the journal: a disk that fails is not trusted. Damage is refused at start,
+//! naming file and offset: with the journal behind it cut, nobody alone knows what stood there.
+//!
+//! Known limits: a snapshot is not sent to peers; the one before is not used when the newest is
+//! damaged, since the journal between them is gone.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::clock::Clock;
+use crate::group::raft_thread::Event;
+use crate::group::window::Position;
+use crate::threads::StopSignal;
+
+pub(super) mod files;
+#[cfg(test)]
+mod tests;
+
+pub use self::files::CHUNK_BYTES_MAX;
+
+use self::files::{SnapshotFiles, Written};
+
+/// The place of snapshots in the group's directory.
+pub(super) const SNAPSHOT_DIR: &str = "snapshots";
+
+/// What a snapshot is drawn from, on the `snapshot` thread. Dropped when it is exhausted or the
+/// snapshot is given up.
+pub trait SnapshotSource: Send {
+    /// The next chunk, of 1 to [`CHUNK_BYTES_MAX`] bytes; `None` when the snapshot is complete.
+    fn next_chunk(&mut self) -> Option<Vec<u8>>;
+}
+
+/// Decides when a snapshot is due, from bytes alone. Owned by the Raft thread.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// The journal's bytes behind a snapshot that make the next one due, at least.
+    bytes_min: u64,
+    /// The bytes of the last durable snapshot: reading it back costs that much, so a journal of as
+    /// many is no burden, and snapshots of a large state are rare.
+    last_bytes: u64,
+    /// Bytes that the journal ever took, as last told.
+    journal_bytes: u64,
+    /// What `journal_bytes` was when the last durable snapshot began.
+    covered: u64,
+    /// What it was when the snapshot began that is being written.
+    running: Option<u64>,
+    /// No snapshot before `journal_bytes` is this: there was no space for one.
+    not_before: u64,
+}
+
+impl Schedule {
+    /// At start: the journal has `journal_bytes` behind a snapshot of `last_bytes`.
+    pub(super) fn new(bytes_min: u64, last_bytes: u64, journal_bytes: u64) -> Schedule {
+        Schedule {
+            bytes_min,
+            last_bytes,
+            journal_bytes,
+            covered: 0,
+            running: None,
+            not_before: 0,
+        }
+    }
+
+    /// The journal took so many bytes in all.
+    pub(super) fn journal_grew(&mut self, journal_bytes: u64) {
+        self.journal_bytes = journal_bytes;
+    }
+
+    /// Whether it is time for a snapshot.
+    pub(super) fn is_due(&self) -> bool {
+        self.running.is_none()
+            && self.journal_bytes - self.covered > self.interval()
+            && self.journal_bytes >= self.not_before
+    }
+
+    fn interval(&self) -> u64 {
+        self.bytes_min.max(self.last_bytes)
+    }
+
+    /// One begins.
+    pub(super) fn begun(&mut self) {
+        self.running = Some(self.journal_bytes);
+    }
+
+    /// The one that was begun is durable, with so many bytes.
+    pub(super) fn finished(&mut self, bytes: u64) {
+        self.last_bytes = bytes;
+        self.covered = self.running.take().unwrap_or(self.covered);
+    }
+
+    /// There was no space for the one that was begun.
+    pub(super) fn refused(&mut self) {
+        self.running = None;
+        self.not_before = self.journal_bytes + self.interval() / 4;
+    }
+}
+
+/// A snapshot to be written.
+pub(super) struct Request {
+    /// The last entry that is in it.
+    pub(super) position: Position,
+    pub(super) source: Box<dyn SnapshotSource>,
+}
+
+/// The state of the thread.
+pub(super) struct SnapshotThread<O> {
+    pub(super) files: SnapshotFiles,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) requests: Receiver<Request>,
+    pub(super) raft: Sender<Event<O>>,
+    pub(super) stop: StopSignal,
+}
+
+impl<O> SnapshotThread<O> {
+    /// The body of the thread.
+    pub(super) fn run(self) {
+        while let Ok(Request { position, source }) = self.requests.recv() {
+            let begun_at = self.clock.now();
+            let event = match self.files.write(position, source, &self.stop) {
+                Ok(Written::Durable { bytes }) => {
+                    let took = self.clock.now().since(begun_at);
+                    let index = position.index;
+                    log::info!("snapshot: {bytes} bytes at index {index} in {took:?}");
+                    self.files.remove_older(index);
+                    Event::SnapshotDurable { position, bytes }
+                }
+                Ok(Written::Full) => {
+                    log::error!("snapshot: there is no space for one");
+                    Event::SnapshotRefused
+                }
+                Ok(Written::Stopped) => return,
+                Err(error) => Event::SnapshotFailed(error),
+            };
+            // When the Raft thread is gone, the next start finds what is there.
+            if self.raft.send(event).is_err() {
+                return;
+            }
+        }
+    }
+}
