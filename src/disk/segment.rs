@@ -18,8 +18,8 @@
 //! what lies between it and this one in number **was removed**. To remove a segment is to write its
 //! successor's header anew, first copy first; the file goes afterwards. It needs no space and no
 //! further file, and a removed segment that comes back after a crash is known for what it is. In an
-//! end, offset 0 means that it is not known; 0 as a whole is the unknown end of the segment numbered
-//! one less; segment 0, which never was, stands for no segment before.
+//! end, offset 0 means that it is not known; 0 as a whole is the unknown end of the segment
+//! numbered one less; segment 0, which never was, stands for no segment before.
 //!
 //! A **group header** stands at the start of each group, on a sector boundary. Sectors are what a
 //! disk writes whole: so the write of a group, however torn, leaves the groups before it as they

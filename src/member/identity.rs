@@ -61,8 +61,8 @@ pub fn fence_path(data_dir: &Path) -> PathBuf {
     data_dir.join("fence")
 }
 
-/// Looks at what is there, before the engine is opened. What claims an identity that is not complete
-/// any more is removed for good.
+/// Looks at what is there, before the engine is opened. What claims an identity that is not
+/// complete any more is removed for good.
 pub fn examine(fs: &dyn FileSystem, data_dir: &Path, engine: EngineKind) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
     let id = found(read_integer(fs, &id_path))?;

@@ -9,7 +9,8 @@
 //!
 //! The later record of a revision rules (`log_engine`). Moving a record makes it the latest, so:
 //!
-//! * A **store** is moved if it is the live one, and left behind otherwise. The append thread checks
+//! * A **store** is moved if it is the live one, and left behind otherwise. The append thread
+//!   checks
 //!   that it still is.
 //! * A **release** is moved if its revision has no live record, and a dead copy of it is in
 //!   *another* segment of the log: without the release, that copy would be live after the next
@@ -102,8 +103,8 @@ pub struct Compactor {
     remover: LogRemover,
     reserve_bytes: u64,
     /// Segments that would have given too little space when they were read, because too many of
-    /// their releases are needed still, with their live bytes then. Looked at again when another one
-    /// is gone, or these are an eighth of the segment fewer.
+    /// their releases are needed still, with their live bytes then. Looked at again when another
+    /// one is gone, or these are an eighth of the segment fewer.
     postponed: BTreeMap<u32, u64>,
     /// Segments that cannot be compacted.
     damaged: BTreeSet<u32>,

@@ -9,11 +9,12 @@
 //! The later record of a revision rules, so replaying all in order gives the index again.
 //!
 //! A group goes from the log's memory to the disk in one write and, in `sync` mode, one
-//! `fdatasync`, then into the index: readers see committed records only. A record found damaged stays in
-//! the index, so that it is reported as damaged and not as missing, until it is stored anew.
+//! `fdatasync`, then into the index: readers see committed records only. A record found damaged
+//! stays in the index, so that it is reported as damaged and not as missing, until it is stored
+//! anew.
 //!
-//! Space comes back by [`crate::storage::compaction`]. A reader whose record is moved meanwhile looks
-//! it up again.
+//! Space comes back by [`crate::storage::compaction`]. A reader whose record is moved meanwhile
+//! looks it up again.
 //!
 //! After any error but a full disk the log is poisoned and each call fails.
 //!
