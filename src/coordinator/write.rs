@@ -221,10 +221,12 @@ impl WriteBatch {
 
     /// See [`super::Coordinator::answers_awaited`].
     pub fn answers_awaited(&self) -> usize {
-        let in_time = self.calls.values().filter(|call| !call.late);
+        // Those that are late, or were before they were asked, may never come: once only they are
+        // missing, the batch is parked.
+        let expected = |call: &&Call| !call.late && !call.is_suspect;
         match self.phase {
             // A run asks for no more copies than it lacks, so each of these is needed.
-            Phase::Collecting => in_time.count().max(1),
+            Phase::Collecting => self.calls.values().filter(expected).count().max(1),
             Phase::New | Phase::Proposed { .. } | Phase::Done => 1,
         }
     }
