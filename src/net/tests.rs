@@ -888,7 +888,7 @@ fn without_descriptors_accepting_pauses_and_goes_on() {
 #[ignore = "run in a process of its own by the test above"]
 fn accepts_at_the_limit_of_descriptors() {
     if std::env::var_os(ALONE).is_none() {
-        println!("skipped: needs a process of its own");
+        println!("runs only in a process that another test starts for it");
         return;
     }
     let fixture = Fixture::new(limits(1));

@@ -229,7 +229,8 @@ fn collect<T: Send + 'static>(
     into: &crossbeam_channel::Sender<(T, Result<Response, CallError>)>,
 ) -> Completion {
     let into = into.clone();
-    Box::new(move |outcome| into.send((tag, outcome)).expect("a collector"))
+    // A test that has what it wants ends while calls are open.
+    Box::new(move |outcome| _ = into.send((tag, outcome)))
 }
 
 fn next<T>(from: &Receiver<T>) -> T {

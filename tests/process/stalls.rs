@@ -142,16 +142,19 @@ fn nothing_is_lost_when_processes_pause_under_load() {
 #[test]
 #[ignore = "slow: more than 4,096 connections"]
 fn more_waiting_requests_than_there_is_room_are_busy() {
-    let cluster = Cluster::start(&["--tolerance", "3"]);
-    cluster.signal("member-3", Signal::STOP);
-    let found = load::waiting(cluster.address(), 4_600, |n| format!("SET w-{n} m"));
+    // Reads, since writes of many connections share a batch.
+    let cluster = Cluster::start(&["--members", "1", "--tolerance", "1"]);
+    assert_eq!(cluster.client().command("SET k m"), "OK");
+    cluster.signal("member-1", Signal::STOP);
+    let found = load::waiting(cluster.address(), 4_600, |_| "GET k".to_owned());
     let count = |text: &str| found.iter().filter(|reply| *reply == text).count();
     let busy = count("ERROR: busy, try again");
-    let failed = count("ERROR: not enough alive members (have 2, need 3)");
+    let failed = count("ERROR: timed out");
     assert_eq!(busy + failed, found.len(), "{:?}", found.first());
     eprintln!("{busy} busy, {failed} failed");
     assert!(busy > 0 && failed > 0, "{busy} busy, {failed} failed");
-    cluster.signal("member-3", Signal::CONT);
-    cluster.wait_for_state("member-3", "up");
+    cluster.signal("member-1", Signal::CONT);
+    cluster.wait_for_state("member-1", "up");
+    assert_eq!(cluster.client().command("GET k"), "m");
     assert_eq!(cluster.client().command("SET k m"), "OK");
 }
