@@ -213,7 +213,10 @@ fn nonsense_is_usage() {
             &["leader", "--strategy", "best"],
             "accepted: least_loaded, p2c",
         ),
-        (&["member", "--io", "raid"], "accepted: buffered, unbuffered, sync"),
+        (
+            &["member", "--io", "raid"],
+            "accepted: buffered, unbuffered, sync",
+        ),
         (
             &["certs", "issue", empty, "--name", "a b", "--role", "client"],
             "--name a b: accepted",
