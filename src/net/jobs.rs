@@ -16,7 +16,7 @@ const COMPANY_MAX: usize = 32;
 
 /// Workers that serve at a time before connections that become ready wait for one of them to be
 /// done, rather than wake another: what waits together shares batches, and so wake-ups and syncs.
-const SERVING_MAX: usize = 4;
+const SERVING_MAX: usize = 3;
 
 /// How long such a connection waits at most. It is added to the latency of what is slow for
 /// another reason, since a worker is done with what is not; a batch takes about as long.
