@@ -26,23 +26,35 @@
 //! batch applies. Its random election time-outs come from the thread's generator; a test that needs
 //! them fixed gives a range of one.
 //!
-//! Known limits: no configuration changes yet; entries that left the window, and snapshots, cannot
-//! be sent to a peer.
+//! * A change of the configuration that is proposed while another is under way becomes an empty
+//!   entry; [`Core::change`] refuses it instead.
+//! * A joint configuration ends by itself only if its leader stays; see [`Core::next_change`].
+//! * A snapshot that does not name its receiver is dropped without a word; see `storage`.
+//! * An installed snapshot may be reported as applied only once it is persisted.
+//!
+//! Known limit: a peer that needs entries which left the window gets a snapshot, even when the
+//! journal still holds them.
 
 use std::collections::VecDeque;
 
-use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{RawNode, StateRole};
 
+use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
-use crate::group::window::{LogEntry, Position, Window};
+use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::{PeerId, Revision};
 
+mod membership;
+mod messages;
+mod peers;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use self::membership::changed;
+pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
+pub use self::peers::Progress;
 use self::storage::MemoryLog;
 
 /// Where every log begins: an entry that nobody stores, applied from the start.
@@ -67,8 +79,6 @@ const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 pub struct CoreConfig {
     /// Its own id.
     pub id: PeerId,
-    /// All participants, itself included.
-    pub voters: Vec<PeerId>,
     /// Ticks between two heartbeats of a leader.
     pub heartbeat_ticks: usize,
     /// Ticks without a leader after which to stand for election: chosen at random from this range.
@@ -93,6 +103,13 @@ impl HardState {
         vote: None,
         commit: ORIGIN.index,
     };
+
+    /// Of a participant that has nothing, not even the origin, and waits for a snapshot.
+    pub const NOTHING: HardState = HardState {
+        term: 0,
+        vote: None,
+        commit: 0,
+    };
 }
 
 /// What the journal held.
@@ -101,6 +118,8 @@ pub struct Recovered {
     pub hard_state: HardState,
     /// The last entries, those above `commit` at least.
     pub window: Window,
+    /// Who takes part, as of `commit`.
+    pub configuration: Configuration,
 }
 
 impl Recovered {
@@ -121,8 +140,12 @@ pub struct Batch {
     /// To be stored, in the order of batches.
     pub persist: Option<Persist>,
     /// To be sent now; a lost one is made good by Raft.
-    pub messages: Vec<(PeerId, Vec<u8>)>,
-    /// To be applied in order, each followed by (or all by one) [`Core::applied`].
+    pub messages: Vec<Outgoing>,
+    /// The snapshot at this position, which was stepped in, replaces everything that was applied.
+    /// Then `persist` says so too, and nothing is committed in this batch.
+    pub install: Option<Position>,
+    /// To be applied in order, each followed by (or all by one) [`Core::applied`], one that changes
+    /// the configuration by [`Core::apply_change`] before.
     pub committed: Vec<LogEntry>,
     /// Answers to [`Core::read_index`]: context and index.
     pub reads: Vec<(u64, u64)>,
@@ -134,6 +157,8 @@ pub struct Persist {
     /// Grows with each write; to be given to [`Core::persisted`] once this and all before are
     /// durable.
     pub number: u64,
+    /// Before everything else: the log ends here, behind an installed snapshot.
+    pub reset: Option<Position>,
     /// The first one overrides entries of its index and above.
     pub entries: Vec<LogEntry>,
     /// As it is with these entries.
@@ -180,11 +205,6 @@ pub struct CoreStatus {
 #[error("raft: {0}")]
 pub struct CoreError(String);
 
-/// Why a message was dropped.
-#[derive(Debug, thiserror::Error)]
-#[error("message of a peer dropped: {0}")]
-pub struct MessageDropped(String);
-
 /// One participant.
 pub struct Core {
     node: RawNode<MemoryLog>,
@@ -195,6 +215,9 @@ pub struct Core {
     writes: VecDeque<u64>,
     /// Messages of batches that are not persisted yet, with the batch's number.
     held: VecDeque<(u64, Vec<Message>)>,
+    /// The snapshot that was installed by a write that is not durable yet, with that write's
+    /// number.
+    installed: Option<(u64, Position)>,
 }
 
 impl Core {
@@ -222,11 +245,14 @@ impl Core {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..raft::Config::default()
         };
-        check_recovered(config, &recovered)?;
+        check_recovered(&recovered)?;
+        let is_alone = recovered.configuration.is_alone(config.id);
         let storage = MemoryLog {
             hard_state: recovered.hard_state,
-            voters: config.voters.clone(),
+            configuration: recovered.configuration,
             window: recovered.window,
+            snapshot: None,
+            wants_snapshot: std::cell::Cell::new(false),
         };
         let error = |source: raft::Error| CoreError(source.to_string());
         let node = RawNode::new(&raft_config, storage, logger).map_err(error)?;
@@ -236,8 +262,9 @@ impl Core {
             number: 0,
             writes: VecDeque::new(),
             held: VecDeque::new(),
+            installed: None,
         };
-        if config.voters == [config.id] {
+        if is_alone {
             core.node.campaign().map_err(error)?;
         }
         Ok(core)
@@ -268,38 +295,27 @@ impl Core {
         self.node.read_index(context.to_be_bytes().to_vec());
     }
 
-    /// Takes a message of a peer, as [`Batch::messages`] of that peer had it.
+    /// Takes a message of a peer, as [`Batch::messages`] of that peer had it. One that carries a
+    /// snapshot is for [`Core::step_snapshot`].
     pub fn step(&mut self, message: &[u8]) -> Result<(), MessageDropped> {
-        let message = Message::parse_from_bytes(message)
-            .map_err(|source| MessageDropped(format!("undecodable: {source}")))?;
-        self.check_message(&message)?;
+        let message = messages::decode(message)?;
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            return Err(MessageDropped("a snapshot without its file".to_owned()));
+        }
+        self.take(message)
+    }
+
+    /// Takes the message that goes with a snapshot whose file is here, durable and whole. Whether
+    /// it is installed the next batch says.
+    pub fn step_snapshot(&mut self, message: &[u8]) -> Result<(), MessageDropped> {
+        self.take(messages::decode(message)?)
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), MessageDropped> {
+        messages::check(&message, self.id)?;
         self.node
             .step(message)
             .map_err(|source| MessageDropped(source.to_string()))
-    }
-
-    fn check_message(&self, message: &Message) -> Result<(), MessageDropped> {
-        let refuse = |reason: String| Err(MessageDropped(reason));
-        if message.to != self.id.0 {
-            return refuse(format!("it is for {}", PeerId(message.to)));
-        }
-        if message.term > Revision::TERM_MAX {
-            return refuse(format!("term {} is too high", message.term));
-        }
-        if message
-            .entries
-            .iter()
-            .any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
-        {
-            return refuse("configuration changes are not supported".to_owned());
-        }
-        match message.get_msg_type() {
-            MessageType::MsgPropose | MessageType::MsgReadIndex => {
-                refuse("requests are not forwarded between peers".to_owned())
-            }
-            MessageType::MsgSnapshot => refuse("snapshots are not supported".to_owned()),
-            _ => Ok(()),
-        }
     }
 
     /// What there is to do, if anything. The caller asks again until there is nothing.
@@ -319,8 +335,11 @@ impl Core {
                 .iter()
                 .filter_map(|read| Some((u64_of(&read.request_ctx)?, read.index)))
                 .collect();
-            batch.messages = encode(ready.take_messages());
+            batch.messages = messages::encode(ready.take_messages());
             self.hold(ready.take_persisted_messages());
+            if !ready.snapshot().is_empty() {
+                batch.install = Some(self.install(ready.snapshot()));
+            }
             if ready.must_sync() {
                 self.writes.push_back(self.number);
                 for entry in &entries {
@@ -328,6 +347,7 @@ impl Core {
                 }
                 batch.persist = Some(Persist {
                     number: self.number,
+                    reset: batch.install,
                     entries,
                     hard_state: hard_state(&self.node.raft.hard_state()),
                 });
@@ -338,12 +358,29 @@ impl Core {
         self.release_held(&mut batch);
         let nothing = batch.persist.is_none()
             && batch.messages.is_empty()
+            && batch.install.is_none()
             && batch.committed.is_empty()
             && batch.reads.is_empty();
         if nothing && !self.node.has_ready() {
             return None;
         }
         Some(batch)
+    }
+
+    /// The log begins anew behind a snapshot.
+    fn install(&mut self, snapshot: &raft::eraftpb::Snapshot) -> Position {
+        let metadata = snapshot.get_metadata();
+        let position = Position {
+            index: metadata.index,
+            term: metadata.term,
+        };
+        let configuration = membership::configuration(metadata.get_conf_state());
+        let store = self.node.mut_store();
+        store.window.reset(position);
+        store.configuration = configuration.clone();
+        store.snapshot = Some((position, configuration));
+        self.installed = Some((self.number, position));
+        position
     }
 
     /// The writes up to `number` are durable. What that commits comes with [`Core::ready`].
@@ -359,6 +396,10 @@ impl Core {
         );
         self.writes.drain(..done);
         self.node.on_persist_ready(number);
+        let is_durable = |(write, _): &mut (u64, Position)| *write <= number;
+        if let Some((_, position)) = self.installed.take_if(is_durable) {
+            self.node.advance_apply_to(position.index);
+        }
         self.settle();
     }
 
@@ -370,7 +411,8 @@ impl Core {
     /// Entries up to `index` are applied.
     pub fn applied(&mut self, index: u64) {
         self.node.advance_apply_to(index);
-        self.node.mut_store().window.trim(index);
+        let wanted = self.wanted();
+        self.node.mut_store().window.trim(index, wanted);
     }
 
     /// What this participant is at the moment.
@@ -417,18 +459,15 @@ impl Core {
             .is_some_and(|(number, _)| *number < pending)
         {
             let (_, messages) = self.held.pop_front().expect("it has a front");
-            batch.messages.extend(encode(messages));
+            batch.messages.extend(messages::encode(messages));
         }
     }
 }
 
 /// The crate panics on what it does not expect of its storage; say what is wrong instead.
-fn check_recovered(config: &CoreConfig, recovered: &Recovered) -> Result<(), CoreError> {
+fn check_recovered(recovered: &Recovered) -> Result<(), CoreError> {
     let HardState { term, commit, .. } = recovered.hard_state;
     let window = &recovered.window;
-    if !config.voters.contains(&config.id) {
-        return Err(CoreError(format!("{} is not a voter", config.id)));
-    }
     if commit + 1 < window.first_index() || commit > window.last_index() {
         return Err(CoreError(format!(
             "commit index {commit} is outside the log {}..={}",
@@ -447,6 +486,10 @@ fn check_recovered(config: &CoreConfig, recovered: &Recovered) -> Result<(), Cor
 
 fn log_entry(entry: Entry) -> LogEntry {
     LogEntry {
+        kind: match entry.get_entry_type() {
+            EntryType::EntryNormal => EntryKind::Command,
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => EntryKind::Configuration,
+        },
         index: entry.index,
         term: entry.term,
         data: entry.data,
@@ -459,18 +502,6 @@ fn hard_state(state: &raft::eraftpb::HardState) -> HardState {
         vote: (state.vote != raft::INVALID_ID).then_some(PeerId(state.vote)),
         commit: state.commit,
     }
-}
-
-fn encode(messages: Vec<Message>) -> Vec<(PeerId, Vec<u8>)> {
-    messages
-        .into_iter()
-        .map(|message| {
-            let bytes = message
-                .write_to_bytes()
-                .expect("a message built by the crate has all its fields");
-            (PeerId(message.to), bytes)
-        })
-        .collect()
 }
 
 fn u64_of(bytes: &[u8]) -> Option<u64> {

@@ -11,12 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::{Condvar, Mutex};
 
+use crate::group::configuration::{Configuration, ConfigurationChange};
 use crate::group::core::{CoreStatus, Role};
+use crate::group::node::{Event, GroupView};
 use crate::group::proposals::{ProposalOutcome, Reason};
-use crate::group::raft_thread::Event;
+use crate::group::snapshots::incoming::{IncomingChunk, TransferError};
+use crate::group::snapshots::{ChunkDone, Task};
 use crate::ids::PeerId;
 
 /// Bytes of an entry at most. A batch of 4,096 requests with the longest keys needs 2.3 MiB; the
@@ -73,6 +77,8 @@ pub enum ReadOutcome {
 /// Shared by all threads; a clone is the same group. `O` is what the state machine returns.
 pub struct GroupHandle<O> {
     inbox: Sender<Event<O>>,
+    /// To the `snapshot` thread.
+    tasks: Sender<Task>,
     shared: Arc<Shared>,
 }
 
@@ -80,14 +86,27 @@ impl<O> Clone for GroupHandle<O> {
     fn clone(&self) -> GroupHandle<O> {
         GroupHandle {
             inbox: self.inbox.clone(),
+            tasks: self.tasks.clone(),
             shared: self.shared.clone(),
         }
     }
 }
 
 impl<O> GroupHandle<O> {
-    pub(super) fn new(inbox: Sender<Event<O>>, shared: Arc<Shared>) -> GroupHandle<O> {
-        GroupHandle { inbox, shared }
+    pub(super) fn new(
+        inbox: Sender<Event<O>>,
+        tasks: Sender<Task>,
+        shared: Arc<Shared>,
+    ) -> GroupHandle<O> {
+        GroupHandle {
+            inbox,
+            tasks,
+            shared,
+        }
+    }
+
+    pub(super) fn inbox(&self) -> Sender<Event<O>> {
+        self.inbox.clone()
     }
 
     /// Proposes an entry in `term`, at most once and in no other term (R2). `data` has 1 to
@@ -142,7 +161,7 @@ impl<O> GroupHandle<O> {
         if !status.serving {
             return ReadConfirmation::NotServing;
         }
-        if self.shared.is_alone {
+        if self.shared.is_alone.load(Ordering::Acquire) {
             let index = status.applied;
             return ReadConfirmation::Immediate { index };
         }
@@ -160,6 +179,76 @@ impl<O> GroupHandle<O> {
         }
     }
 
+    /// A message of a peer, as its [`crate::group::Transport`] was given it. Lost when there is too
+    /// much already.
+    pub fn message(&self, message: Bytes) {
+        _ = self.inbox.try_send(Event::Message(message));
+    }
+
+    /// A message to `peer` was lost, or its link is.
+    pub fn unreachable(&self, peer: PeerId) {
+        _ = self.inbox.try_send(Event::Unreachable(peer));
+    }
+
+    /// A snapshot has reached `peer`, or has not. Waits for room: the peer gets nothing until this
+    /// is known.
+    pub fn snapshot_sent(&self, to: PeerId, arrived: bool) {
+        _ = self.inbox.send(Event::SnapshotSent { to, arrived });
+    }
+
+    /// A piece of a peer's snapshot; `done` is called on the `snapshot` thread, or on this one when
+    /// too many wait or the group has stopped.
+    pub fn receive_chunk(
+        &self,
+        chunk: IncomingChunk,
+        done: impl FnOnce(Result<(), TransferError>) + Send + 'static,
+    ) {
+        let done: ChunkDone = Box::new(done);
+        if let Err(refused) = self.tasks.try_send(Task::Receive(chunk, done)) {
+            let is_stopped = matches!(refused, TrySendError::Disconnected(_));
+            if let Task::Receive(_, done) = refused.into_inner() {
+                done(Err(TransferError::NotTaken { is_stopped }));
+            }
+        }
+    }
+
+    /// Changes who takes part, in `term` and no other. `done` is called as that of
+    /// [`GroupHandle::propose`].
+    pub fn change(
+        &self,
+        term: u64,
+        change: ConfigurationChange,
+        done: impl FnOnce(ProposalOutcome<()>) + Send + 'static,
+    ) {
+        let request = ChangeRequest {
+            term,
+            change,
+            completion: Completion::new(done),
+        };
+        match self.inbox.try_send(Event::Change(request)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(event)) => event.refuse(Reason::Busy),
+            Err(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
+        }
+    }
+
+    /// Hands leadership to `peer`, or to the voter that is most up to date, if this process leads.
+    /// It may fail silently; look at the status.
+    pub fn transfer(&self, peer: Option<PeerId>) {
+        _ = self.inbox.try_send(Event::Transfer(peer));
+    }
+
+    /// How the group stands; `done` is called on the Raft thread and must not block, or is dropped
+    /// when that is too busy or gone.
+    pub fn inspect(&self, done: impl FnOnce(GroupView) + Send + 'static) {
+        _ = self.inbox.try_send(Event::Inspect(Box::new(done)));
+    }
+
+    /// Who takes part, as last applied here.
+    pub fn configuration(&self) -> Arc<Configuration> {
+        self.shared.configuration.lock().clone()
+    }
+
     /// Blocks until this process serves, `timeout` at most; true when it does. False at once when
     /// the group has stopped.
     pub fn wait_serving(&self, timeout: Duration) -> bool {
@@ -172,8 +261,15 @@ impl<O> GroupHandle<O> {
     }
 }
 
+/// A change of the configuration on its way to the Raft thread.
+pub struct ChangeRequest {
+    pub(super) term: u64,
+    pub(super) change: ConfigurationChange,
+    pub(super) completion: Completion<()>,
+}
+
 /// One proposal on its way to the Raft thread.
-pub(super) struct Proposal<O> {
+pub struct Proposal<O> {
     pub(super) term: u64,
     pub(super) data: Vec<u8>,
     pub(super) completion: Completion<O>,
@@ -224,7 +320,7 @@ impl<O> Drop for Completion<O> {
 }
 
 /// The callback of a read, called exactly once, or never after [`PendingRead::forget`].
-pub(super) struct PendingRead {
+pub struct PendingRead {
     done: Option<Box<dyn FnOnce(ReadOutcome) + Send>>,
 }
 
@@ -267,8 +363,11 @@ pub(super) struct Shared {
     /// The index of a durable snapshot behind which the journal may be cut, 0 once it is; set by
     /// the Raft thread, taken by the journal thread.
     pub(super) cut: AtomicU64,
-    /// Whether the group has no other participant, now and for the life of the process.
-    is_alone: bool,
+    /// Whether this participant decides everything by itself. A group gets a second voter only by
+    /// an entry that is applied here first, and loses the first one not without the second.
+    is_alone: AtomicBool,
+    /// Who takes part, as last applied.
+    configuration: Mutex<Arc<Configuration>>,
     /// Whether the Raft thread has ended. Guards no other field; taken to wait for `changed`.
     stopped: Mutex<bool>,
     /// Signalled when `serving` or `stopped` changes.
@@ -276,14 +375,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(is_alone: bool) -> Shared {
+    pub(super) fn new(configuration: &Configuration, own: PeerId) -> Shared {
         Shared {
             state: AtomicU64::new(pack(Role::Follower, 0, false)),
             leader: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
             cut: AtomicU64::new(0),
-            is_alone,
+            is_alone: AtomicBool::new(configuration.is_alone(own)),
+            configuration: Mutex::new(Arc::new(configuration.clone())),
             stopped: Mutex::new(false),
             changed: Condvar::new(),
         }
@@ -301,6 +401,13 @@ impl Shared {
             leader: (leader != 0).then_some(PeerId(leader)),
             applied: self.applied.load(Ordering::Acquire),
         }
+    }
+
+    /// Publishes who takes part.
+    pub(super) fn publish_configuration(&self, configuration: &Configuration, own: PeerId) {
+        *self.configuration.lock() = Arc::new(configuration.clone());
+        self.is_alone
+            .store(configuration.is_alone(own), Ordering::Release);
     }
 
     /// Publishes an applied index.

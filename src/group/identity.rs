@@ -10,12 +10,15 @@
 //! state ready
 //! ```
 //!
+//! The voters are those with which the group began; who takes part since then the log and the
+//! snapshots say. A leader that joined a group has none there: it learns all from a snapshot.
+//!
 //! # Which directories start
 //!
 //! A leader that lost its disk must not vote again under its old id, and one that lost its id must
 //! not invent another for an old journal. So the file and the journal belong together:
 //!
-//! | `peer.id` | journal | with [`Bootstrap::New`] | with [`Bootstrap::Existing`] |
+//! | `peer.id` | journal | [`Bootstrap::New`] or [`Bootstrap::Join`] | [`Bootstrap::Existing`] |
 //! |---|---|---|---|
 //! | none | none | made | refused: not set up |
 //! | none | there | refused | refused |
@@ -41,6 +44,9 @@ pub const FILE_NAME: &str = "peer.id";
 pub enum Bootstrap {
     /// Make a group of one in a directory that has none; an existing one is started.
     New,
+    /// In a directory that has none, make a leader that waits to be added to a group, always under
+    /// a new id; an existing one is started.
+    Join,
     /// Start an existing group only.
     Existing,
 }
@@ -50,21 +56,24 @@ pub enum Bootstrap {
 pub struct Identity {
     /// This leader.
     pub peer: PeerId,
-    /// All leaders of the group, this one included.
+    /// The voters with which the group began; empty for a leader that joined it.
     pub voters: Vec<PeerId>,
     /// Its journal is durable.
     pub is_ready: bool,
 }
 
 impl Identity {
-    /// A new id in a group of its own.
-    pub fn random() -> Result<Identity, GroupError> {
+    /// A new id in a group of its own, or in none yet.
+    pub fn random(joins: bool) -> Result<Identity, GroupError> {
         loop {
             let id = getrandom::u64().map_err(|source| GroupError::Random(source.to_string()))?;
             if id != 0 {
                 return Ok(Identity {
                     peer: PeerId(id),
-                    voters: vec![PeerId(id)],
+                    voters: match joins {
+                        true => Vec::new(),
+                        false => vec![PeerId(id)],
+                    },
                     is_ready: false,
                 });
             }
@@ -115,7 +124,7 @@ impl Identity {
         let voters: Vec<PeerId> = lines
             .next()?
             .strip_prefix("voters ")?
-            .split(' ')
+            .split_terminator(' ')
             .map(parse_id)
             .collect::<Option<_>>()?;
         let is_ready = match lines.next()?.strip_prefix("state ")? {
@@ -123,7 +132,8 @@ impl Identity {
             "new" => false,
             _ => return None,
         };
-        let is_complete = lines.next().is_none() && voters.contains(&peer);
+        let is_founder = voters.is_empty() || voters.contains(&peer);
+        let is_complete = lines.next().is_none() && is_founder;
         is_complete.then_some(Identity {
             peer,
             voters,
@@ -147,7 +157,9 @@ mod tests {
 
     #[test]
     fn the_file_reads_back_and_anything_else_is_refused() {
-        let mut identity = Identity::random().unwrap();
+        let mut identity = Identity::random(true).unwrap();
+        assert_eq!(Identity::parse(&identity.format()), Some(identity));
+        identity = Identity::random(false).unwrap();
         for is_ready in [false, true] {
             identity.is_ready = is_ready;
             assert_eq!(Identity::parse(&identity.format()), Some(identity.clone()));

@@ -12,11 +12,18 @@
 //! |---|---|---|---|
 //! | 1 entry | index | 8 B term | the entry's data |
 //! | 2 hard state | term | none | 8 B owner, 8 B vote or 0, 8 B commit index |
+//! | 3 change of the configuration | index | 8 B term | the entry's data |
+//! | 4 reset | index | 8 B term | none |
 //!
 //! An entry overrides all earlier ones with its index or a higher one, which is never one that is
 //! committed. A write is its entries followed by the hard state that goes with them, whose term is
 //! not below theirs; the log keeps it as a whole or not at all. The owner is the peer id of the
 //! data directory: a journal copied to another one is refused.
+//!
+//! A reset says that a snapshot of a peer was installed: the log ends at its position, whatever
+//! stood there before. That snapshot, or a newer one, is durable before. If a crash comes between
+//! the two, the next start finds a received snapshot that the journal does not know, and writes the
+//! reset ([`Journal::open`]).
 //!
 //! # Cut
 //!
@@ -45,12 +52,26 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions};
 use crate::disk::record::Record;
 use crate::disk::segment::SECTOR_BYTES;
-use crate::group::core::{HardState, ORIGIN, Persist, Recovered};
-use crate::group::window::{LogEntry, Position, Window};
+use crate::group::configuration::Configuration;
+use crate::group::core::{HardState, Persist, Recovered, changed};
+use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::PeerId;
 
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
+const KIND_CONFIGURATION: u8 = 3;
+const KIND_RESET: u8 = 4;
+
+/// What a journal begins behind: the last snapshot, or the origin of the log.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The state machine has everything up to here.
+    pub position: Position,
+    /// Who takes part, there.
+    pub configuration: Configuration,
+    /// It came from a peer: the journal may not know of it yet.
+    pub is_received: bool,
+}
 
 /// Why a journal cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -109,26 +130,28 @@ impl Journal {
 
     /// Opens the journal of `owner`, or makes an empty one. The state machine has everything up to
     /// `start`; each entry behind it that is known to be committed is given to `apply`, once and in
-    /// order. `None` when it holds no hard state: it was never written to.
+    /// order, but for those that change the configuration: what they make of it is in what is
+    /// recovered. `None` when it holds no hard state: it was never written to.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
         options: LogOptions,
         owner: PeerId,
-        start: Position,
+        start: Start,
         window_bytes_max: usize,
         apply: &mut dyn FnMut(&LogEntry),
     ) -> Result<(Journal, Option<Recovered>), JournalError> {
+        let begin = start.position;
         let mut replay = Replay::new(owner, start, window_bytes_max, apply);
         let mut segments = BTreeMap::new();
         let mut bytes = 0;
         let (log, recovery) = Log::open(fs, dir, options, &mut |location, record| {
-            let is_entry = record.kind == KIND_ENTRY;
+            let is_entry = matches!(record.kind, KIND_ENTRY | KIND_CONFIGURATION);
             let highest = segments.entry(location.segment).or_default();
             if is_entry {
                 *highest = record.number.max(*highest);
             }
-            bytes = match is_entry && record.number <= start.index {
+            bytes = match is_entry && record.number <= begin.index {
                 true => 0,
                 false => bytes + u64::from(location.length),
             };
@@ -145,17 +168,32 @@ impl Journal {
         if let Some(cut) = &recovery.cut {
             log::info!("journal: {cut}");
         }
-        let recovered = replay.finish().map_err(|what| JournalError::Invalid {
+        let finished = replay.finish().map_err(|what| JournalError::Invalid {
             dir: dir.display().to_string(),
             what,
         })?;
-        let journal = Journal {
+        let mut journal = Journal {
             log,
             owner,
             segments,
             bytes,
         };
-        Ok((journal, recovered))
+        let Some((recovered, is_reset)) = finished else {
+            return Ok((journal, None));
+        };
+        if is_reset {
+            log::info!("journal: it goes on behind the snapshot that was received, {begin:?}");
+            let reset = Persist {
+                number: 0,
+                reset: Some(begin),
+                entries: Vec::new(),
+                hard_state: recovered.hard_state,
+            };
+            if journal.write(&[reset])? == Written::Full {
+                return Err(LogError::Full.into());
+            }
+        }
+        Ok((journal, Some(recovered)))
     }
 
     /// Bytes that it took since the start that it was opened with; about, where it was read back.
@@ -178,9 +216,20 @@ impl Journal {
     fn try_write(&mut self, writes: &[Persist]) -> Result<(), LogError> {
         let (mut segment, mut highest) = (0, 0);
         for write in writes {
+            if let Some(Position { index, term }) = write.reset {
+                self.log.stage(&Record {
+                    kind: KIND_RESET,
+                    number: index,
+                    key: &term.to_le_bytes(),
+                    payload: &[],
+                })?;
+            }
             for entry in &write.entries {
                 self.log.stage(&Record {
-                    kind: KIND_ENTRY,
+                    kind: match entry.kind {
+                        EntryKind::Command => KIND_ENTRY,
+                        EntryKind::Configuration => KIND_CONFIGURATION,
+                    },
                     number: entry.index,
                     key: &entry.term.to_le_bytes(),
                     payload: &entry.data,
@@ -261,6 +310,10 @@ struct Replay<'a> {
     owner: PeerId,
     /// The state machine has everything up to here.
     start: Position,
+    /// It came from a peer.
+    is_received: bool,
+    /// As of the last entry that is applied.
+    configuration: Configuration,
     apply: &'a mut dyn FnMut(&LogEntry),
     /// The log as it was at the record at hand; none before the first entry. The term of the base
     /// is 0 while it is not known, which may be until `finish`.
@@ -275,13 +328,15 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(
         owner: PeerId,
-        start: Position,
+        start: Start,
         window_bytes_max: usize,
         apply: &'a mut dyn FnMut(&LogEntry),
     ) -> Replay<'a> {
         Replay {
             owner,
-            start,
+            start: start.position,
+            is_received: start.is_received,
+            configuration: start.configuration,
             apply,
             window: None,
             window_bytes_max,
@@ -295,7 +350,9 @@ impl<'a> Replay<'a> {
             return;
         }
         let result = match record.kind {
-            KIND_ENTRY => self.entry(record),
+            KIND_ENTRY => self.entry(record, EntryKind::Command),
+            KIND_CONFIGURATION => self.entry(record, EntryKind::Configuration),
+            KIND_RESET => self.reset(record),
             KIND_HARD_STATE => self.hard_state(record),
             kind => Err(format!("unknown kind {kind}")),
         };
@@ -305,7 +362,7 @@ impl<'a> Replay<'a> {
     }
 
     fn committed(&self) -> u64 {
-        self.hard_state.map_or(ORIGIN.index, |state| state.commit)
+        self.hard_state.map_or(0, |state| state.commit)
     }
 
     /// The index of the log's last entry.
@@ -314,11 +371,27 @@ impl<'a> Replay<'a> {
         window.map_or(self.start.index, Window::last_index)
     }
 
-    fn entry(&mut self, record: &Record<'_>) -> Result<(), String> {
+    fn reset(&mut self, record: &Record<'_>) -> Result<(), String> {
         let index = record.number;
-        let term = <[u8; 8]>::try_from(record.key)
-            .map(u64::from_le_bytes)
-            .map_err(|_| format!("entry {index} has a key of {} bytes", record.key.len()))?;
+        let term = term_of(record)?;
+        if index > self.start.index || index < self.committed() {
+            return Err(format!(
+                "a reset to index {index}: committed {}, the snapshot has {}",
+                self.committed(),
+                self.start.index
+            ));
+        }
+        let position = Position { index, term };
+        self.window = Some(Window::new(position, self.window_bytes_max));
+        if let Some(state) = &mut self.hard_state {
+            state.commit = index;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, record: &Record<'_>, kind: EntryKind) -> Result<(), String> {
+        let index = record.number;
+        let term = term_of(record)?;
         let (committed, last) = (self.committed(), self.last_index());
         if index <= committed || index > last + 1 {
             return Err(format!(
@@ -339,7 +412,12 @@ impl<'a> Replay<'a> {
             return Err(format!("entry {index} has term {term} after term {before}"));
         }
         let data = Bytes::copy_from_slice(record.payload);
-        window.push(LogEntry { index, term, data });
+        window.push(LogEntry {
+            kind,
+            index,
+            term,
+            data,
+        });
         Ok(())
     }
 
@@ -369,14 +447,23 @@ impl<'a> Replay<'a> {
         if let Some(window) = &mut self.window {
             for index in committed.max(self.start.index) + 1..=state.commit {
                 let entry = window.entry(index);
-                (self.apply)(entry.ok_or_else(|| format!("entry {index} is missing"))?);
+                let entry = entry.ok_or_else(|| format!("entry {index} is missing"))?;
+                match entry.kind {
+                    EntryKind::Command => (self.apply)(entry),
+                    EntryKind::Configuration => {
+                        let changed = changed(&self.configuration, &entry.data);
+                        self.configuration =
+                            changed.map_err(|error| format!("entry {index}: {error}"))?;
+                    }
+                }
             }
-            window.trim(state.commit);
+            window.trim(state.commit, u64::MAX);
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<Option<Recovered>, String> {
+    /// What is recovered, and whether the journal must still be told of the snapshot.
+    fn finish(mut self) -> Result<Option<(Recovered, bool)>, String> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
@@ -385,11 +472,14 @@ impl<'a> Replay<'a> {
         };
         let start = self.start;
         let empty = || Window::new(start, self.window_bytes_max);
-        let mut window = self.window.unwrap_or_else(empty);
+        let mut window = self.window.take().unwrap_or_else(empty);
+        let mut is_reset = false;
         if window.first_index() <= start.index + 1 {
-            // What a snapshot has was durable here before it was taken.
+            // What a snapshot has was durable here before it was taken; not so one of a peer.
             let term = window.term(start.index).filter(|term| *term > 0);
-            if window.last_index() < start.index || term.is_some_and(|term| term != start.term) {
+            let is_other =
+                window.last_index() < start.index || term.is_some_and(|term| term != start.term);
+            if is_other && !self.is_received {
                 return Err(format!(
                     "the snapshot at index {} of term {} is not of this log, which ends with {:?}",
                     start.index,
@@ -397,7 +487,16 @@ impl<'a> Replay<'a> {
                     window.last()
                 ));
             }
-            window.rebase(start);
+            if is_other {
+                is_reset = true;
+                window.reset(start);
+                if hard_state.term < start.term {
+                    // Nobody got a vote of that term from here: it was never stored.
+                    (hard_state.term, hard_state.vote) = (start.term, None);
+                }
+            } else {
+                window.rebase(start);
+            }
         }
         let first = window.term(window.first_index());
         if first.is_some_and(|term| term < start.term) || hard_state.term < start.term {
@@ -408,8 +507,20 @@ impl<'a> Replay<'a> {
         }
         // Entries are applied, and so in a snapshot, before their commit index is written.
         hard_state.commit = hard_state.commit.max(start.index);
-        Ok(Some(Recovered { hard_state, window }))
+        let recovered = Recovered {
+            hard_state,
+            window,
+            configuration: self.configuration,
+        };
+        Ok(Some((recovered, is_reset)))
     }
+}
+
+/// The term of an entry or a reset.
+fn term_of(record: &Record<'_>) -> Result<u64, String> {
+    let term = <[u8; 8]>::try_from(record.key).map(u64::from_le_bytes);
+    let (index, length) = (record.number, record.key.len());
+    term.map_err(|_| format!("entry {index} has a key of {length} bytes"))
 }
 
 #[cfg(test)]
@@ -596,7 +707,7 @@ mod tests {
         assert!(opened.journal.bytes() < bytes / 2, "only what is behind 60");
         // Without the snapshot, or with an older one, or one of another log, it is refused.
         for (start, what) in [
-            (ORIGIN, "does not follow: committed 1, last 1"),
+            (ORIGIN, "does not follow: committed 0, last 1"),
             (Position { index: 9, term: 2 }, "last 9"),
             (
                 Position {

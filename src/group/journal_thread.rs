@@ -25,7 +25,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crate::group::core::Persist;
 use crate::group::handle::Shared;
 use crate::group::journal::{Journal, JournalError, Written};
-use crate::group::raft_thread::Event;
+use crate::group::node::Event;
 
 /// How long without a write counts as idle.
 const IDLE_AFTER: Duration = Duration::from_millis(100);

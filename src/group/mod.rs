@@ -1,7 +1,9 @@
 //! Raft among leaders: one log of opaque entries, applied in the same order by all of them.
 //!
-//! Today a group has one participant, on the same code path, journal and restart as a larger one:
-//! it elects itself, replicates to its own disk, commits, applies.
+//! A group has one participant or several, on the same code path: one alone elects itself,
+//! replicates to its own disk, commits, applies. Others are added while it runs: each starts empty
+//! ([`Bootstrap::Join`]), becomes a learner, gets a snapshot and the entries behind it, and is made
+//! a voter when it has caught up ([`configuration`]).
 //!
 //! # What is whose
 //!
@@ -38,7 +40,7 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `raft` | core, state machine, callbacks | inbox; next tick, if it has peers | `Stop` event |
+//! | `raft` | the [`node`]: core, state machine, callbacks | inbox; next tick, with peers | `Stop` |
 //! | `journal` | the journal's files | queue; 100 ms, once, when idle | queue closed, by `raft` |
 //! | `fill` | the segment being zero-filled | request | stop signal |
 //! | `snapshot` | the directory of snapshots | request | queue closed; stop signal |
@@ -49,13 +51,15 @@
 //! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread` and
 //! [`snapshots`].
 //!
-//! Known limits: no peers, no configuration changes.
+//! Known limits: a participant installs a peer's snapshot on its `raft` thread, and is silent as long
+//! as that takes, some 0.1 s for 1,000,000 messages. One that was removed while it was away does not
+//! hear of it: it goes on asking for votes, which PreVote and CheckQuorum make harmless.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
@@ -63,12 +67,14 @@ use crate::disk::log::{LogError, LogOptions};
 use crate::ids::PeerId;
 use crate::threads::StopSignal;
 
+pub mod configuration;
 pub mod core;
 mod handle;
 pub mod identity;
 pub mod journal;
 mod journal_thread;
 mod logger;
+pub mod node;
 pub mod proposals;
 mod raft_thread;
 pub mod reads;
@@ -78,35 +84,42 @@ pub mod snapshots;
 mod tests;
 pub mod window;
 
-pub use self::core::Role;
+pub use self::configuration::{Configuration, ConfigurationChange};
+pub use self::core::{Outgoing, Progress, Role};
 pub use self::handle::{ENTRY_BYTES_MAX, GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
 pub use self::identity::Bootstrap;
+pub use self::node::GroupView;
 pub use self::proposals::{ProposalOutcome, Reason};
 pub use self::snapshots::SnapshotSource;
+pub use self::snapshots::incoming::{IncomingChunk, TransferError};
+pub use self::snapshots::sending::OutgoingSnapshot;
 
 use self::core::{Core, CoreConfig, CoreError, HardState, Persist, Recovered};
 use self::handle::Shared;
 use self::identity::Identity;
-use self::journal::{Journal, JournalError, Written};
+use self::journal::{Journal, JournalError, Start, Written};
 use self::journal_thread::JournalThread;
-use self::raft_thread::{Event, INBOX_MAX, RaftThread, WRITES_IN_FLIGHT_MAX};
+use self::node::{Event, Node, WRITES_IN_FLIGHT_MAX};
+use self::raft_thread::{INBOX_MAX, RaftThread};
 use self::running::Running;
-use self::snapshots::files::{Piece, SnapshotFiles};
-use self::snapshots::{SNAPSHOT_DIR, Schedule, SnapshotThread};
-use self::window::LogEntry;
+use self::snapshots::files::{Found, Piece, SnapshotFiles};
+use self::snapshots::{SNAPSHOT_DIR, Schedule, SnapshotDesk, SnapshotThread, TASKS_MAX, Task};
+use self::window::{LogEntry, Position, Window};
 
 /// The journal's place in the group's directory.
 const JOURNAL_DIR: &str = "journal";
 
-/// Bytes of applied entries kept in memory for peers that lag a little. A group of one needs none.
+/// Bytes of applied entries kept in memory for peers that lag a little.
 const WINDOW_BYTES_MAX: usize = 16 << 20;
 
-/// Raft time-outs in ticks of [`TICK_INTERVAL`]: heartbeat 50 ms, election 300 to 600 ms.
-const HEARTBEAT_TICKS: usize = 1;
-const ELECTION_TICKS: std::ops::Range<usize> = 6..12;
 /// How long a stopping group waits for what it has appended.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-const TICK_INTERVAL: Duration = Duration::from_millis(50);
+/// The unit of Raft's time-outs.
+pub const TICK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a leader that joins a group begins with: nothing, not even the origin, so that the first
+/// thing it gets is a snapshot, which says who takes part.
+const NOTHING: Position = Position { index: 0, term: 0 };
 
 /// What the log's entries change. Owned by the Raft thread.
 pub trait StateMachine: Send {
@@ -128,7 +141,15 @@ pub trait StateMachine: Send {
         None
     }
 
-    /// At start, before anything else: takes the next chunk of the last snapshot, or says what is
+    /// Forgets everything: a snapshot of a peer follows, chunk by chunk.
+    fn reset(&mut self) {}
+
+    /// From here on these take part.
+    fn configuration(&mut self, configuration: &Configuration) {
+        _ = configuration;
+    }
+
+    /// At start, before anything else, or after a reset: takes the next chunk of the last snapshot, or says what is
     /// wrong with it.
     fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
         _ = chunk;
@@ -145,6 +166,26 @@ pub trait StateMachine: Send {
     fn leadership(&mut self, change: Leadership) {
         _ = change;
     }
+}
+
+/// The way to the peers. Called on the Raft thread, so it must not block: what it cannot take is
+/// lost.
+pub trait Transport: Send {
+    /// Sends messages, those for one peer in order.
+    fn send(&mut self, messages: Vec<Outgoing>);
+
+    /// Sends a snapshot, chunk by chunk; then, or when it fails, [`GroupHandle::snapshot_sent`] is
+    /// due.
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot);
+}
+
+/// The way to no peers: for a group of one that stays one.
+pub struct NoPeers;
+
+impl Transport for NoPeers {
+    fn send(&mut self, _messages: Vec<Outgoing>) {}
+
+    fn send_snapshot(&mut self, _snapshot: OutgoingSnapshot) {}
 }
 
 /// A change of what this process may do.
@@ -198,14 +239,6 @@ pub enum GroupError {
         /// What it holds.
         content: String,
     },
-    /// The directory has a group of several leaders.
-    #[error("{dir} belongs to a group of {voters} leaders, which this version cannot run")]
-    NotAlone {
-        /// The group's directory.
-        dir: String,
-        /// How many leaders the group has.
-        voters: usize,
-    },
     /// The journal is damaged, or failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -236,6 +269,25 @@ pub enum GroupError {
     Core(#[from] CoreError),
 }
 
+/// Raft's time-outs.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// Ticks between two heartbeats of a leader.
+    pub heartbeat_ticks: usize,
+    /// Ticks without a leader after which to stand for election, chosen at random from this range.
+    pub election_ticks: std::ops::Range<usize>,
+}
+
+impl Default for Timing {
+    /// A heartbeat each 50 ms, an election after 300 to 600 ms.
+    fn default() -> Timing {
+        Timing {
+            heartbeat_ticks: 1,
+            election_ticks: 6..12,
+        }
+    }
+}
+
 /// What a group needs to start.
 pub struct GroupOptions {
     /// Where files are.
@@ -251,6 +303,8 @@ pub struct GroupOptions {
     /// A snapshot is taken when the journal behind the last one is longer than this, in bytes, and
     /// longer than that snapshot.
     pub snapshot_bytes: u64,
+    /// Raft time-outs in ticks of [`TICK_INTERVAL`].
+    pub timing: Timing,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
     /// fails while running. The process should then stop: it cannot serve any more. It must not
     /// join the group's threads itself; setting a signal is enough.
@@ -270,72 +324,54 @@ impl<O: Send + 'static> Group<O> {
     /// Opens the directory, applies what is known to be committed, and starts the threads. On
     /// return the group is not serving yet; it is as soon as the first write of its term is
     /// durable.
-    pub fn start<S>(options: GroupOptions, mut machine: S) -> Result<Group<O>, GroupError>
+    pub fn start<S>(
+        options: GroupOptions,
+        machine: S,
+        connect: impl FnOnce(&GroupHandle<O>, PeerId) -> Box<dyn Transport>,
+    ) -> Result<Group<O>, GroupError>
     where
         S: StateMachine<Output = O> + 'static,
     {
-        let Opened {
-            identity,
-            files,
-            journal,
-            recovered,
-            snapshot_bytes,
-        } = open(&options, &mut machine)?;
-        let config = CoreConfig {
-            id: identity.peer,
-            voters: identity.voters.clone(),
-            heartbeat_ticks: HEARTBEAT_TICKS,
-            election_ticks: ELECTION_TICKS,
-        };
-        let applied = recovered.applied();
-        let core = Core::new(&config, recovered, &logger::quiet())?;
-        let is_alone = identity.voters.len() == 1;
-        let shared = Arc::new(Shared::new(is_alone));
-        shared.publish_applied(core.status().applied);
-        log::info!(
-            "peer {}, term {}, applied {}",
-            identity.peer,
-            core.status().term,
-            core.status().applied
-        );
-        let (inbox, events) = bounded(INBOX_MAX);
+        let clock = options.clock.clone();
+        let parts = Parts::open(&options, machine)?;
         let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX);
-        let (requests, request) = bounded(1);
+        let (peer, handle) = (parts.node.peer, parts.handle);
+        let tasks = parts.task_queue.0.clone();
         let raft = RaftThread {
-            core,
-            machine,
-            inbox: events,
+            transport: connect(&handle, peer),
+            node: parts.node,
+            inbox: parts.inbox,
             journal: writes,
-            snapshots: requests,
-            schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal.bytes()),
-            applied,
-            shared: shared.clone(),
-            clock: options.clock.clone(),
-            tick_interval: (!is_alone).then_some(TICK_INTERVAL),
-            proposals: proposals::Proposals::default(),
-            reads: reads::Reads::default(),
-            serving: None,
-            stop_at: None,
+            tasks: parts.task_queue.0,
+            clock,
+            tick_interval: TICK_INTERVAL,
         };
-        let filler = journal.filler();
+        let inbox = handle.inbox();
+        let filler = parts.journal.filler();
         let journal = JournalThread {
-            journal,
+            journal: parts.journal,
             writes: queue,
             raft: inbox.clone(),
-            shared: shared.clone(),
+            shared: parts.shared,
         };
         let stop = StopSignal::default();
         let snapshot = SnapshotThread {
-            files,
-            clock: options.clock,
-            requests: request,
+            desk: parts.desk,
+            tasks: parts.task_queue.1,
             raft: inbox.clone(),
             stop: stop.clone(),
         };
-        let threads = Running::start(raft, journal, snapshot, filler, stop, options.on_failure)?;
+        let threads = Running::start(
+            raft,
+            journal,
+            snapshot,
+            filler,
+            (stop, tasks),
+            options.on_failure,
+        )?;
         Ok(Group {
-            peer: identity.peer,
-            handle: GroupHandle::new(inbox.clone(), shared),
+            peer,
+            handle,
             inbox,
             threads,
         })
@@ -364,14 +400,90 @@ impl<O: Send + 'static> Group<O> {
     }
 }
 
+/// A participant before it has threads; a simulation steps them by hand.
+pub struct Parts<S: StateMachine> {
+    /// What decides.
+    pub node: Node<S>,
+    /// For everyone who proposes, reads or looks.
+    pub handle: GroupHandle<S::Output>,
+    /// What the handle sends to the node.
+    pub inbox: Receiver<Event<S::Output>>,
+    /// The journal, for the writes of the node.
+    pub journal: Journal,
+    /// What does the tasks.
+    pub desk: SnapshotDesk,
+    /// Where the node, or whoever steps it, and the handle put tasks, and where they come out.
+    pub task_queue: (Sender<Task>, Receiver<Task>),
+    shared: Arc<Shared>,
+}
+
+impl<S: StateMachine> Parts<S> {
+    /// Opens the directory, reads the last snapshot, and applies what is known to be committed.
+    pub fn open(options: &GroupOptions, mut machine: S) -> Result<Parts<S>, GroupError> {
+        let Opened {
+            identity,
+            files,
+            journal,
+            recovered,
+            snapshot,
+        } = open(options, &mut machine)?;
+        let config = CoreConfig {
+            id: identity.peer,
+            heartbeat_ticks: options.timing.heartbeat_ticks,
+            election_ticks: options.timing.election_ticks.clone(),
+        };
+        let applied = recovered.applied();
+        let shared = Arc::new(Shared::new(&recovered.configuration, identity.peer));
+        machine.configuration(&recovered.configuration);
+        let mut core = Core::new(&config, recovered, &logger::quiet())?;
+        shared.publish_applied(core.status().applied);
+        log::info!(
+            "peer {}, term {}, applied {}",
+            identity.peer,
+            core.status().term,
+            core.status().applied
+        );
+        let snapshot_bytes = snapshot.as_ref().map_or(0, |found| found.bytes);
+        if let Some(found) = snapshot {
+            core.offer_snapshot(found.position, found.configuration);
+        }
+        let (inbox, events) = bounded(INBOX_MAX);
+        let (tasks, queue) = bounded(TASKS_MAX);
+        let node = Node {
+            core,
+            peer: identity.peer,
+            machine,
+            files: files.clone(),
+            schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal.bytes()),
+            applied,
+            installing: None,
+            shared: shared.clone(),
+            proposals: proposals::Proposals::default(),
+            reads: reads::Reads::default(),
+            serving: None,
+            writes: std::collections::VecDeque::new(),
+            stop: None,
+        };
+        Ok(Parts {
+            node,
+            handle: GroupHandle::new(inbox, tasks.clone(), shared.clone()),
+            inbox: events,
+            journal,
+            desk: SnapshotDesk::new(files, options.clock.clone()),
+            task_queue: (tasks, queue),
+            shared,
+        })
+    }
+}
+
 /// What a group starts from.
 struct Opened {
     identity: Identity,
     files: SnapshotFiles,
     journal: Journal,
     recovered: Recovered,
-    /// The length of the last snapshot, 0 if there is none.
-    snapshot_bytes: u64,
+    /// The last snapshot.
+    snapshot: Option<Found>,
 }
 
 /// Finds or makes the identity and the journal, by the table in [`identity`], and reads the last
@@ -381,10 +493,12 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
     let dir = options.dir.display().to_string();
     let journal_dir = options.dir.join(JOURNAL_DIR);
     let mut identity = identify(options, &journal_dir)?;
+    let founders = Configuration::of(identity.voters.iter().copied());
     let files = SnapshotFiles {
         fs: options.fs.clone(),
         dir: options.dir.join(SNAPSHOT_DIR),
         owner: identity.peer,
+        founders: founders.clone(),
         reserve_bytes: options.log.reserve_bytes,
     };
     let snapshot = files
@@ -393,7 +507,22 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
             Piece::End { index } => machine.restored(index),
         })
         .map_err(GroupError::Snapshot)?;
-    let start = snapshot.map_or(self::core::ORIGIN, |found| found.position);
+    let (origin, hard_state) = match identity.voters.is_empty() {
+        true => (NOTHING, HardState::NOTHING),
+        false => (self::core::ORIGIN, HardState::INITIAL),
+    };
+    let start = match &snapshot {
+        Some(found) => Start {
+            position: found.position,
+            configuration: found.configuration.clone(),
+            is_received: found.is_received,
+        },
+        None => Start {
+            position: origin,
+            configuration: founders.clone(),
+            is_received: false,
+        },
+    };
     fs.create_dir_all(&journal_dir)
         .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
@@ -417,15 +546,17 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         None => {
             let first = Persist {
                 number: 0,
+                reset: None,
                 entries: Vec::new(),
-                hard_state: HardState::INITIAL,
+                hard_state,
             };
             if journal.write(&[first])? == Written::Full {
                 return Err(GroupError::DiskFull { dir });
             }
             Recovered {
-                hard_state: HardState::INITIAL,
-                window: window::Window::new(self::core::ORIGIN, WINDOW_BYTES_MAX),
+                hard_state,
+                window: Window::new(origin, WINDOW_BYTES_MAX),
+                configuration: founders,
             }
         }
     };
@@ -439,7 +570,7 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         files,
         journal,
         recovered,
-        snapshot_bytes: snapshot.map_or(0, |found| found.bytes),
+        snapshot,
     })
 }
 
@@ -452,22 +583,18 @@ fn identify(options: &GroupOptions, journal_dir: &Path) -> Result<Identity, Grou
     let identity = match (found, options.bootstrap) {
         (None, _) if has_journal => return Err(GroupError::IdMissing { dir }),
         (None, Bootstrap::Existing) => return Err(GroupError::NotBootstrapped { dir }),
-        (None, Bootstrap::New) => {
+        (None, Bootstrap::New | Bootstrap::Join) => {
             fs.create_dir_all(&options.dir)
                 .map_err(io_error("make", &options.dir))?;
-            let identity = Identity::random()?;
+            let identity = Identity::random(options.bootstrap == Bootstrap::Join)?;
             identity.write(fs, &options.dir)?;
             identity
         }
         (Some(identity), Bootstrap::Existing) if !identity.is_ready => {
             return Err(GroupError::NotBootstrapped { dir });
         }
-        (Some(identity), Bootstrap::New | Bootstrap::Existing) => identity,
+        (Some(identity), Bootstrap::New | Bootstrap::Join | Bootstrap::Existing) => identity,
     };
-    if identity.voters.len() != 1 {
-        let voters = identity.voters.len();
-        return Err(GroupError::NotAlone { dir, voters });
-    }
     if identity.is_ready && !has_journal {
         return Err(GroupError::JournalMissing { dir });
     }

@@ -1,11 +1,16 @@
 //! The threads of a group, from their start to their end.
 
+use crossbeam_channel::Sender;
+
 use crate::disk::log::Filler;
 use crate::group::journal_thread::JournalThread;
 use crate::group::raft_thread::RaftThread;
-use crate::group::snapshots::SnapshotThread;
+use crate::group::snapshots::{SnapshotThread, Task};
 use crate::group::{GroupError, StateMachine};
 use crate::threads::{StopSignal, Thread, spawn};
+
+/// How many threads there are.
+const ALL: usize = 4;
 
 /// Threads that run.
 pub(super) struct Running {
@@ -13,6 +18,8 @@ pub(super) struct Running {
     threads: Vec<Thread>,
     /// For those that work towards something that nobody waits for.
     stop: StopSignal,
+    /// Wakes the `snapshot` thread for the stop signal.
+    tasks: Sender<Task>,
 }
 
 impl Running {
@@ -22,12 +29,13 @@ impl Running {
         journal: JournalThread<S::Output>,
         snapshot: SnapshotThread<S::Output>,
         filler: Filler,
-        stop: StopSignal,
+        (stop, tasks): (StopSignal, Sender<Task>),
         on_failure: impl FnOnce(GroupError) + Send + 'static,
     ) -> Result<Running, GroupError> {
         let mut running = Running {
             threads: Vec::new(),
             stop,
+            tasks,
         };
         let stop = running.stop.clone();
         let started = running
@@ -39,7 +47,6 @@ impl Running {
         match started {
             Ok(()) => Ok(running),
             Err(error) => {
-                running.stop.stop();
                 running.join();
                 Err(error)
             }
@@ -64,8 +71,13 @@ impl Running {
     /// sync; then ends the others.
     pub(super) fn join(self) {
         let mut threads = self.threads.into_iter();
-        threads.by_ref().take(2).for_each(Thread::join);
+        let is_complete = threads.len() == ALL;
+        if is_complete {
+            threads.by_ref().take(2).for_each(Thread::join);
+        }
         self.stop.stop();
+        // Full: it looks at the signal before the next task.
+        _ = self.tasks.try_send(Task::End);
         threads.for_each(Thread::join);
     }
 }

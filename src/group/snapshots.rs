@@ -18,25 +18,32 @@
 //! group, like one of the journal: a disk that fails is not trusted. Damage is refused at start,
 //! naming file and offset: with the journal behind it cut, nobody alone knows what stood there.
 //!
-//! Known limits: a snapshot is not sent to peers; the one before is not used when the newest is
-//! damaged, since the journal between them is gone.
+//! A peer that lacks entries which this one holds no more gets the file ([`sending`]); the same
+//! thread takes the chunks that peers send ([`incoming`]).
+//!
+//! Known limits: the one before is not used when the newest is damaged, since the journal between
+//! them is gone. While this leader writes a snapshot of its own, chunks of a peer wait.
 
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock::Clock;
-use crate::group::raft_thread::Event;
+use crate::group::configuration::Configuration;
+use crate::group::node::Event;
 use crate::group::window::Position;
 use crate::threads::StopSignal;
 
 pub(super) mod files;
+pub mod incoming;
+pub mod sending;
 #[cfg(test)]
 mod tests;
 
 pub use self::files::CHUNK_BYTES_MAX;
 
 use self::files::{SnapshotFiles, Written};
+use self::incoming::{Incoming, IncomingChunk, TransferError};
 
 /// The place of snapshots in the group's directory.
 pub(super) const SNAPSHOT_DIR: &str = "snapshots";
@@ -64,6 +71,8 @@ pub(super) struct Schedule {
     running: Option<u64>,
     /// No snapshot before `journal_bytes` is this: there was no space for one.
     not_before: u64,
+    /// A peer needs one.
+    is_wanted: bool,
 }
 
 impl Schedule {
@@ -76,6 +85,7 @@ impl Schedule {
             covered: 0,
             running: None,
             not_before: 0,
+            is_wanted: false,
         }
     }
 
@@ -86,9 +96,21 @@ impl Schedule {
 
     /// Whether it is time for a snapshot.
     pub(super) fn is_due(&self) -> bool {
+        let is_long = self.journal_bytes - self.covered > self.interval();
         self.running.is_none()
-            && self.journal_bytes - self.covered > self.interval()
+            && (is_long || self.is_wanted)
             && self.journal_bytes >= self.not_before
+    }
+
+    /// A peer needs a new one.
+    pub(super) fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// One of a peer was installed: it is the last one now.
+    pub(super) fn installed(&mut self, bytes: u64) {
+        self.last_bytes = bytes;
+        self.covered = self.journal_bytes;
     }
 
     fn interval(&self) -> u64 {
@@ -98,6 +120,7 @@ impl Schedule {
     /// One begins.
     pub(super) fn begun(&mut self) {
         self.running = Some(self.journal_bytes);
+        self.is_wanted = false;
     }
 
     /// The one that was begun is durable, with so many bytes.
@@ -114,43 +137,115 @@ impl Schedule {
 }
 
 /// A snapshot to be written.
-pub(super) struct Request {
+pub struct Request {
     /// The last entry that is in it.
-    pub(super) position: Position,
-    pub(super) source: Box<dyn SnapshotSource>,
+    pub position: Position,
+    /// Who takes part, there.
+    pub configuration: Configuration,
+    /// The content.
+    pub source: Box<dyn SnapshotSource>,
+}
+
+/// What becomes of a chunk, told on the `snapshot` thread.
+pub type ChunkDone = Box<dyn FnOnce(Result<(), TransferError>) + Send>;
+
+/// What the `snapshot` thread does.
+pub enum Task {
+    /// Writes one of the own state.
+    Write(Request),
+    /// Takes a chunk of a peer's.
+    Receive(IncomingChunk, ChunkDone),
+    /// Nothing, behind the stop signal.
+    End,
+}
+
+/// Tasks that wait; a sender of chunks has one under way.
+pub(super) const TASKS_MAX: usize = 16;
+
+/// Does the tasks, one after the other.
+pub struct SnapshotDesk {
+    files: SnapshotFiles,
+    clock: Arc<dyn Clock>,
+    incoming: Incoming,
+}
+
+impl SnapshotDesk {
+    pub(super) fn new(files: SnapshotFiles, clock: Arc<dyn Clock>) -> SnapshotDesk {
+        SnapshotDesk {
+            files,
+            clock,
+            incoming: Incoming::default(),
+        }
+    }
+
+    /// Does a task; what the node is to be told of it, if anything. A write ends early at the stop
+    /// signal.
+    pub fn perform<O>(&mut self, task: Task, stop: &StopSignal) -> Option<Event<O>> {
+        match task {
+            Task::Write(request) => self.write(request, stop),
+            Task::End => None,
+            Task::Receive(chunk, done) => match self.incoming.take(&self.files, &chunk) {
+                Ok(received) => {
+                    done(Ok(()));
+                    received.and(chunk.end).map(Event::SnapshotReceived)
+                }
+                Err(error) => {
+                    log::warn!("snapshot of peer {}: {error}", chunk.from);
+                    done(Err(error));
+                    None
+                }
+            },
+        }
+    }
+
+    fn write<O>(&self, request: Request, stop: &StopSignal) -> Option<Event<O>> {
+        let Request {
+            position,
+            configuration,
+            source,
+        } = request;
+        let begun_at = self.clock.now();
+        let written = self.files.write(position, &configuration, source, stop);
+        Some(match written {
+            Ok(Written::Durable { bytes }) => {
+                let took = self.clock.now().since(begun_at);
+                let index = position.index;
+                log::info!("snapshot: {bytes} bytes at index {index} in {took:?}");
+                self.files.remove_older(index);
+                Event::SnapshotDurable {
+                    position,
+                    configuration,
+                    bytes,
+                }
+            }
+            Ok(Written::Full) => {
+                log::error!("snapshot: there is no space for one");
+                Event::SnapshotRefused
+            }
+            Ok(Written::Stopped) => return None,
+            Err(error) => Event::SnapshotFailed(error),
+        })
+    }
 }
 
 /// The state of the thread.
 pub(super) struct SnapshotThread<O> {
-    pub(super) files: SnapshotFiles,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) requests: Receiver<Request>,
+    pub(super) desk: SnapshotDesk,
+    pub(super) tasks: Receiver<Task>,
     pub(super) raft: Sender<Event<O>>,
     pub(super) stop: StopSignal,
 }
 
 impl<O> SnapshotThread<O> {
-    /// The body of the thread.
-    pub(super) fn run(self) {
-        while let Ok(Request { position, source }) = self.requests.recv() {
-            let begun_at = self.clock.now();
-            let event = match self.files.write(position, source, &self.stop) {
-                Ok(Written::Durable { bytes }) => {
-                    let took = self.clock.now().since(begun_at);
-                    let index = position.index;
-                    log::info!("snapshot: {bytes} bytes at index {index} in {took:?}");
-                    self.files.remove_older(index);
-                    Event::SnapshotDurable { position, bytes }
-                }
-                Ok(Written::Full) => {
-                    log::error!("snapshot: there is no space for one");
-                    Event::SnapshotRefused
-                }
-                Ok(Written::Stopped) => return,
-                Err(error) => Event::SnapshotFailed(error),
-            };
+    /// The body of the thread, up to [`Task::End`]: handles keep the queue open.
+    pub(super) fn run(mut self) {
+        while let Ok(task) = self.tasks.recv() {
+            if self.stop.is_stopped() {
+                return;
+            }
+            let event = self.desk.perform(task, &self.stop);
             // When the Raft thread is gone, the next start finds what is there.
-            if self.raft.send(event).is_err() {
+            if event.is_some_and(|event| self.raft.send(event).is_err()) {
                 return;
             }
         }

@@ -14,9 +14,24 @@ use bytes::Bytes;
 /// What an entry costs beside its data: its place in the deque and the header of its buffer.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
+/// What an entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// For the state machine, or empty.
+    Command,
+    /// Changes who takes part in the group; its data belongs to `group::core`.
+    Configuration,
+}
+
+/// Entries that a peer which catches up still needs may take so many times the usual bytes: what is
+/// written while it gets a snapshot must be there when it has it, or it needs another one.
+const WANTED_FACTOR: usize = 16;
+
 /// One entry of the Raft log. Cloning shares the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogEntry {
+    /// What it is for.
+    pub kind: EntryKind,
     /// Its position in the log.
     pub index: u64,
     /// The term of the Raft leader that made it.
@@ -145,9 +160,21 @@ impl Window {
         self.base = position;
     }
 
-    /// Drops the oldest entries while there are too many bytes, none above `applied`.
-    pub fn trim(&mut self, applied: u64) {
-        while self.bytes > self.bytes_max && self.first_index() <= applied {
+    /// Forgets everything: the log begins anew behind `position`.
+    pub fn reset(&mut self, position: Position) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.base = position;
+    }
+
+    /// Drops the oldest entries while there are too many bytes, none above `applied`; those above
+    /// `wanted` only when there are very many.
+    pub fn trim(&mut self, applied: u64, wanted: u64) {
+        let bytes_max = |index| match index > wanted {
+            true => self.bytes_max.saturating_mul(WANTED_FACTOR),
+            false => self.bytes_max,
+        };
+        while self.first_index() <= applied && self.bytes > bytes_max(self.first_index()) {
             let Some(oldest) = self.entries.pop_front() else {
                 return;
             };
@@ -166,7 +193,13 @@ mod tests {
 
     fn entry(index: u64, term: u64) -> LogEntry {
         let data = Bytes::from_static(b"0123");
-        LogEntry { index, term, data }
+        let kind = EntryKind::Command;
+        LogEntry {
+            kind,
+            index,
+            term,
+            data,
+        }
     }
 
     fn window(bytes_max: usize) -> Window {
@@ -193,10 +226,10 @@ mod tests {
         for index in 2..=9 {
             window.push(entry(index, index));
         }
-        window.trim(4);
+        window.trim(4, u64::MAX);
         assert_eq!((window.first_index(), window.last_index()), (5, 9));
         assert_eq!((window.term(4), window.term(3)), (Some(4), None));
-        window.trim(9);
+        window.trim(9, u64::MAX);
         assert_eq!((window.first_index(), window.last_index()), (8, 9));
         window.push(entry(10, 10));
         assert_eq!(window.last_index(), 10);
@@ -227,7 +260,7 @@ mod tests {
             (Some(1), None, None)
         );
         window.push(entry(2, 2));
-        window.trim(2);
+        window.trim(2, u64::MAX);
         assert_eq!(window.last(), Position { index: 2, term: 2 });
         assert_eq!(window.bytes(), 0);
     }

@@ -25,7 +25,7 @@ use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
-use crate::group::{Bootstrap, Group, GroupError, GroupOptions, ProposalOutcome};
+use crate::group::{Bootstrap, Group, GroupError, GroupOptions, NoPeers, ProposalOutcome, Timing};
 use crate::ids::ClusterId;
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping;
@@ -383,13 +383,18 @@ fn start_group(
             ..LogOptions::default()
         },
         snapshot_bytes: settings.snapshot_bytes,
+        timing: Timing::default(),
         on_failure: Box::new(move |error| {
             log::error!("the group has failed, the leader stops: {error}");
             *failure.lock() = Some(error);
             stop.stop();
         }),
     };
-    Ok(Group::start(options, Machine::new(Arc::clone(view)))?)
+    Ok(Group::start(
+        options,
+        Machine::new(Arc::clone(view)),
+        |_, _| Box::new(NoPeers),
+    )?)
 }
 
 /// Sets the tolerance of a new group; warns when the one in force is another.

@@ -1,24 +1,32 @@
 //! The crate's view of the log: the window, in which entries are readable before they are durable.
 //! Pure.
 //!
-//! Below the window there is nothing: a peer that lags so far needs what a later version fetches
-//! from the journal, by `LogTemporarilyUnavailable` here and `on_entries_fetched` once they are
-//! there.
+//! Below the window there is nothing: a peer that lags so far gets a snapshot, and what was
+//! appended since. That snapshot must know the peer, and end in the window; if there is none, one
+//! is asked for and the crate comes back later.
+
+use std::cell::Cell;
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry};
+use raft::eraftpb::{Entry, EntryType, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::{HardState, LogEntry};
-use crate::group::window::Window;
+use super::{HardState, LogEntry, membership};
+use crate::group::configuration::Configuration;
+use crate::group::window::{EntryKind, Position, Window};
 use crate::ids::PeerId;
 
 /// See the header of this file.
 pub(super) struct MemoryLog {
     /// As recovered; the crate reads it once.
     pub(super) hard_state: HardState,
-    pub(super) voters: Vec<PeerId>,
+    /// As of the last applied entry; the crate reads it once.
+    pub(super) configuration: Configuration,
     pub(super) window: Window,
+    /// The newest durable snapshot, with who took part there.
+    pub(super) snapshot: Option<(Position, Configuration)>,
+    /// A peer needs a snapshot that there is not. Set in a method that only reads.
+    pub(super) wants_snapshot: Cell<bool>,
 }
 
 impl Storage for MemoryLog {
@@ -29,10 +37,7 @@ impl Storage for MemoryLog {
             commit: self.hard_state.commit,
             ..Default::default()
         };
-        let conf_state = ConfState {
-            voters: self.voters.iter().map(|id| id.0).collect(),
-            ..ConfState::default()
-        };
+        let conf_state = membership::conf_state(&self.configuration);
         Ok(RaftState::new(hard_state, conf_state))
     }
 
@@ -82,15 +87,33 @@ impl Storage for MemoryLog {
         Ok(self.window.last_index())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<raft::eraftpb::Snapshot> {
-        Err(raft::Error::Store(
-            StorageError::SnapshotTemporarilyUnavailable,
-        ))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let fits = |(position, configuration): &&(Position, Configuration)| {
+            position.index >= request_index
+                && position.index + 1 >= self.window.first_index()
+                && configuration.peers().contains(&PeerId(to))
+        };
+        let Some((position, configuration)) = self.snapshot.as_ref().filter(fits) else {
+            self.wants_snapshot.set(true);
+            return Err(raft::Error::Store(
+                StorageError::SnapshotTemporarilyUnavailable,
+            ));
+        };
+        let mut snapshot = Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        metadata.index = position.index;
+        metadata.term = position.term;
+        metadata.set_conf_state(membership::conf_state(configuration));
+        Ok(snapshot)
     }
 }
 
 fn raft_entry(entry: &LogEntry) -> Entry {
     Entry {
+        entry_type: match entry.kind {
+            EntryKind::Command => EntryType::EntryNormal,
+            EntryKind::Configuration => EntryType::EntryConfChangeV2,
+        },
         index: entry.index,
         term: entry.term,
         data: entry.data.clone(),

@@ -5,22 +5,29 @@
 //!
 //! # Bytes
 //!
-//! The file of the snapshot at index 123 is `00000000000000000123.snapshot`; one that is being
-//! written is `snapshot.tmp`. Little-endian: a header, chunks, the end.
+//! The file of the snapshot at index 123 is `00000000000000000123.snapshot`, or with the extension
+//! `peer` if it was received from one; one that is being written is `snapshot.tmp`, one that is
+//! being received `peer.tmp`. Little-endian: a header, chunks, the end.
 //!
 //! | part | offset | size | meaning |
 //! |---|---|---|---|
 //! | header | 0 | 8 | `TLRXSNP` and 0 |
-//! | | 8 | 4 | format version, 1 |
-//! | | 12 | 8 | owner: the peer id of the data directory |
+//! | | 8 | 4 | format version, 2 |
+//! | | 12 | 8 | owner: the peer id of the data directory that it was written in |
 //! | | 20 | 8 | index |
 //! | | 28 | 8 | term of the entry at that index |
-//! | | 36 | 4 | CRC-32C of bytes 0..36 |
+//! | | 36 | 4 | bytes of the configuration, n |
+//! | | 40 | n | who takes part there, see [`Configuration::encode`] |
+//! | | 40 + n | 4 | CRC-32C of bytes 0..40 + n |
 //! | chunk | 0 | 4 | bytes of content, 1 to [`CHUNK_BYTES_MAX`] |
 //! | | 4 | 4 | CRC-32C of: the header's CRC (4), the chunk's number (8), bytes 0..4, the content |
 //! | | 8 | .. | content, the state machine's |
 //! | end | 0 | 8 | as a chunk without content; the file ends with it |
+//!
+//! Version 1, which is still read, has the checksum of its 36 bytes in place of the configuration:
+//! it is of a group that never changed.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +35,7 @@ use crate::disk::error::is_full;
 use crate::disk::fs::{File, FileSystem, read_full_at};
 use crate::disk::log::LogError;
 use crate::disk::record::{u32_at, u64_at};
+use crate::group::configuration::{Configuration, PEERS_MAX};
 use crate::group::snapshots::SnapshotSource;
 use crate::group::window::Position;
 use crate::ids::PeerId;
@@ -37,9 +45,18 @@ use crate::threads::StopSignal;
 pub const CHUNK_BYTES_MAX: usize = 16 << 20;
 
 const TEMPORARY_NAME: &str = "snapshot.tmp";
+const RECEIVED_NAME: &str = "peer.tmp";
+/// Extensions of the names.
+const OWN: &str = "snapshot";
+const RECEIVED: &str = "peer";
 const MAGIC: [u8; 8] = *b"TLRXSNP\0";
-const VERSION: u32 = 1;
-const HEADER_BYTES: usize = 40;
+const VERSION: u32 = 2;
+/// The header up to the configuration.
+const HEAD_BYTES: usize = 40;
+/// The header of version 1, without its checksum.
+const HEAD_1_BYTES: usize = 36;
+/// The longest configuration: what a damaged length may make a reader allocate.
+const CONFIGURATION_BYTES_MAX: usize = 6 + 4 * 8 * PEERS_MAX;
 const CHUNK_HEADER_BYTES: usize = 8;
 
 /// Bytes that are written at once.
@@ -65,10 +82,14 @@ pub(in crate::group) enum Written {
 }
 
 /// A snapshot that was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::group) struct Found {
     /// The last entry that is in it.
     pub(in crate::group) position: Position,
+    /// Who takes part, there.
+    pub(in crate::group) configuration: Configuration,
+    /// It came from a peer.
+    pub(in crate::group) is_received: bool,
     /// The file's length.
     pub(in crate::group) bytes: u64,
 }
@@ -85,10 +106,13 @@ pub(in crate::group) enum Piece<'a> {
 }
 
 /// The files of a directory.
+#[derive(Clone)]
 pub(in crate::group) struct SnapshotFiles {
     pub(in crate::group) fs: Arc<dyn FileSystem>,
     pub(in crate::group) dir: PathBuf,
     pub(in crate::group) owner: PeerId,
+    /// Who takes part in a snapshot of version 1.
+    pub(in crate::group) founders: Configuration,
     /// Free space that stays for the journal.
     pub(in crate::group) reserve_bytes: u64,
 }
@@ -112,14 +136,15 @@ impl SnapshotFiles {
         let names = self.fs.list(&self.dir).map_err(io("list"))?;
         let newest = names.iter().filter_map(|name| parse_name(name)).max();
         let found = match newest {
-            Some(index) => Some(self.read(index, restore)?),
+            Some(name) => Some(self.read(&self.dir.join(name.to_string()), name, restore)?),
             None => None,
         };
         // The name may not be durable yet, and is before others go and the journal is cut.
         self.fs.sync_dir(&self.dir).map_err(io("sync"))?;
         for name in &names {
-            let is_ours = name == TEMPORARY_NAME || parse_name(name).is_some();
-            if is_ours && newest.map(file_name).as_ref() != Some(name) {
+            let is_temporary = [TEMPORARY_NAME, RECEIVED_NAME].contains(&name.as_str());
+            let parsed = parse_name(name);
+            if is_temporary || parsed.is_some() && parsed != newest {
                 let path = self.dir.join(name);
                 self.fs.remove(&path).map_err(io("remove a file of"))?;
             }
@@ -127,27 +152,100 @@ impl SnapshotFiles {
         Ok(found)
     }
 
-    fn read(
+    /// Restores the snapshot that was received and [`installed`](Self::install).
+    pub(in crate::group) fn restore_received(
         &self,
         index: u64,
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<Found, LogError> {
-        let path = self.dir.join(file_name(index));
-        let file = self.fs.open(&path);
+        let name = Name {
+            index,
+            is_own: false,
+        };
+        self.read(&self.dir.join(name.to_string()), name, restore)
+    }
+
+    /// Checks the file that was received whole, which is to be the snapshot of `position`.
+    pub(in crate::group) fn check_received(
+        &self,
+        position: Position,
+        configuration: &Configuration,
+    ) -> Result<(), LogError> {
+        let path = self.dir.join(RECEIVED_NAME);
+        let name = Name {
+            index: position.index,
+            is_own: false,
+        };
+        let found = self.read(&path, name, &mut |_| Ok(()))?;
+        if found.position != position || found.configuration != *configuration {
+            return Err(LogError::Damaged {
+                file: path.display().to_string(),
+                offset: 0,
+                what: "it is not the snapshot that was announced".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives the file that was received its name, durably.
+    pub(in crate::group) fn install(&self, index: u64) -> Result<(), LogError> {
+        let name = Name {
+            index,
+            is_own: false,
+        };
+        self.rename(&self.dir.join(RECEIVED_NAME), name)
+    }
+
+    fn rename(&self, temporary: &Path, name: Name) -> Result<(), LogError> {
+        let path = self.dir.join(name.to_string());
+        self.fs
+            .rename(temporary, &path)
+            .and_then(|()| self.fs.sync_dir(&self.dir))
+            .map_err(|source| io_error("rename", &path, source))
+    }
+
+    /// The file that is being received, made anew.
+    pub(in crate::group) fn create_received(&self) -> std::io::Result<Arc<dyn File>> {
+        let path = self.dir.join(RECEIVED_NAME);
+        if self.fs.exists(&path)? {
+            self.fs.remove(&path)?;
+        }
+        self.fs.create(&path)
+    }
+
+    /// The file of a durable snapshot, own or received, to be sent to a peer.
+    pub(in crate::group) fn open_file(&self, index: u64) -> std::io::Result<Arc<dyn File>> {
+        let open = |is_own| {
+            let name = Name { index, is_own };
+            self.fs.open(&self.dir.join(name.to_string()))
+        };
+        open(true).or_else(|_| open(false))
+    }
+
+    fn read(
+        &self,
+        path: &Path,
+        name: Name,
+        restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
+    ) -> Result<Found, LogError> {
+        let file = self.fs.open(path);
         let mut reader = Reader {
-            file: file.map_err(|source| io_error("open", &path, source))?,
-            path: &path,
+            file: file.map_err(|source| io_error("open", path, source))?,
+            path,
             offset: 0,
         };
-        let (position, seed) = reader.header(self.owner, index)?;
+        let (position, configuration, seed) = reader.header(self, name)?;
         let mut number = 0;
         while let Some((at, chunk)) = reader.chunk(seed, number)? {
             restore(Piece::Chunk(&chunk)).map_err(|what| reader.damaged(at, what))?;
             number += 1;
         }
+        let index = name.index;
         restore(Piece::End { index }).map_err(|what| reader.damaged(reader.offset, what))?;
         Ok(Found {
             position,
+            configuration,
+            is_received: !name.is_own,
             bytes: reader.offset,
         })
     }
@@ -157,17 +255,19 @@ impl SnapshotFiles {
     pub(in crate::group) fn write(
         &self,
         position: Position,
+        configuration: &Configuration,
         source: Box<dyn SnapshotSource>,
         stop: &StopSignal,
     ) -> Result<Written, LogError> {
         let temporary = self.dir.join(TEMPORARY_NAME);
-        let written = match self.write_temporary(&temporary, position, source, stop) {
+        let header = header(self.owner, position, configuration);
+        let written = match self.write_temporary(&temporary, &header, source, stop) {
             Ok(Written::Durable { bytes }) => {
-                let path = self.dir.join(file_name(position.index));
-                self.fs
-                    .rename(&temporary, &path)
-                    .and_then(|()| self.fs.sync_dir(&self.dir))
-                    .map_err(|source| io_error("rename", &path, source))?;
+                let name = Name {
+                    index: position.index,
+                    is_own: true,
+                };
+                self.rename(&temporary, name)?;
                 return Ok(Written::Durable { bytes });
             }
             Ok(other) => other,
@@ -184,7 +284,7 @@ impl SnapshotFiles {
     fn write_temporary(
         &self,
         path: &Path,
-        position: Position,
+        header: &[u8],
         mut source: Box<dyn SnapshotSource>,
         stop: &StopSignal,
     ) -> Result<Written, LogError> {
@@ -200,9 +300,8 @@ impl SnapshotFiles {
             written: 0,
             synced: 0,
         };
-        let header = header(self.owner, position);
-        let seed = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
-        writer.put(&header)?;
+        let seed = crc32c::crc32c(&header[..header.len() - 4]);
+        writer.put(header)?;
         let mut number = 0;
         while let Some(chunk) = source.next_chunk() {
             assert!(
@@ -226,14 +325,22 @@ impl SnapshotFiles {
         })
     }
 
+    /// Whether there is no room for so many more bytes.
+    pub(in crate::group) fn is_full(&self, bytes: u64) -> bool {
+        let needed = self.reserve_bytes + bytes;
+        // If the free space is not known, the write itself will tell.
+        let free = self.fs.free_space(&self.dir);
+        free.is_ok_and(|free| free < needed)
+    }
+
     /// Removes the snapshots before that at `index`, which is durable. One that cannot be removed
     /// stays until the next start.
     pub(in crate::group) fn remove_older(&self, index: u64) {
         let remove = || -> std::io::Result<()> {
             let names = self.fs.list(&self.dir)?;
             for older in names.iter().filter_map(|name| parse_name(name)) {
-                if older < index {
-                    self.fs.remove(&self.dir.join(file_name(older)))?;
+                if older.index < index {
+                    self.fs.remove(&self.dir.join(older.to_string()))?;
                 }
             }
             Ok(())
@@ -273,10 +380,7 @@ impl Writer<'_> {
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
-        let needed = self.files.reserve_bytes + self.buffer.len() as u64;
-        // If the free space is not known, the write itself will tell.
-        let free = self.files.fs.free_space(&self.files.dir);
-        if free.is_ok_and(|free| free < needed) {
+        if self.files.is_full(self.buffer.len() as u64) {
             return Err(LogError::Full);
         }
         match self.file.write_all_at(&self.buffer, self.written) {
@@ -300,38 +404,69 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The position, and the seed of the chunks' checksums.
-    fn header(&mut self, owner: PeerId, index: u64) -> Result<(Position, u32), LogError> {
-        let mut bytes = [0; HEADER_BYTES];
+    /// The position, who takes part, and the seed of the chunks' checksums.
+    fn header(
+        &mut self,
+        files: &SnapshotFiles,
+        name: Name,
+    ) -> Result<(Position, Configuration, u32), LogError> {
+        let mut bytes = vec![0; HEAD_1_BYTES];
         self.read(&mut bytes)?;
-        let checksum = crc32c::crc32c(bytes.get(..HEADER_BYTES - 4).unwrap_or_default());
-        let found = u32_at(&bytes, 36).unwrap_or_default();
         if !bytes.starts_with(&MAGIC) {
             let what = "this is not the beginning of a snapshot";
             return Err(self.damaged(0, what));
         }
+        let version = u32_at(&bytes, 8).unwrap_or_default();
+        if version >= 2 {
+            // A later version would say so behind a checksum in the same place.
+            let mut length = [0; 4];
+            self.read(&mut length)?;
+            let at = self.offset - 4;
+            let count = u32::from_le_bytes(length) as usize;
+            if count > CONFIGURATION_BYTES_MAX {
+                return Err(self.damaged(at, format!("a configuration of {count} bytes")));
+            }
+            bytes.extend(length);
+            bytes.resize(HEAD_BYTES + count, 0);
+            self.read(bytes.get_mut(HEAD_BYTES..).unwrap_or_default())?;
+        }
+        let mut found = [0; 4];
+        self.read(&mut found)?;
+        let (checksum, found) = (crc32c::crc32c(&bytes), u32::from_le_bytes(found));
         if found != checksum {
             let what = format!("the checksum should be {checksum:08x} and is {found:08x}");
-            return Err(self.damaged(36, what));
+            return Err(self.damaged(self.offset - 4, what));
         }
-        let version = u32_at(&bytes, 8).unwrap_or_default();
-        if version != VERSION {
-            return Err(LogError::Version {
-                file: self.path.display().to_string(),
-                version,
-                known: VERSION,
-            });
-        }
+        let configuration = match version {
+            1 => files.founders.clone(),
+            VERSION => {
+                let encoded = bytes.get(HEAD_BYTES..).unwrap_or_default();
+                let what = "the configuration is not valid";
+                Configuration::decode(encoded)
+                    .ok_or_else(|| self.damaged(HEAD_BYTES as u64, what))?
+            }
+            _ => {
+                return Err(LogError::Version {
+                    file: self.path.display().to_string(),
+                    version,
+                    known: VERSION,
+                });
+            }
+        };
         let number_at = |offset| u64_at(&bytes, offset).unwrap_or_default();
-        let (found, at, term) = (PeerId(number_at(12)), number_at(20), number_at(28));
-        if found != owner {
-            let what = format!("it belongs to peer {found}, and this directory to peer {owner}");
+        let (found, index, term) = (PeerId(number_at(12)), number_at(20), number_at(28));
+        if name.is_own && found != files.owner {
+            let what = format!(
+                "it belongs to peer {found}, and this directory to peer {}",
+                files.owner
+            );
             return Err(self.damaged(12, what));
         }
-        if at != index {
-            return Err(self.damaged(20, format!("it is of index {at}, its name says {index}")));
+        if index != name.index {
+            let what = format!("it is of index {index}, its name says {}", name.index);
+            return Err(self.damaged(20, what));
         }
-        Ok((Position { index: at, term }, checksum))
+        Ok((Position { index, term }, configuration, checksum))
     }
 
     /// The next chunk and where it stands; `None` at the end.
@@ -383,15 +518,17 @@ impl Reader<'_> {
     }
 }
 
-fn header(owner: PeerId, position: Position) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
-    bytes[..8].copy_from_slice(&MAGIC);
-    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    bytes[12..20].copy_from_slice(&owner.0.to_le_bytes());
-    bytes[20..28].copy_from_slice(&position.index.to_le_bytes());
-    bytes[28..36].copy_from_slice(&position.term.to_le_bytes());
-    let checksum = crc32c::crc32c(&bytes[..36]);
-    bytes[36..].copy_from_slice(&checksum.to_le_bytes());
+fn header(owner: PeerId, position: Position, configuration: &Configuration) -> Vec<u8> {
+    let configuration = configuration.encode();
+    let length = u32::try_from(configuration.len()).expect("a group is small");
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(owner.0.to_le_bytes());
+    bytes.extend(position.index.to_le_bytes());
+    bytes.extend(position.term.to_le_bytes());
+    bytes.extend(length.to_le_bytes());
+    bytes.extend(configuration);
+    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
     bytes
 }
 
@@ -408,13 +545,28 @@ fn chunk_header(seed: u32, number: u64, content: &[u8]) -> [u8; CHUNK_HEADER_BYT
     bytes
 }
 
-fn file_name(index: u64) -> String {
-    format!("{index:020}.snapshot")
+/// What a file's name says. In the order of age: of two at one index, the own one is newer, since
+/// what is received is ahead of everything here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Name {
+    index: u64,
+    is_own: bool,
 }
 
-fn parse_name(name: &str) -> Option<u64> {
-    let index = name.strip_suffix(".snapshot")?.parse().ok()?;
-    (file_name(index) == name).then_some(index)
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extension = if self.is_own { OWN } else { RECEIVED };
+        write!(f, "{:020}.{extension}", self.index)
+    }
+}
+
+fn parse_name(text: &str) -> Option<Name> {
+    let (index, extension) = text.split_once('.')?;
+    let name = Name {
+        index: index.parse().ok()?,
+        is_own: extension == OWN,
+    };
+    (name.to_string() == text).then_some(name)
 }
 
 fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> LogError {

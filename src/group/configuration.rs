@@ -1,0 +1,174 @@
+//! Who takes part in a group: its voters and learners, and how that may change. Pure.
+//!
+//! A *learner* gets the log and has no vote; it becomes a voter once it has caught up. A change of
+//! the voters passes through a *joint* configuration, in which old and new voters must both agree
+//! (Raft thesis 4.3); the group leaves it by itself.
+//!
+//! The configuration in force is the one of the last applied entry that changed it. It stands in
+//! snapshots, too:
+//!
+//! | offset | size | meaning |
+//! |---|---|---|
+//! | 0 | 1 | format, 1 |
+//! | 1 | 1 | 1 if the group leaves the joint configuration by itself, else 0 |
+//! | 2 | 1 each | how many voters, outgoing voters, learners, next learners; at most 255 |
+//! | 6 | 8 each | their ids in this order, little-endian, ascending |
+
+use std::collections::BTreeSet;
+
+use crate::ids::PeerId;
+
+const FORMAT: u8 = 1;
+
+/// Peers in one configuration, of any kind: a group has three or five.
+pub const PEERS_MAX: usize = 16;
+
+/// Who takes part.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// Those with a vote.
+    pub voters: BTreeSet<PeerId>,
+    /// In a joint configuration, those that had one before; else empty.
+    pub outgoing: BTreeSet<PeerId>,
+    /// Those that get the log only.
+    pub learners: BTreeSet<PeerId>,
+    /// Outgoing voters that become learners when the joint configuration ends.
+    pub learners_next: BTreeSet<PeerId>,
+    /// Whether a joint configuration ends by itself.
+    pub auto_leave: bool,
+}
+
+/// A change of the configuration, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigurationChange {
+    /// Gets the log from here on.
+    AddLearner(PeerId),
+    /// A learner becomes a voter.
+    Promote(PeerId),
+    /// Takes part no more.
+    Remove(PeerId),
+    /// Ends a joint configuration that did not end by itself.
+    LeaveJoint,
+}
+
+impl Configuration {
+    /// With these voters and nobody else.
+    pub fn of(voters: impl IntoIterator<Item = PeerId>) -> Configuration {
+        Configuration {
+            voters: voters.into_iter().collect(),
+            ..Configuration::default()
+        }
+    }
+
+    /// Whether a change is under way.
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Whether `peer` decides everything by itself.
+    pub fn is_alone(&self, peer: PeerId) -> bool {
+        !self.is_joint() && self.voters.len() == 1 && self.voters.contains(&peer)
+    }
+
+    /// Whether `peer` has a vote, before or after the change that is under way.
+    pub fn is_voter(&self, peer: PeerId) -> bool {
+        self.voters.contains(&peer) || self.outgoing.contains(&peer)
+    }
+
+    /// All that take part, in the order of their ids.
+    pub fn peers(&self) -> BTreeSet<PeerId> {
+        self.sets().into_iter().flatten().copied().collect()
+    }
+
+    fn sets(&self) -> [&BTreeSet<PeerId>; 4] {
+        let Configuration {
+            voters,
+            outgoing,
+            learners,
+            learners_next,
+            auto_leave: _,
+        } = self;
+        [voters, outgoing, learners, learners_next]
+    }
+
+    /// As in the table above.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![FORMAT, u8::from(self.auto_leave)];
+        let count = |set: &BTreeSet<PeerId>| u8::try_from(set.len()).expect("a group is small");
+        bytes.extend(self.sets().map(count));
+        for peer in self.sets().into_iter().flatten() {
+            bytes.extend(peer.0.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What [`Configuration::encode`] made; `None` if it did not make this.
+    pub fn decode(bytes: &[u8]) -> Option<Configuration> {
+        let (head, ids) = bytes.split_first_chunk::<6>()?;
+        let [FORMAT, auto_leave @ 0..=1, counts @ ..] = *head else {
+            return None;
+        };
+        let (ids, rest) = ids.as_chunks::<8>();
+        let total: usize = counts.iter().map(|count| usize::from(*count)).sum();
+        if !rest.is_empty() || ids.len() != total {
+            return None;
+        }
+        let mut ids = ids.iter().map(|id| PeerId(u64::from_le_bytes(*id)));
+        let [voters, outgoing, learners, learners_next] = counts.map(|count| {
+            let set: BTreeSet<PeerId> = ids.by_ref().take(usize::from(count)).collect();
+            (set.len() == usize::from(count)).then_some(set)
+        });
+        let found = Configuration {
+            voters: voters?,
+            outgoing: outgoing?,
+            learners: learners?,
+            learners_next: learners_next?,
+            auto_leave: auto_leave == 1,
+        };
+        // One way only to write it: ids ascending, none of them 0.
+        (!found.peers().contains(&PeerId(0)) && found.encode() == bytes).then_some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(ids: &[u64]) -> BTreeSet<PeerId> {
+        ids.iter().copied().map(PeerId).collect()
+    }
+
+    #[test]
+    fn a_configuration_reads_back_and_anything_else_is_refused() {
+        let configuration = Configuration {
+            voters: set(&[1, 2, 300]),
+            outgoing: set(&[1, 4]),
+            learners: set(&[7]),
+            learners_next: set(&[4]),
+            auto_leave: true,
+        };
+        let bytes = configuration.encode();
+        assert_eq!(Configuration::decode(&bytes), Some(configuration.clone()));
+        let empty = Configuration::default();
+        assert_eq!(Configuration::decode(&empty.encode()), Some(empty));
+        for length in 0..bytes.len() {
+            assert_eq!(Configuration::decode(&bytes[..length]), None);
+        }
+        let mut descending = bytes.clone();
+        descending[6..22].rotate_left(8);
+        assert_eq!(Configuration::decode(&descending), None);
+        assert_eq!(configuration.peers(), set(&[1, 2, 4, 7, 300]));
+    }
+
+    #[test]
+    fn one_voter_is_alone_until_another_change_is_under_way() {
+        let mut configuration = Configuration::of([PeerId(1)]);
+        assert!(configuration.is_alone(PeerId(1)));
+        assert!(!configuration.is_alone(PeerId(2)));
+        configuration.learners.insert(PeerId(2));
+        assert!(configuration.is_alone(PeerId(1)));
+        configuration.outgoing = set(&[1, 2]);
+        assert!(!configuration.is_alone(PeerId(1)));
+        assert!(configuration.is_voter(PeerId(2)));
+    }
+}
