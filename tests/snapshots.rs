@@ -14,7 +14,9 @@ use tolerex::clock::{Clock, Instant, SystemClock};
 use tolerex::cluster::{Cluster, Strategy};
 use tolerex::disk::fs::{FileSystem, OsFileSystem};
 use tolerex::disk::log::LogOptions;
-use tolerex::group::{Bootstrap, Group, GroupHandle, GroupOptions, ProposalOutcome};
+use tolerex::group::{
+    Bootstrap, Group, GroupHandle, GroupOptions, NoPeers, ProposalOutcome, Timing,
+};
 use tolerex::ids::{Key, MemberId, Revision};
 use tolerex::leader::machine::Machine;
 use tolerex::leader::state::View;
@@ -54,9 +56,13 @@ impl Leader {
                 ..LogOptions::default()
             },
             snapshot_bytes,
+            timing: Timing::default(),
             on_failure: Box::new(|error| panic!("{error}")),
         };
-        let group = Group::start(options, Machine::new(Arc::clone(&view))).expect("a group");
+        let group = Group::start(options, Machine::new(Arc::clone(&view)), |_, _| {
+            Box::new(NoPeers)
+        })
+        .expect("a group");
         let handle = group.handle();
         assert!(handle.wait_serving(LONG), "it serves");
         let term = handle.status().term;

@@ -527,6 +527,7 @@ fn term_of(record: &Record<'_>) -> Result<u64, String> {
 mod tests {
     use super::*;
     use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+    use crate::group::core::ORIGIN;
 
     const OWNER: PeerId = PeerId(7);
 
@@ -556,6 +557,11 @@ mod tests {
             salt: 5,
         };
         let mut applied = Vec::new();
+        let start = Start {
+            position: start,
+            configuration: Configuration::of([owner]),
+            is_received: false,
+        };
         let (journal, recovered) = Journal::open(
             Arc::new(fs.clone()),
             dir(),
@@ -579,13 +585,18 @@ mod tests {
     }
 
     fn entry(index: u64, term: u64, text: &str) -> LogEntry {
-        let data = Bytes::copy_from_slice(text.as_bytes());
-        LogEntry { index, term, data }
+        LogEntry {
+            kind: EntryKind::Command,
+            index,
+            term,
+            data: Bytes::copy_from_slice(text.as_bytes()),
+        }
     }
 
     fn write(entries: Vec<LogEntry>, term: u64, commit: u64) -> Persist {
         Persist {
             number: 0,
+            reset: None,
             entries,
             hard_state: HardState {
                 term,
@@ -855,6 +866,7 @@ mod tests {
                 let entries: Vec<LogEntry> = (next..)
                     .zip(&step.lengths)
                     .map(|(index, length)| LogEntry {
+                        kind: EntryKind::Command,
                         index,
                         term,
                         data: vec![index as u8; usize::from(*length)].into(),
@@ -869,6 +881,7 @@ mod tests {
                 };
                 Persist {
                     number: 0,
+                    reset: None,
                     entries,
                     hard_state: self.hard_state,
                 }

@@ -227,10 +227,11 @@ fn try_start_with(
             ..LogOptions::default()
         },
         snapshot_bytes,
+        timing: Timing::default(),
         on_failure: Box::new(move |error| failed.send(error).unwrap()),
     };
     let seen = Seen::default();
-    let group = Group::start(options, seen.clone())?;
+    let group = Group::start(options, seen.clone(), |_, _| Box::new(NoPeers))?;
     let handle = group.handle();
     Ok(Run {
         group,
@@ -742,9 +743,10 @@ fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
         bootstrap: Bootstrap::New,
         log: LogOptions::default(),
         snapshot_bytes: u64::MAX,
+        timing: Timing::default(),
         on_failure: Box::new(|error| panic!("{error}")),
     };
-    let group = Group::start(options, Gated { begun, gate }).unwrap();
+    let group = Group::start(options, Gated { begun, gate }, |_, _| Box::new(NoPeers)).unwrap();
     let handle = group.handle();
     assert!(handle.wait_serving(LONG));
     let term = handle.status().term;

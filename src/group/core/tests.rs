@@ -1,5 +1,7 @@
 //! One participant step by step, and three that pass messages by hand.
 
+use protobuf::Message as _;
+
 use super::*;
 
 fn quiet() -> slog::Logger {
@@ -13,6 +15,8 @@ const WINDOW_BYTES: usize = 128 << 10;
 struct Node {
     core: Core,
     config: CoreConfig,
+    /// At the origin.
+    configuration: Configuration,
     /// Writes handed out and not durable.
     unsynced: VecDeque<Persist>,
     /// What is durable.
@@ -27,14 +31,19 @@ impl Node {
     fn new(id: u64, voters: &[u64]) -> Node {
         let config = CoreConfig {
             id: PeerId(id),
-            voters: voters.iter().copied().map(PeerId).collect(),
             heartbeat_ticks: 1,
             election_ticks: 5 + id as usize..6 + id as usize,
         };
-        Node::start(config, Vec::new(), HardState::INITIAL)
+        let configuration = Configuration::of(voters.iter().copied().map(PeerId));
+        Node::start(config, configuration, Vec::new(), HardState::INITIAL)
     }
 
-    fn start(config: CoreConfig, entries: Vec<LogEntry>, hard_state: HardState) -> Node {
+    fn start(
+        config: CoreConfig,
+        configuration: Configuration,
+        entries: Vec<LogEntry>,
+        hard_state: HardState,
+    ) -> Node {
         let mut window = Window::new(ORIGIN, WINDOW_BYTES);
         let mut applied = Vec::new();
         for entry in &entries {
@@ -43,8 +52,13 @@ impl Node {
                 applied.push(entry.clone());
             }
         }
-        let recovered = Recovered { hard_state, window };
+        let recovered = Recovered {
+            hard_state,
+            window,
+            configuration: configuration.clone(),
+        };
         Node {
+            configuration,
             core: Core::new(&config, recovered, &quiet()).unwrap(),
             config,
             unsynced: VecDeque::new(),
@@ -58,13 +72,20 @@ impl Node {
 
     /// Loses what is not durable.
     fn restart(self) -> Node {
-        Node::start(self.config, self.entries, self.hard_state)
+        Node::start(
+            self.config,
+            self.configuration,
+            self.entries,
+            self.hard_state,
+        )
     }
 
     fn advance(&mut self) {
         while let Some(batch) = self.core.ready() {
             self.unsynced.extend(batch.persist);
-            self.outbox.extend(batch.messages);
+            let messages = batch.messages.into_iter();
+            self.outbox
+                .extend(messages.map(|message| (message.to, message.bytes)));
             self.reads.extend(batch.reads);
             for entry in batch.committed {
                 self.core.applied(entry.index);
@@ -230,11 +251,10 @@ fn too_much_uncommitted_is_refused() {
 fn a_log_that_makes_no_sense_is_refused() {
     let config = CoreConfig {
         id: PeerId(1),
-        voters: vec![PeerId(1)],
         heartbeat_ticks: 1,
         election_ticks: 6..12,
     };
-    for (term, commit, voter) in [(1, 2, 1), (1, 0, 1), (0, 1, 1), (1, 1, 2), (1 << 24, 1, 1)] {
+    for (term, commit) in [(1, 2), (1, 0), (0, 1), (1 << 24, 1)] {
         let recovered = Recovered {
             hard_state: HardState {
                 term,
@@ -242,11 +262,7 @@ fn a_log_that_makes_no_sense_is_refused() {
                 commit,
             },
             window: Window::new(ORIGIN, 0),
-        };
-        let voters = vec![PeerId(voter)];
-        let config = CoreConfig {
-            voters,
-            ..config.clone()
+            configuration: Configuration::of([PeerId(1)]),
         };
         assert!(
             Core::new(&config, recovered, &quiet()).is_err(),

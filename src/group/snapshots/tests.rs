@@ -8,8 +8,8 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::LogOptions;
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
 use crate::group::core::{HardState, ORIGIN, Persist};
-use crate::group::journal::{Journal, JournalError, Written as JournalWritten};
-use crate::group::window::LogEntry;
+use crate::group::journal::{Journal, JournalError, Start, Written as JournalWritten};
+use crate::group::window::{EntryKind, LogEntry};
 use crate::ids::PeerId;
 
 const OWNER: PeerId = PeerId(7);
@@ -35,6 +35,7 @@ fn files(fs: &MemFileSystem) -> SnapshotFiles {
         fs: Arc::new(fs.clone()),
         dir: PathBuf::from("snapshots"),
         owner: OWNER,
+        founders: Configuration::of([OWNER]),
         reserve_bytes: 0,
     }
 }
@@ -55,7 +56,9 @@ fn restore(files: &SnapshotFiles) -> Result<(Option<Found>, State), String> {
 
 fn write(files: &SnapshotFiles, index: u64, state: &State) -> Result<Written, String> {
     let position = Position { index, term: TERM };
-    let written = files.write(position, source(state), &StopSignal::default());
+    let configuration = Configuration::of([OWNER]);
+    let stop = StopSignal::default();
+    let written = files.write(position, &configuration, source(state), &stop);
     written.map_err(|error| error.to_string())
 }
 
@@ -71,6 +74,11 @@ fn open_journal(
     };
     let dir = Path::new("journal");
     let fs = Arc::new(fs.clone());
+    let start = Start {
+        position: start,
+        configuration: Configuration::of([OWNER]),
+        is_received: false,
+    };
     let (journal, _) = Journal::open(fs, dir, options, OWNER, start, 1 << 20, apply)?;
     Ok(journal)
 }
@@ -81,6 +89,7 @@ fn data(index: u64) -> Vec<u8> {
 
 fn append(journal: &mut Journal, index: u64) -> bool {
     let entry = LogEntry {
+        kind: EntryKind::Command,
         index,
         term: TERM,
         data: data(index).into(),
@@ -93,6 +102,7 @@ fn append(journal: &mut Journal, index: u64) -> bool {
     };
     let write = Persist {
         number: 0,
+        reset: None,
         entries: vec![entry],
         hard_state,
     };
@@ -207,6 +217,8 @@ fn no_flipped_bit_and_no_cut_is_restored() {
     };
     let expected = Found {
         position,
+        configuration: Configuration::of([OWNER]),
+        is_received: false,
         bytes: length,
     };
     assert_eq!((found, restored), (Some(expected), state));
@@ -280,7 +292,9 @@ fn without_space_or_when_told_to_stop_nothing_is_left() {
         index: 3,
         term: TERM,
     };
-    let stopped = files.write(position, source(&large), &stop).unwrap();
+    let stopped = files
+        .write(position, &Configuration::of([OWNER]), source(&large), &stop)
+        .unwrap();
     assert_eq!(stopped, Written::Stopped);
     assert_eq!(names(), ["00000000000000000002.snapshot"]);
     assert!(matches!(
