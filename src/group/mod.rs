@@ -79,6 +79,8 @@ pub mod proposals;
 mod raft_thread;
 pub mod reads;
 mod running;
+#[cfg(test)]
+mod several;
 pub mod snapshots;
 #[cfg(test)]
 mod tests;

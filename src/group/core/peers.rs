@@ -99,7 +99,7 @@ impl Core {
         let has_caught_up = |peer: &&PeerId| {
             let progress = raft.prs().get(peer.0);
             progress.is_some_and(|progress| {
-                progress.state == ProgressState::Replicate
+                progress.state != ProgressState::Snapshot
                     && progress.recent_active
                     && progress.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.committed
             })
