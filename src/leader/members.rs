@@ -119,6 +119,10 @@ impl Service for MemberService {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());
                 responder.send(Response::Refused(refusal));
             }
+            Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => {
+                let refusal = Refusal::Other("this leader has no peers".to_owned());
+                responder.send(Response::Refused(refusal));
+            }
         }
     }
 
@@ -138,7 +142,7 @@ impl LinkEvents {
     }
 }
 
-impl PoolEvents for LinkEvents {
+impl PoolEvents<MemberId> for LinkEvents {
     fn up(&self, member: MemberId, _link: &Arc<Link>) {
         self.view.member_up(member, self.clock.now());
     }

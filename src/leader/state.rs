@@ -177,7 +177,7 @@ pub struct Shared {
     /// The Raft group.
     pub group: GroupHandle<Applied>,
     /// Links to members.
-    pub pool: Pool,
+    pub pool: Pool<MemberId>,
     /// Payloads read often.
     pub cache: Cache,
     /// The node's name.
@@ -198,7 +198,7 @@ impl Shared {
         limits: Limits,
         view: Arc<View>,
         group: GroupHandle<Applied>,
-        pool: Pool,
+        pool: Pool<MemberId>,
         cache_bytes: usize,
         (name, client_address): (String, String),
     ) -> Shared {

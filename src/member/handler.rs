@@ -123,6 +123,10 @@ impl Service for Handler {
                 let reason = "a member takes no registrations".to_owned();
                 responder.send(Response::Refused(Refusal::Other(reason)));
             }
+            Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => {
+                let reason = "a member is no peer of leaders".to_owned();
+                responder.send(Response::Refused(Refusal::Other(reason)));
+            }
         }
     }
 

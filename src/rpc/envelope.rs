@@ -1,8 +1,9 @@
 //! Protobuf <-> message types: one [`Envelope`] is the body of one frame. Pure.
 //!
 //! Every check of remote input is here: a decoded value holds only valid keys, known enum values,
-//! and counts and sizes within the limits below; errors name the field. Whether an answer fits its
-//! call, and whether a peer may call at all, is known to `link` and `server`.
+//! and counts and sizes within the limits below, and a request has a call id unless it is one-way;
+//! errors name the field. Whether an answer fits its call, and whether a peer may call at all, is
+//! known to `link` and `server`. What leaders say to each other is in `envelope/peers.rs`.
 //!
 //! Payloads are slices of the frame, not copies: who keeps a small one for long copies it, or the
 //! whole frame stays in memory.
@@ -20,12 +21,15 @@ use crate::rpc::message::{
     Request, Response, Role, StoreRecord, StoreRequest, StoreResult,
 };
 
+mod peers;
+
 /// The generated types, named nowhere else.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 mod wire {
     include!(concat!(env!("OUT_DIR"), "/tolerex.v1.rs"));
 }
 
+pub use peers::{CHUNK_BYTES_MAX, FOUNDERS_MAX, RAFT_MESSAGES_MAX, SNAPSHOT_END_BYTES_MAX};
 use wire::envelope::Body as WireBody;
 
 /// Records of one store, revisions of one fetch: those of the largest batch.
@@ -49,7 +53,7 @@ const REASON_BYTES_MAX: usize = 1024;
 /// The body of one frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Pairs answer and call; 0 for Hellos.
+    /// Pairs answer and call; 0 for Hellos and for what is one-way.
     pub call: CallId,
     /// The sender's Raft term, 0 when it has none.
     pub term: u64,
@@ -62,7 +66,7 @@ pub struct Envelope {
 pub enum Body {
     /// The first frame each way.
     Hello(Hello),
-    /// A call.
+    /// A call, or what is said one way.
     Request(Request),
     /// An answer, or the refusal of a Hello.
     Response(Response),
@@ -92,6 +96,9 @@ fn invalid<T>(field: &'static str, problem: &'static str) -> Checked<T> {
 
 /// Encodes a whole frame, prefix included. Counts above the limits are the caller's mistake.
 pub fn encode(envelope: Envelope) -> Result<Vec<u8>, FrameTooLarge> {
+    if let Err(error) = check_call(envelope.call, &envelope.body) {
+        panic!("{error}");
+    }
     let wire = wire::Envelope {
         call_id: envelope.call.0,
         term: envelope.term,
@@ -150,12 +157,37 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
         Some(WireBody::ReleaseResponse(_)) => Body::Response(Response::Release),
         Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
         Some(WireBody::HeartbeatResponse(_)) => Body::Response(Response::Heartbeat),
+        Some(WireBody::RaftRequest(request)) => {
+            Body::Request(Request::Raft(peers::to_raft(request)?))
+        }
+        Some(WireBody::SnapshotRequest(request)) => {
+            Body::Request(Request::Snapshot(peers::to_chunk(request)?))
+        }
+        Some(WireBody::SnapshotResponse(_)) => Body::Response(Response::Snapshot),
+        Some(WireBody::JoinRequest(request)) => {
+            Body::Request(Request::Join(peers::to_join(request)?))
+        }
+        Some(WireBody::JoinResponse(response)) => {
+            Body::Response(Response::Join(peers::to_join_answer(response)?))
+        }
     };
-    Ok(Envelope {
-        call: CallId(wire.call_id),
-        term: wire.term,
-        body,
-    })
+    let call = CallId(wire.call_id);
+    check_call(call, &body)?;
+    let term = wire.term;
+    Ok(Envelope { call, term, body })
+}
+
+/// A call id is what makes a request a call: one without it would wait for its answer for ever.
+fn check_call(call: CallId, body: &Body) -> Checked<()> {
+    match body {
+        Body::Request(request) if request.kind().is_one_way() && call != CallId(0) => {
+            invalid("call_id", "is not 0 in a one-way request")
+        }
+        Body::Request(request) if !request.kind().is_one_way() && call == CallId(0) => {
+            invalid("call_id", "is 0 in a call")
+        }
+        Body::Hello(_) | Body::Request(_) | Body::Response(_) => Ok(()),
+    }
 }
 
 fn from_request(request: Request) -> WireBody {
@@ -190,6 +222,9 @@ fn from_request(request: Request) -> WireBody {
             bytes: request.bytes,
             free: request.free,
         }),
+        Request::Raft(request) => WireBody::RaftRequest(peers::from_raft(request)),
+        Request::Snapshot(chunk) => WireBody::SnapshotRequest(peers::from_chunk(chunk)),
+        Request::Join(request) => WireBody::JoinRequest(peers::from_join(request)),
     }
 }
 
@@ -204,6 +239,8 @@ fn from_response(response: Response) -> WireBody {
         Response::Release => WireBody::ReleaseResponse(wire::ReleaseResponse {}),
         Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
         Response::Heartbeat => WireBody::HeartbeatResponse(wire::HeartbeatResponse {}),
+        Response::Snapshot => WireBody::SnapshotResponse(wire::SnapshotResponse {}),
+        Response::Join(answer) => WireBody::JoinResponse(peers::from_join_answer(answer)),
         Response::Refused(refusal) => WireBody::Refused(from_refusal(refusal)),
     }
 }

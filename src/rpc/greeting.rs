@@ -251,6 +251,10 @@ pub(crate) fn check_hello(
         let (theirs, ours) = (hello.cluster_id, identity.cluster_id);
         return wrong(format!("cluster is {theirs}, not {ours}"));
     }
+    if (hello.role, hello.node_id) == (identity.role, identity.node_id) && hello.node_id != 0 {
+        let (role, id) = (hello.role, hello.node_id);
+        return wrong(format!("{role} {id:016x} is this node itself, or a copy"));
+    }
     if hello.role != certificate.role {
         let (said, proven) = (hello.role, certificate.role);
         return wrong(format!("role is {said} by hello, {proven} by certificate"));

@@ -7,6 +7,9 @@
 //! outside all locks: on the reader thread with the answer or the loss of the link, on the writer
 //! thread when the deadline has passed. Whoever removes a call from the table calls its completion;
 //! that is why it cannot happen twice. A late answer is dropped.
+//!
+//! What is posted is not in the table: it leaves in order with the calls, and nobody learns whether
+//! it arrived.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +69,8 @@ pub struct Link {
 
 impl Link {
     /// Dials `host:port`, greets, and starts the threads. Blocks for 1 s (each address) plus 5 s at
-    /// most. `number` goes into our Hello: the `link` of a leader's fences, 0 for others.
+    /// most. `number` goes into our Hello (see `Hello::link`): the `link` of a leader's fences; 0
+    /// for others, and for a leader that passes by another one with a call or two.
     pub fn dial(
         address: &str,
         expected: &Expected,
@@ -119,6 +123,7 @@ impl Link {
         deadline: Instant,
         completion: Completion,
     ) -> Result<CallId, CallError> {
+        assert!(!request.kind().is_one_way(), "{} called", request.kind());
         let id = CallId(self.next_call.fetch_add(1, Ordering::Relaxed));
         let pending = Pending {
             kind: request.kind(),
@@ -127,29 +132,27 @@ impl Link {
             completion,
         };
         let kind = pending.kind;
-        let body = Body::Request(request);
-        let frame = envelope::encode(Envelope {
-            call: id,
-            term,
-            body,
-        })
-        .map_err(|error| CallError::TooLarge {
-            bytes: error.bytes,
-            max: error.max,
-        })?;
+        let frame = encode(id, term, request)?;
         let bytes = frame.len();
         self.calls.insert(id, pending)?;
         log::debug!("call {id} to {}: {kind}, {bytes} bytes", self.calls.peer);
         if let Err(error) = self.connection.sender().send(frame) {
             // If the call is gone from the table, its completion was called: it has its outcome.
             if self.calls.remove(id).is_some() {
-                return Err(match error {
-                    SendError::Busy => CallError::Busy,
-                    SendError::Closed(reason) => CallError::LinkLost(reason),
-                });
+                return Err(error.into());
             }
         }
         Ok(id)
+    }
+
+    /// Sends a one-way request: it has no answer, and `Ok` says only that it is queued. Never
+    /// blocks for I/O.
+    pub fn post(&self, term: u64, request: Request) -> Result<(), CallError> {
+        let kind = request.kind();
+        assert!(kind.is_one_way(), "{kind} posted");
+        let frame = encode(CallId(0), term, request)?;
+        log::debug!("post to {}: {kind}, {} bytes", self.calls.peer, frame.len());
+        Ok(self.connection.sender().send(frame)?)
     }
 
     /// Sends a request and waits for its outcome. Not from a completion.
@@ -215,12 +218,30 @@ impl Link {
     }
 }
 
+impl From<SendError> for CallError {
+    fn from(error: SendError) -> CallError {
+        match error {
+            SendError::Busy => CallError::Busy,
+            SendError::Closed(reason) => CallError::LinkLost(reason),
+        }
+    }
+}
+
+fn encode(call: CallId, term: u64, request: Request) -> Result<Vec<u8>, CallError> {
+    let body = Body::Request(request);
+    envelope::encode(Envelope { call, term, body }).map_err(|error| CallError::TooLarge {
+        bytes: error.bytes,
+        max: error.max,
+    })
+}
+
 /// How many results an answer must have, for the kinds that have them.
 fn results_of(request: &Request) -> usize {
     match request {
         Request::Store(request) => request.records.len(),
         Request::Fetch(request) => request.revisions.len(),
         Request::Release(_) | Request::Register(_) | Request::Heartbeat(_) => 0,
+        Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => 0,
     }
 }
 
@@ -240,10 +261,11 @@ impl Pending {
             (Kind::Fetch, Response::Fetch(results)) => results.len() == self.results,
             (Kind::Release, Response::Release)
             | (Kind::Register, Response::Register)
-            | (Kind::Heartbeat, Response::Heartbeat) => true,
-            (Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat, _) => {
-                false
-            }
+            | (Kind::Heartbeat, Response::Heartbeat)
+            | (Kind::Snapshot, Response::Snapshot)
+            | (Kind::Join, Response::Join(_)) => true,
+            (Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat, _)
+            | (Kind::Raft | Kind::Snapshot | Kind::Join, _) => false,
         }
     }
 }

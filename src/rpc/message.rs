@@ -1,18 +1,19 @@
 //! What leaders and members say to each other, in our own types; `envelope.rs` maps them to
 //! protobuf and checks them. Pure.
 //!
-//! Calls from a leader to a member carry a [`Fence`]; calls from a member to a leader do not.
+//! Calls from a leader to a member carry a [`Fence`]; others do not. [`Request::Raft`] is one-way:
+//! it is posted, not called, and has no answer; Raft itself repeats what was lost.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-use crate::ids::{ClusterId, Fence, Key, MemberId, Revision};
+use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
 
 /// What a process is, as its certificate's common name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Coordinates requests; may store, fetch and release on members.
+    /// Coordinates requests; may store, fetch and release on members, and talk with its peers.
     Leader,
     /// Stores payloads; may register and send heartbeats.
     Member,
@@ -45,13 +46,14 @@ pub struct Hello {
     pub incarnation: u64,
     /// Random, new at each start: tells a reconnect from a second process on a cloned disk.
     pub nonce: u64,
-    /// On a leader's link to a member, the link number of its fences; else 0.
+    /// On a leader's link the number of it, to a member that of its fences; 0 on a passing link to
+    /// another leader, and on those of others.
     pub link: u64,
     /// Checked against the certificate.
     pub role: Role,
 }
 
-/// A call.
+/// A call, or what is said one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Leader to member: store records.
@@ -64,6 +66,12 @@ pub enum Request {
     Register(RegisterRequest),
     /// Member to leader: still here; once a second.
     Heartbeat(HeartbeatRequest),
+    /// Leader to leader, one-way: Raft messages.
+    Raft(RaftRequest),
+    /// Leader to leader: a part of a snapshot file.
+    Snapshot(SnapshotChunk),
+    /// Leader to leader: belong to this group.
+    Join(JoinRequest),
 }
 
 /// What is asked; `Display` is its name in logs.
@@ -79,6 +87,12 @@ pub enum Kind {
     Register,
     /// See [`Request::Heartbeat`].
     Heartbeat,
+    /// See [`Request::Raft`].
+    Raft,
+    /// See [`Request::Snapshot`].
+    Snapshot,
+    /// See [`Request::Join`].
+    Join,
 }
 
 impl Kind {
@@ -86,7 +100,17 @@ impl Kind {
     pub fn caller(self) -> Role {
         match self {
             Kind::Store | Kind::Fetch | Kind::Release => Role::Leader,
+            Kind::Raft | Kind::Snapshot | Kind::Join => Role::Leader,
             Kind::Register | Kind::Heartbeat => Role::Member,
+        }
+    }
+
+    /// Whether it is posted and never answered; all others are called.
+    pub fn is_one_way(self) -> bool {
+        match self {
+            Kind::Raft => true,
+            Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat => false,
+            Kind::Snapshot | Kind::Join => false,
         }
     }
 }
@@ -99,6 +123,9 @@ impl fmt::Display for Kind {
             Kind::Release => "release",
             Kind::Register => "register",
             Kind::Heartbeat => "heartbeat",
+            Kind::Raft => "raft",
+            Kind::Snapshot => "snapshot",
+            Kind::Join => "join",
         })
     }
 }
@@ -112,6 +139,9 @@ impl Request {
             Request::Release(_) => Kind::Release,
             Request::Register(_) => Kind::Register,
             Request::Heartbeat(_) => Kind::Heartbeat,
+            Request::Raft(_) => Kind::Raft,
+            Request::Snapshot(_) => Kind::Snapshot,
+            Request::Join(_) => Kind::Join,
         }
     }
 }
@@ -129,6 +159,10 @@ pub enum Response {
     Register,
     /// Noted.
     Heartbeat,
+    /// The chunk is taken; after the last one, the whole file is.
+    Snapshot,
+    /// It belongs to the group, and says where it is reached.
+    Join(JoinAnswer),
     /// The whole request was refused and had no effect.
     Refused(Refusal),
 }
@@ -218,6 +252,45 @@ pub struct HeartbeatRequest {
     pub bytes: u64,
     /// Free bytes of the disk.
     pub free: u64,
+}
+
+/// Raft messages for the peer, in the order in which they were made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaftRequest {
+    /// Where the sender's RPC is reached, `host:port`: the receiver may dial it there.
+    pub address: String,
+    /// Encoded messages, opaque here. At least one.
+    pub messages: Vec<Bytes>,
+}
+
+/// A part of a snapshot file. Chunks of a transfer come in order, each after the answer to the one
+/// before it or not; the receiver refuses what does not follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotChunk {
+    /// Names the transfer; chosen by the sender.
+    pub transfer: u64,
+    /// Where `bytes` belongs in the file; 0 begins anew.
+    pub offset: u64,
+    /// A part of the file, not empty.
+    pub bytes: Bytes,
+    /// With the last chunk: the Raft message that the snapshot belongs to, opaque here.
+    pub end: Option<Bytes>,
+}
+
+/// Belong to this group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The voters with which the group began, each once.
+    pub founders: Vec<PeerId>,
+}
+
+/// Where a leader is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinAnswer {
+    /// By leaders and members, `host:port`.
+    pub rpc: String,
+    /// By clients, `host:port`.
+    pub client: String,
 }
 
 /// Why a request was refused.

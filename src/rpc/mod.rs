@@ -1,4 +1,5 @@
-//! The wire between leaders and members: length-prefixed protobuf frames over mutual TLS 1.3.
+//! The wire between leaders and members, and among leaders: length-prefixed protobuf frames over
+//! mutual TLS 1.3.
 //!
 //! | file          | what                                                             |
 //! |---------------|------------------------------------------------------------------|
@@ -9,14 +10,16 @@
 //! | `greeting`    | the TLS handshake and the two Hellos, under one deadline         |
 //! | `connection`  | one established connection: reader and writer thread             |
 //! | `link`        | the calling side of a connection: call table, deadlines          |
-//! | `pool`        | member id -> link: open, reconnect, close on removal             |
+//! | `pool`        | member or peer -> link: open, reconnect, close on removal        |
 //! | `server`      | the answering side: accept, role checks, dispatch                |
 //! | `responder`   | answers one call                                                 |
 //! | `testing`     | certificates for tests                                           |
 //!
 //! A connection has a calling side (who dialled) and an answering side. The first frame each way is
 //! `Hello`; then calls and answers, many in flight, answers in any order. What a call did when its
-//! answer does not come (link lost, deadline passed) is not known: it may still be executed.
+//! answer does not come (link lost, deadline passed) is not known: it may still be executed. Raft
+//! messages are one-way: posted in order, without an answer. Two leaders dial each other, and each
+//! posts and calls on the connection that it dialled.
 //!
 //! # Threads
 //!
@@ -88,7 +91,7 @@ impl LocalIdentity {
         ))
     }
 
-    /// The Hello of a connection with link number `link` (0 unless a leader dials a member).
+    /// The Hello of a connection with link number `link` (0 unless a leader dials; see [`Hello`]).
     pub fn hello(&self, link: u64) -> Hello {
         Hello {
             protocol: PROTOCOL_VERSION,
@@ -118,7 +121,7 @@ pub struct PeerInfo {
     pub incarnation: u64,
     /// Random, new at each of its starts.
     pub nonce: u64,
-    /// On a leader's connection to a member, the link number of its fences; else 0.
+    /// As in [`Hello::link`].
     pub link: u64,
     /// Its role, in its certificate's CN.
     pub role: Role,

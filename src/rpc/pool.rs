@@ -1,13 +1,17 @@
-//! Links to members, kept open: dials, reconnects with back-off, closes on removal.
+//! Links to members or to other leaders, kept open: dials, reconnects with back-off, closes on
+//! removal.
 //!
 //! Owns a thread `dial-<name>` for each target, so that a silent one does not delay the others, and
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
-//! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each process;
-//! the term grows with each start of a leader.
+//! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each pool, and a
+//! process has one pool for members and one for its peers; the term grows with each start of a
+//! leader.
 //!
-//! For one member [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
+//! For one target [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
 //! removed meanwhile: the thread of a changed target first joins that of the earlier one.
 
+use std::fmt::Display;
+use std::hash::Hash;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +21,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, Instant};
-use crate::ids::MemberId;
+use crate::ids::{MemberId, PeerId};
 use crate::rpc::LocalIdentity;
 use crate::rpc::greeting::{self, Expected, GreetingError};
 use crate::rpc::link::Link;
@@ -25,71 +29,94 @@ use crate::rpc::message::Role;
 use crate::rpc::tls::TlsContext;
 use crate::threads::{self, StopSignal, Thread, Threads};
 
-/// The first wait after a link was lost or not made: a restarting member takes longer, a lost
+/// The first wait after a link was lost or not made: a restarting node takes longer, a lost
 /// packet does not.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 
-/// The longest wait. It bounds how long a member that is back stays without a link (DESIGN.md §5).
+/// The longest wait. It bounds how long a target that is back stays without a link (DESIGN.md §5).
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 /// How often the end of a link is looked at besides being signalled; any value would do.
 const CLOSED_WAIT: Duration = Duration::from_secs(60);
 
+/// What a pool links to: the id of a node of one role.
+pub trait Target: Copy + Eq + Hash + Display + Send + Sync + 'static {
+    /// The role of the node, by its certificate.
+    const ROLE: Role;
+    /// The id as in the node's Hello.
+    fn node_id(self) -> u64;
+}
+
+impl Target for MemberId {
+    const ROLE: Role = Role::Member;
+
+    fn node_id(self) -> u64 {
+        self.0
+    }
+}
+
+impl Target for PeerId {
+    const ROLE: Role = Role::Leader;
+
+    fn node_id(self) -> u64 {
+        self.0
+    }
+}
+
 /// What a pool's owner is told, on the target's `dial-` thread; reconnecting waits for it.
-pub trait PoolEvents: Send + Sync {
-    /// The link to `member` is open; [`Pool::link`] gives it.
-    fn up(&self, member: MemberId, link: &Arc<Link>);
+pub trait PoolEvents<T: Target>: Send + Sync {
+    /// The link to `target` is open; [`Pool::link`] gives it.
+    fn up(&self, target: T, link: &Arc<Link>);
     /// The link of the last `up` is closed, and all its calls are completed.
-    fn down(&self, member: MemberId);
+    fn down(&self, target: T);
 }
 
-/// Links to members. Stopping it is its owner's duty.
-pub struct Pool {
-    shared: Arc<Shared>,
+/// Links to nodes of one role. Stopping it is its owner's duty.
+pub struct Pool<T: Target> {
+    shared: Arc<Shared<T>>,
 }
 
-struct Shared {
+struct Shared<T> {
     identity: LocalIdentity,
     tls: Arc<TlsContext>,
     clock: Arc<dyn Clock>,
-    events: Arc<dyn PoolEvents>,
+    events: Arc<dyn PoolEvents<T>>,
     /// The last link number taken.
     last_link: AtomicU64,
-    targets: Mutex<Targets>,
+    targets: Mutex<Targets<T>>,
 }
 
-#[derive(Default)]
-struct Targets {
+struct Targets<T> {
     stopped: bool,
-    current: FxHashMap<MemberId, (Arc<Target>, Thread)>,
+    current: FxHashMap<T, (Arc<Endpoint<T>>, Thread)>,
     /// Threads of targets that were removed or changed.
-    retired: Vec<(MemberId, Thread)>,
+    retired: Vec<(T, Thread)>,
 }
 
-/// One member to keep a link to. Replaced as a whole when it changes.
-struct Target {
-    member: MemberId,
+/// Where one target is reached. Replaced as a whole when it changes.
+struct Endpoint<T> {
+    target: T,
     address: String,
     name: String,
     stop: StopSignal,
-    state: Mutex<TargetState>,
+    state: Mutex<EndpointState>,
 }
 
 #[derive(Default)]
-struct TargetState {
+struct EndpointState {
     /// The socket being greeted, so that a stop need not wait for a silent peer.
     greeting: Option<TcpStream>,
     link: Option<Arc<Link>>,
 }
 
-impl Pool {
-    /// An empty pool. Its targets are members, their links carry the pool's counter.
+impl<T: Target> Pool<T> {
+    /// An empty pool. Its links carry the pool's counter.
     pub fn new(
         identity: LocalIdentity,
         tls: Arc<TlsContext>,
         clock: Arc<dyn Clock>,
-        events: Arc<dyn PoolEvents>,
-    ) -> Pool {
+        events: Arc<dyn PoolEvents<T>>,
+    ) -> Pool<T> {
         Pool {
             shared: Arc::new(Shared {
                 identity,
@@ -97,60 +124,64 @@ impl Pool {
                 clock,
                 events,
                 last_link: AtomicU64::new(0),
-                targets: Mutex::default(),
+                targets: Mutex::new(Targets {
+                    stopped: false,
+                    current: FxHashMap::default(),
+                    retired: Vec::new(),
+                }),
             }),
         }
     }
 
-    /// Keeps a link to `member` at `address` (`host:port`), whose Hello must carry `name` and the
+    /// Keeps a link to `target` at `address` (`host:port`), whose Hello must carry `name` and the
     /// id. Setting the same again does nothing, other values replace the link. Does not block.
-    pub fn set(&self, member: MemberId, address: &str, name: &str) {
+    pub fn set(&self, target: T, address: &str, name: &str) {
         let mut targets = self.shared.targets.lock();
         targets.reap();
-        let same = |target: &Target| target.address == address && target.name == name;
-        let known = targets.current.get(&member);
-        if targets.stopped || known.is_some_and(|(target, _)| same(target)) {
+        let same = |endpoint: &Endpoint<T>| endpoint.address == address && endpoint.name == name;
+        let known = targets.current.get(&target);
+        if targets.stopped || known.is_some_and(|(endpoint, _)| same(endpoint)) {
             return;
         }
-        targets.retire(member);
+        targets.retire(target);
         let retired = std::mem::take(&mut targets.retired);
-        let (earlier, others) = retired.into_iter().partition(|(id, _)| *id == member);
+        let (earlier, others) = retired.into_iter().partition(|(id, _)| *id == target);
         targets.retired = others;
-        let target = Arc::new(Target {
-            member,
+        let endpoint = Arc::new(Endpoint {
+            target,
             address: address.to_owned(),
             name: name.to_owned(),
             stop: StopSignal::default(),
             state: Mutex::default(),
         });
         let body = {
-            let (shared, target): (_, Arc<Target>) = (self.shared.clone(), target.clone());
-            let earlier: Vec<(MemberId, Thread)> = earlier;
+            let (shared, endpoint) = (self.shared.clone(), endpoint.clone());
+            let earlier: Vec<(T, Thread)> = earlier;
             move || {
                 earlier.into_iter().for_each(|(_, thread)| thread.join());
-                shared.keep_open(&target);
+                shared.keep_open(&endpoint);
             }
         };
         match threads::spawn(format!("dial-{name}"), body) {
-            Ok(thread) => _ = targets.current.insert(member, (target, thread)),
+            Ok(thread) => _ = targets.current.insert(target, (endpoint, thread)),
             Err(error) => log::error!("no thread to dial {name}: {error}"),
         }
     }
 
-    /// Closes the link and forgets the member. Does not block; the last event is `down`, soon.
-    pub fn remove(&self, member: MemberId) {
+    /// Closes the link and forgets the target. Does not block; the last event is `down`, soon.
+    pub fn remove(&self, target: T) {
         let mut targets = self.shared.targets.lock();
         targets.reap();
-        targets.retire(member);
+        targets.retire(target);
     }
 
-    /// The open link to `member`.
-    pub fn link(&self, member: MemberId) -> Option<Arc<Link>> {
-        let target = {
+    /// The open link to `target`.
+    pub fn link(&self, target: T) -> Option<Arc<Link>> {
+        let endpoint = {
             let targets = self.shared.targets.lock();
-            targets.current.get(&member)?.0.clone()
+            targets.current.get(&target)?.0.clone()
         };
-        let link = target.state.lock().link.clone();
+        let link = endpoint.state.lock().link.clone();
         link.filter(|link| link.is_open())
     }
 
@@ -160,10 +191,10 @@ impl Pool {
         let retired = {
             let mut targets = self.shared.targets.lock();
             targets.stopped = true;
-            let members: Vec<MemberId> = targets.current.keys().copied().collect();
-            members
+            let current: Vec<T> = targets.current.keys().copied().collect();
+            current
                 .into_iter()
-                .for_each(|member| targets.retire(member));
+                .for_each(|target| targets.retire(target));
             std::mem::take(&mut targets.retired)
         };
         let mut threads = Threads::default();
@@ -174,7 +205,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl<T: Target> Drop for Pool<T> {
     fn drop(&mut self) {
         let deadline = self.shared.clock.now() + greeting::GREETING_TIMEOUT;
         // What is late was logged; there is nobody left to tell.
@@ -182,11 +213,11 @@ impl Drop for Pool {
     }
 }
 
-impl Targets {
-    fn retire(&mut self, member: MemberId) {
-        if let Some((target, thread)) = self.current.remove(&member) {
-            target.end();
-            self.retired.push((member, thread));
+impl<T: Target> Targets<T> {
+    fn retire(&mut self, target: T) {
+        if let Some((endpoint, thread)) = self.current.remove(&target) {
+            endpoint.end();
+            self.retired.push((target, thread));
         }
     }
 
@@ -197,7 +228,7 @@ impl Targets {
     }
 }
 
-impl Target {
+impl<T> Endpoint<T> {
     fn end(&self) {
         self.stop.stop();
         let state = self.state.lock();
@@ -211,27 +242,27 @@ impl Target {
     }
 }
 
-impl Shared {
+impl<T: Target> Shared<T> {
     /// The thread `dial-<name>`.
-    fn keep_open(&self, target: &Target) {
-        let seed = self.identity.nonce ^ target.member.0;
+    fn keep_open(&self, endpoint: &Endpoint<T>) {
+        let seed = self.identity.nonce ^ endpoint.target.node_id();
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut backoff = BACKOFF_MIN;
         let mut last_problem = String::new();
-        while !target.stop.is_stopped() {
-            match self.dial(target) {
+        while !endpoint.stop.is_stopped() {
+            match self.dial(endpoint) {
                 Ok(link) => {
                     last_problem.clear();
                     let since = self.clock.now();
-                    self.hold(target, link);
+                    self.hold(endpoint, link);
                     // A link that is lost as soon as it is made must not be made 50 times a second.
                     if self.clock.now().since(since) > BACKOFF_MAX {
                         backoff = BACKOFF_MIN;
                     }
                 }
-                Err(_) if target.stop.is_stopped() => return,
+                Err(_) if endpoint.stop.is_stopped() => return,
                 Err(error) => {
-                    let (name, address) = (&target.name, &target.address);
+                    let (name, address) = (&endpoint.name, &endpoint.address);
                     let problem = error.to_string();
                     if problem == last_problem {
                         log::debug!("no link to {name} at {address}: {problem}");
@@ -241,25 +272,25 @@ impl Shared {
                     last_problem = problem;
                 }
             }
-            // Between half and all of it, so that leaders do not dial a member in step.
-            target
+            // Between half and all of it, so that leaders do not dial a node in step.
+            endpoint
                 .stop
                 .wait_timeout(backoff.mul_f64(0.5 + chance.f64() / 2.0));
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }
 
-    fn dial(&self, target: &Target) -> Result<Arc<Link>, GreetingError> {
+    fn dial(&self, endpoint: &Endpoint<T>) -> Result<Arc<Link>, GreetingError> {
         let number = self.last_link.fetch_add(1, Ordering::Relaxed) + 1;
         let expected = Expected {
-            role: Role::Member,
-            name: Some(target.name.clone()),
-            node_id: Some(target.member.0),
+            role: T::ROLE,
+            name: Some(endpoint.name.clone()),
+            node_id: Some(endpoint.target.node_id()),
         };
-        let socket = greeting::connect(&target.address)?;
-        target.state.lock().greeting = Some(socket.try_clone()?);
+        let socket = greeting::connect(&endpoint.address)?;
+        endpoint.state.lock().greeting = Some(socket.try_clone()?);
         // `end` sets the signal, then looks for the socket.
-        let greeted = if target.stop.is_stopped() {
+        let greeted = if endpoint.stop.is_stopped() {
             Err(GreetingError::Io(std::io::ErrorKind::Interrupted.into()))
         } else {
             greeting::dial(
@@ -271,20 +302,20 @@ impl Shared {
                 &*self.clock,
             )
         };
-        target.state.lock().greeting = None;
+        endpoint.state.lock().greeting = None;
         Link::start(greeted?, number, self.clock.clone())
     }
 
     /// From up to down.
-    fn hold(&self, target: &Target, link: Arc<Link>) {
-        target.state.lock().link = Some(link.clone());
+    fn hold(&self, endpoint: &Endpoint<T>, link: Arc<Link>) {
+        endpoint.state.lock().link = Some(link.clone());
         // `end` sets the signal, then looks for the link.
-        if target.stop.is_stopped() {
+        if endpoint.stop.is_stopped() {
             link.close();
         }
-        self.events.up(target.member, &link);
+        self.events.up(endpoint.target, &link);
         while !link.wait_closed(CLOSED_WAIT) {}
-        target.state.lock().link = None;
-        self.events.down(target.member);
+        endpoint.state.lock().link = None;
+        self.events.down(endpoint.target);
     }
 }

@@ -7,9 +7,10 @@ use crate::rpc::connection::{SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::message::{Refusal, Response};
 
-/// Answers one call, from any thread. Dropped without an answer, it refuses the call.
+/// Answers one call, from any thread. Dropped without an answer, it refuses the call. That of a
+/// one-way request answers nothing, whatever it is told.
 pub struct Responder {
-    /// `None` after the answer.
+    /// `None` after the answer, and when there is none to give.
     sender: Option<Arc<Sender>>,
     call: CallId,
 }
@@ -19,6 +20,14 @@ impl Responder {
         Responder {
             sender: Some(sender),
             call,
+        }
+    }
+
+    /// The responder of a one-way request.
+    pub(crate) fn silent() -> Responder {
+        Responder {
+            sender: None,
+            call: CallId(0),
         }
     }
 

@@ -15,6 +15,11 @@
 //! anything else is a rolled back or cloned disk, refused without harm to the one that is
 //! connected. Calls of the older connection that the service has queued are for it to refuse, by
 //! their fence.
+//!
+//! Between leaders each end has dialled a connection of its own; a server knows only those that it
+//! accepted, so the two do not touch each other. A leader has no incarnation and is told apart from
+//! its earlier start by its nonce. With link number 0 it passes by, to call a leader that it does
+//! not know yet: such a connection takes no place and ends no other.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -43,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is known of a call beside its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallInfo {
-    /// Its id on the connection.
+    /// Its id on the connection, 0 for a one-way request.
     pub id: CallId,
     /// The caller's Raft term, 0 when it has none.
     pub term: u64,
@@ -56,7 +61,7 @@ pub trait Service: Send + Sync {
     /// A peer's Hello was checked; an error refuses it. On a thread of its own; may block shortly.
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal>;
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
-    /// thread: while it blocks, nothing more is read from this peer, and after some 6 s of that the
+    /// thread; for a one-way request `responder` answers nothing, and may be dropped. While it blocks, nothing more is read from this peer, and after some 6 s of that the
     /// peer's kernel takes us for dead.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
     /// The connection has ended: once for each `connected` that returned `Ok`, after its last
@@ -74,7 +79,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 256 and 64: a cluster has some tens of nodes, two connections each.
+    /// 256 and 64: a cluster has some tens of nodes, two connections each at most.
     fn default() -> Limits {
         Limits {
             connections: 256,
@@ -218,7 +223,7 @@ struct Entry {
 
 enum State {
     Greeting,
-    /// It has its node's place: no other connection of that node is welcomed.
+    /// It has its node's place, unless it passes by: no other connection of that node is welcomed.
     Welcomed {
         peer: PeerInfo,
         /// `None` until its threads run.
@@ -354,7 +359,7 @@ impl Shared {
         let mut table = self.table.lock();
         loop {
             let older = table.entries.values().find_map(|entry| match &entry.state {
-                State::Welcomed { peer: older, .. } if is_same_node(older, peer) => {
+                State::Welcomed { peer: older, .. } if self.is_same_place(older, peer) => {
                     Some((entry, older))
                 }
                 State::Welcomed { .. } | State::Greeting => None,
@@ -382,6 +387,12 @@ impl Shared {
         }
     }
 
+    fn is_same_place(&self, a: &PeerInfo, b: &PeerInfo) -> bool {
+        let leaders = (self.identity.role, a.role) == (Role::Leader, Role::Leader);
+        let passing = leaders && (a.link == 0 || b.link == 0);
+        !passing && a.role != Role::Client && a.role == b.role && a.node_id == b.node_id
+    }
+
     /// The connection runs: it can be ended in order. It may have ended already.
     fn settle(&self, number: u64, connection: Arc<Connection>) {
         let mut table = self.table.lock();
@@ -405,10 +416,6 @@ impl Shared {
         drop(table);
         self.ended.notify_all();
     }
-}
-
-fn is_same_node(a: &PeerInfo, b: &PeerInfo) -> bool {
-    a.role != Role::Client && a.role == b.role && a.node_id == b.node_id
 }
 
 /// Whether a new connection ends an older one of the same node, or why it is refused itself.
@@ -450,8 +457,12 @@ impl Receiver for Caller {
             Body::Response(_) => return Err("answered without being called".to_owned()),
             Body::Hello(_) => return Err("said hello again".to_owned()),
         };
-        let responder = Responder::new(sender.clone(), id);
         let kind = request.kind();
+        let responder = if kind.is_one_way() {
+            Responder::silent()
+        } else {
+            Responder::new(sender.clone(), id)
+        };
         log::debug!("call {id} of {}: {kind}, {bytes} bytes", self.peer);
         if self.peer.role != kind.caller() {
             let reason = format!("{kind} is for a {} to call", kind.caller());
