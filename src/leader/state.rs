@@ -189,6 +189,8 @@ pub struct Shared {
     deposed: AtomicBool,
     /// Batches begun, to tell them apart in the log.
     batches: AtomicU64,
+    /// What the monotonic clock lacks to the time of commands.
+    time_offset_ms: AtomicU64,
 }
 
 impl Shared {
@@ -202,7 +204,10 @@ impl Shared {
         cache_bytes: usize,
         (name, client_address): (String, String),
     ) -> Shared {
+        let monotonic_ms = clock.now().as_nanos() / 1_000_000;
+        let time_offset_ms = clock.wall_ms().saturating_sub(monotonic_ms);
         Shared {
+            time_offset_ms: AtomicU64::new(time_offset_ms),
             clock,
             limits,
             view,
@@ -225,6 +230,16 @@ impl Shared {
     /// A number for a batch.
     pub fn next_batch(&self) -> u64 {
         self.batches.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The time that a command carries, in milliseconds since the Unix epoch. It starts from the
+    /// wall clock and runs on by the monotonic one, so that it neither jumps nor goes back; what
+    /// other leaders had reached it goes on from, at its own pace, if that is ahead.
+    pub fn command_ms(&self) -> u64 {
+        let monotonic_ms = self.clock.now().as_nanos() / 1_000_000;
+        let reached = self.view.metadata.clock_ms().saturating_sub(monotonic_ms);
+        let offset = self.time_offset_ms.fetch_max(reached, Ordering::Relaxed);
+        monotonic_ms + offset.max(reached)
     }
 
     /// The fence of requests of `term` on a link.

@@ -154,7 +154,7 @@ fn describe(batch: &Batch) -> String {
     match batch {
         Batch::Writes(writes) => format!("of {} writes", writes.len()),
         Batch::Reads(keys) => format!("of {} reads", keys.len()),
-        Batch::Bulk { count, payload } => format!("of {count} times {} bytes", payload.len()),
+        Batch::Bulk { count, payload, .. } => format!("of {count} times {} bytes", payload.len()),
         Batch::Where(key) => format!("where {key}"),
         Batch::Count => "count".into(),
         Batch::Status => "status".into(),
