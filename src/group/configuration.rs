@@ -13,8 +13,10 @@
 //! | 1 | 1 | 1 if the group leaves the joint configuration by itself, else 0 |
 //! | 2 | 1 each | how many voters, outgoing voters, learners, next learners; at most 255 |
 //! | 6 | 8 each | their ids in this order, little-endian, ascending |
+//! | | 1 | how many addresses are known |
+//! | | each | id 8, ascending; name, RPC address, client address: 2 bytes length and text each |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::PeerId;
 
@@ -22,6 +24,23 @@ const FORMAT: u8 = 1;
 
 /// Peers in one configuration, of any kind: a group has three or five.
 pub const PEERS_MAX: usize = 16;
+
+/// The longest name or address, in bytes.
+pub const TEXT_BYTES_MAX: usize = 255;
+
+/// The most bytes of a configuration.
+pub const BYTES_MAX: usize = 7 + PEERS_MAX * (4 * 8 + 8 + 3 * (2 + TEXT_BYTES_MAX));
+
+/// Where a participant is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Its RPC, `host:port`.
+    pub rpc: String,
+    /// Its client port, `host:port`.
+    pub client: String,
+}
 
 /// Who takes part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,13 +55,17 @@ pub struct Configuration {
     pub learners_next: BTreeSet<PeerId>,
     /// Whether a joint configuration ends by itself.
     pub auto_leave: bool,
+    /// Where they are reached, as far as it is known.
+    pub addresses: BTreeMap<PeerId, PeerAddress>,
 }
 
 /// A change of the configuration, one at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigurationChange {
     /// Gets the log from here on.
-    AddLearner(PeerId),
+    AddLearner(PeerId, PeerAddress),
+    /// Is reached there from here on; whoever leads says so of itself.
+    Describe(PeerId, PeerAddress),
     /// A learner becomes a voter.
     Promote(PeerId),
     /// Takes part no more.
@@ -87,8 +110,22 @@ impl Configuration {
             learners,
             learners_next,
             auto_leave: _,
+            addresses: _,
         } = self;
         [voters, outgoing, learners, learners_next]
+    }
+
+    /// The same participants with these addresses, as far as they take part.
+    pub fn with_addresses(mut self, addresses: BTreeMap<PeerId, PeerAddress>) -> Configuration {
+        let peers = self.peers();
+        self.addresses = addresses;
+        self.addresses.retain(|peer, _| peers.contains(peer));
+        self
+    }
+
+    /// Whether the same peers take part in the same way.
+    pub fn is_like(&self, other: &Configuration) -> bool {
+        self.sets() == other.sets() && self.auto_leave == other.auto_leave
     }
 
     /// As in the table above.
@@ -99,6 +136,11 @@ impl Configuration {
         for peer in self.sets().into_iter().flatten() {
             bytes.extend(peer.0.to_le_bytes());
         }
+        bytes.push(u8::try_from(self.addresses.len()).expect("a group is small"));
+        for (peer, address) in &self.addresses {
+            bytes.extend(peer.0.to_le_bytes());
+            address.put(&mut bytes);
+        }
         bytes
     }
 
@@ -108,25 +150,73 @@ impl Configuration {
         let [FORMAT, auto_leave @ 0..=1, counts @ ..] = *head else {
             return None;
         };
-        let (ids, rest) = ids.as_chunks::<8>();
         let total: usize = counts.iter().map(|count| usize::from(*count)).sum();
-        if !rest.is_empty() || ids.len() != total {
-            return None;
-        }
+        let (ids, rest) = ids.split_at_checked(total * 8)?;
+        let (ids, _) = ids.as_chunks::<8>();
         let mut ids = ids.iter().map(|id| PeerId(u64::from_le_bytes(*id)));
         let [voters, outgoing, learners, learners_next] = counts.map(|count| {
             let set: BTreeSet<PeerId> = ids.by_ref().take(usize::from(count)).collect();
             (set.len() == usize::from(count)).then_some(set)
         });
-        let found = Configuration {
+        let mut found = Configuration {
             voters: voters?,
             outgoing: outgoing?,
             learners: learners?,
             learners_next: learners_next?,
             auto_leave: auto_leave == 1,
+            addresses: BTreeMap::new(),
         };
+        let (count, mut rest) = rest.split_first()?;
+        for _ in 0..*count {
+            let (id, text) = rest.split_first_chunk::<8>()?;
+            let address;
+            (address, rest) = PeerAddress::take(text)?;
+            let peer = PeerId(u64::from_le_bytes(*id));
+            found.addresses.insert(peer, address);
+        }
         // One way only to write it: ids ascending, none of them 0.
         (!found.peers().contains(&PeerId(0)) && found.encode() == bytes).then_some(found)
+    }
+}
+
+impl PeerAddress {
+    /// As in the table above.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.put(&mut bytes);
+        bytes
+    }
+
+    /// What [`PeerAddress::encode`] made.
+    pub fn decode(bytes: &[u8]) -> Option<PeerAddress> {
+        let (address, rest) = PeerAddress::take(bytes)?;
+        rest.is_empty().then_some(address)
+    }
+
+    fn put(&self, bytes: &mut Vec<u8>) {
+        for text in [&self.name, &self.rpc, &self.client] {
+            assert!(text.len() <= TEXT_BYTES_MAX, "an address is too long");
+            bytes.extend((text.len() as u16).to_le_bytes());
+            bytes.extend(text.as_bytes());
+        }
+    }
+
+    fn take(bytes: &[u8]) -> Option<(PeerAddress, &[u8])> {
+        let mut rest = bytes;
+        let mut text = || {
+            let (length, behind) = rest.split_first_chunk::<2>()?;
+            let length = usize::from(u16::from_le_bytes(*length));
+            let (text, behind) = behind.split_at_checked(length)?;
+            rest = behind;
+            let text = std::str::from_utf8(text).ok()?;
+            (length <= TEXT_BYTES_MAX).then(|| text.to_owned())
+        };
+        let address = PeerAddress {
+            name: text()?,
+            rpc: text()?,
+            client: text()?,
+        };
+        Some((address, rest))
     }
 }
 
@@ -146,6 +236,14 @@ mod tests {
             learners: set(&[7]),
             learners_next: set(&[4]),
             auto_leave: true,
+            addresses: BTreeMap::from([(
+                PeerId(7),
+                PeerAddress {
+                    name: "leader-7".to_owned(),
+                    rpc: "localhost:5".to_owned(),
+                    client: String::new(),
+                },
+            )]),
         };
         let bytes = configuration.encode();
         assert_eq!(Configuration::decode(&bytes), Some(configuration.clone()));

@@ -86,7 +86,7 @@ pub mod snapshots;
 mod tests;
 pub mod window;
 
-pub use self::configuration::{Configuration, ConfigurationChange};
+pub use self::configuration::{Configuration, ConfigurationChange, PeerAddress};
 pub use self::core::{Outgoing, Progress, Role};
 pub use self::handle::{ENTRY_BYTES_MAX, GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
 pub use self::identity::Bootstrap;

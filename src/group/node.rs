@@ -246,7 +246,7 @@ impl<S: StateMachine> Node<S> {
             self.core.transfer(None);
         }
         if let (Some(change), Some(term)) = (self.core.next_change(), self.serving) {
-            match self.core.change(term, change) {
+            match self.core.change(term, &change) {
                 Ok(_) => log::info!("group: {change:?} is proposed"),
                 Err(reason) => log::debug!("group: {change:?} is not proposed: {reason}"),
             }
@@ -337,7 +337,7 @@ impl<S: StateMachine> Node<S> {
         }
         let appended = self
             .check_room()
-            .and_then(|()| self.core.change(term, change));
+            .and_then(|()| self.core.change(term, &change));
         match appended {
             Ok(index) => {
                 let waiter = Waiter::Change(completion.proposed());
@@ -497,6 +497,7 @@ impl<S: StateMachine> Node<S> {
             position.index
         );
         self.schedule.installed(found.bytes);
+        self.core.describe(found.configuration);
         self.applied = position;
         self.shared.publish_applied(position.index);
         self.publish_configuration();

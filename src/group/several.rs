@@ -369,7 +369,11 @@ impl Net {
         for number in 1..self.hosts.len() {
             let id = self.id(number);
             self.run_until("a leader", |net| net.leader().is_some());
-            self.change(ConfigurationChange::AddLearner(id));
+            let address = PeerAddress {
+                name: format!("leader-{}", number + 1),
+                ..PeerAddress::default()
+            };
+            self.change(ConfigurationChange::AddLearner(id, address));
             self.run_until("one more voter", |net| net.voters() == number + 1);
         }
     }
@@ -424,6 +428,9 @@ fn others_join_by_snapshot_become_voters_and_survive_the_first_one() {
     net.start(0, Bootstrap::Existing);
     net.check();
     assert_eq!(net.voters(), 3);
+    let follower = net.hosts[0].running.as_ref().expect("it runs");
+    let addresses = follower.parts.handle.configuration().addresses.clone();
+    assert_eq!(addresses.len(), 2, "{addresses:?}");
     // Each one has its own id, kept.
     let names = net.hosts[1].fs.list(root()).expect("a directory");
     assert!(names.contains(&identity::FILE_NAME.to_owned()), "{names:?}");

@@ -8,7 +8,7 @@ use raft::eraftpb::{
 
 use super::storage::MemoryLog;
 use super::{CoreError, HardState, ORIGIN};
-use crate::group::configuration::{Configuration, ConfigurationChange};
+use crate::group::configuration::{Configuration, ConfigurationChange, PeerAddress};
 use crate::group::window::Window;
 use crate::ids::PeerId;
 
@@ -34,17 +34,43 @@ pub(super) fn configuration(state: &ConfState) -> Configuration {
         learners: peers(&state.learners),
         learners_next: peers(&state.learners_next),
         auto_leave: state.auto_leave,
+        ..Configuration::default()
     }
+}
+
+/// The configuration after `change` made `state` of `before`.
+pub(super) fn after(
+    before: &Configuration,
+    change: &ConfChangeV2,
+    state: &ConfState,
+) -> Result<Configuration, CoreError> {
+    let mut addresses = before.addresses.clone();
+    if let (Some(single), false) = (change.changes.first(), change.context.is_empty()) {
+        let address = PeerAddress::decode(&change.context)
+            .ok_or_else(|| CoreError("a bad address of a peer".to_owned()))?;
+        addresses.insert(PeerId(single.node_id), address);
+    }
+    Ok(configuration(state).with_addresses(addresses))
 }
 
 /// A change as it is proposed: one of the voters always through a joint configuration that ends by
 /// itself.
-pub(super) fn conf_change(change: ConfigurationChange) -> ConfChangeV2 {
+pub(super) fn conf_change(change: &ConfigurationChange) -> ConfChangeV2 {
     let (kind, peer) = match change {
-        ConfigurationChange::AddLearner(peer) => (ConfChangeType::AddLearnerNode, peer),
-        ConfigurationChange::Promote(peer) => (ConfChangeType::AddNode, peer),
+        ConfigurationChange::AddLearner(peer, _) => (ConfChangeType::AddLearnerNode, peer),
+        // What it is already.
+        ConfigurationChange::Promote(peer) | ConfigurationChange::Describe(peer, _) => {
+            (ConfChangeType::AddNode, peer)
+        }
         ConfigurationChange::Remove(peer) => (ConfChangeType::RemoveNode, peer),
         ConfigurationChange::LeaveJoint => return ConfChangeV2::default(),
+    };
+    let (transition, address) = match change {
+        ConfigurationChange::Describe(_, address) => (ConfChangeTransition::Auto, Some(address)),
+        ConfigurationChange::AddLearner(_, address) => {
+            (ConfChangeTransition::Implicit, Some(address))
+        }
+        _ => (ConfChangeTransition::Implicit, None),
     };
     let single = ConfChangeSingle {
         change_type: kind,
@@ -52,8 +78,9 @@ pub(super) fn conf_change(change: ConfigurationChange) -> ConfChangeV2 {
         ..ConfChangeSingle::default()
     };
     ConfChangeV2 {
-        transition: ConfChangeTransition::Implicit,
+        transition,
         changes: vec![single].into(),
+        context: address.map(PeerAddress::encode).unwrap_or_default().into(),
         ..ConfChangeV2::default()
     }
 }
@@ -84,6 +111,6 @@ pub fn changed(before: &Configuration, data: &[u8]) -> Result<Configuration, Cor
     let error = |source: raft::Error| CoreError(format!("a change of the configuration: {source}"));
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let mut node = RawNode::new(&config, storage, &logger).map_err(error)?;
-    let after = node.apply_conf_change(&change).map_err(error)?;
-    Ok(configuration(&after))
+    let state = node.apply_conf_change(&change).map_err(error)?;
+    after(before, &change, &state)
 }

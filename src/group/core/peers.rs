@@ -53,12 +53,12 @@ impl Core {
 
     /// Appends a change of the configuration, if this participant serves in `term` and no other
     /// change is under way; returns the entry's index.
-    pub fn change(&mut self, term: u64, change: ConfigurationChange) -> Result<u64, Reason> {
+    pub fn change(&mut self, term: u64, change: &ConfigurationChange) -> Result<u64, Reason> {
         let status = self.status();
         if !status.serving || status.term != term {
             return Err(Reason::NotLeader);
         }
-        let wants_leave = change == ConfigurationChange::LeaveJoint;
+        let wants_leave = *change == ConfigurationChange::LeaveJoint;
         if self.node.raft.has_pending_conf() || self.configuration().is_joint() != wants_leave {
             return Err(Reason::Busy);
         }
@@ -76,8 +76,22 @@ impl Core {
             .node
             .apply_conf_change(&change)
             .map_err(|source| CoreError(format!("entry {}: {source}", entry.index)))?;
-        self.node.mut_store().configuration = membership::configuration(&state);
+        let store = self.node.mut_store();
+        store.configuration = membership::after(&store.configuration, &change, &state)?;
         Ok(())
+    }
+
+    /// The snapshot that was just installed says where its peers are reached, too.
+    pub fn describe(&mut self, configuration: Configuration) {
+        let store = self.node.mut_store();
+        assert!(
+            store.configuration.is_like(&configuration),
+            "another snapshot"
+        );
+        if let Some((_, offered)) = &mut store.snapshot {
+            *offered = configuration.clone();
+        }
+        store.configuration = configuration;
     }
 
     /// Who takes part, as of the last applied entry.

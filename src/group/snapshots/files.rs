@@ -35,7 +35,7 @@ use crate::disk::error::is_full;
 use crate::disk::fs::{File, FileSystem, read_full_at};
 use crate::disk::log::LogError;
 use crate::disk::record::{u32_at, u64_at};
-use crate::group::configuration::{Configuration, PEERS_MAX};
+use crate::group::configuration::{self, Configuration};
 use crate::group::snapshots::SnapshotSource;
 use crate::group::window::Position;
 use crate::ids::PeerId;
@@ -55,8 +55,6 @@ const VERSION: u32 = 2;
 const HEAD_BYTES: usize = 40;
 /// The header of version 1, without its checksum.
 const HEAD_1_BYTES: usize = 36;
-/// The longest configuration: what a damaged length may make a reader allocate.
-const CONFIGURATION_BYTES_MAX: usize = 6 + 4 * 8 * PEERS_MAX;
 const CHUNK_HEADER_BYTES: usize = 8;
 
 /// Bytes that are written at once.
@@ -177,7 +175,7 @@ impl SnapshotFiles {
             is_own: false,
         };
         let found = self.read(&path, name, &mut |_| Ok(()))?;
-        if found.position != position || found.configuration != *configuration {
+        if found.position != position || !found.configuration.is_like(configuration) {
             return Err(LogError::Damaged {
                 file: path.display().to_string(),
                 offset: 0,
@@ -423,7 +421,7 @@ impl Reader<'_> {
             self.read(&mut length)?;
             let at = self.offset - 4;
             let count = u32::from_le_bytes(length) as usize;
-            if count > CONFIGURATION_BYTES_MAX {
+            if count > configuration::BYTES_MAX {
                 return Err(self.damaged(at, format!("a configuration of {count} bytes")));
             }
             bytes.extend(length);
