@@ -361,6 +361,8 @@ fn refusal(response: Response) -> Refusal {
         | Response::Fetch(_)
         | Response::Release
         | Response::Register
-        | Response::Heartbeat => Refusal::Other("the answer is of another kind".to_owned()),
+        | Response::Heartbeat
+        | Response::Snapshot
+        | Response::Join(_) => Refusal::Other("the answer is of another kind".to_owned()),
     }
 }

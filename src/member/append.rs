@@ -369,7 +369,11 @@ impl Ticket {
                     "call={call} from={from} term={term} link={link}: refused: {refusal}"
                 );
             }
-            Response::Fetch(_) | Response::Register | Response::Heartbeat => {
+            Response::Fetch(_)
+            | Response::Register
+            | Response::Heartbeat
+            | Response::Snapshot
+            | Response::Join(_) => {
                 unreachable!("the replica core answers stores and releases")
             }
         }

@@ -178,7 +178,12 @@ impl FetchWorker {
             Response::Refused(refusal) => {
                 log::warn!("call={call} from={from} term={term} link={link}: refused: {refusal}");
             }
-            Response::Store(_) | Response::Release | Response::Register | Response::Heartbeat => {
+            Response::Store(_)
+            | Response::Release
+            | Response::Register
+            | Response::Heartbeat
+            | Response::Snapshot
+            | Response::Join(_) => {
                 unreachable!("a fetch is answered as one")
             }
         }

@@ -139,7 +139,11 @@ impl Registration {
             Response::Register | Response::Heartbeat => Ok(true),
             Response::Refused(Refusal::NotLeader | Refusal::Busy) => Ok(false),
             Response::Refused(refusal) => Err(End::from(refusal)),
-            Response::Store(_) | Response::Fetch(_) | Response::Release => Err(End::Lost(
+            Response::Store(_)
+            | Response::Fetch(_)
+            | Response::Release
+            | Response::Snapshot
+            | Response::Join(_) => Err(End::Lost(
                 "answers something else than was asked".to_owned(),
             )),
         }

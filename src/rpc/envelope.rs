@@ -501,6 +501,8 @@ fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::PeerId;
+    use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, SnapshotChunk};
 
     fn body_of(body: WireBody) -> Bytes {
         let envelope = wire::Envelope {
@@ -625,6 +627,112 @@ mod tests {
     }
 
     #[test]
+    fn what_leaders_say_is_checked_too() {
+        fn raft(address: &str, messages: usize) -> WireBody {
+            WireBody::RaftRequest(wire::RaftRequest {
+                address: address.to_owned(),
+                messages: vec![Bytes::from("m"); messages],
+            })
+        }
+        fn chunk(offset: u64, bytes: usize, end: Option<usize>) -> WireBody {
+            WireBody::SnapshotRequest(wire::SnapshotRequest {
+                transfer: 1,
+                offset,
+                bytes: Bytes::from(vec![0; bytes]),
+                end: end.map(|bytes| Bytes::from(vec![0; bytes])),
+            })
+        }
+        fn join(founders: Vec<u64>) -> WireBody {
+            WireBody::JoinRequest(wire::JoinRequest { founders })
+        }
+        fn answer(rpc: &str, client: &str) -> WireBody {
+            WireBody::JoinResponse(wire::JoinResponse {
+                rpc: rpc.to_owned(),
+                client: client.to_owned(),
+            })
+        }
+        let long = "h".repeat(NAME_BYTES_MAX + 1);
+        let cases = [
+            (raft("", 1), "raft_request.address is empty"),
+            (raft(&long, 1), "raft_request.address is too long"),
+            (raft("h:1", 0), "raft_request.messages is empty"),
+            (
+                raft("h:1", RAFT_MESSAGES_MAX + 1),
+                "raft_request.messages has too many entries",
+            ),
+            (chunk(0, 0, None), "snapshot_request.bytes is empty"),
+            (
+                chunk(0, CHUNK_BYTES_MAX + 1, None),
+                "snapshot_request.bytes is too long",
+            ),
+            (
+                chunk(u64::MAX, 1, None),
+                "snapshot_request.offset is too large",
+            ),
+            (chunk(0, 1, Some(0)), "snapshot_request.end is empty"),
+            (
+                chunk(0, 1, Some(SNAPSHOT_END_BYTES_MAX + 1)),
+                "snapshot_request.end is too long",
+            ),
+            (join(vec![]), "join_request.founders is empty"),
+            (
+                join((1..=FOUNDERS_MAX as u64 + 1).collect()),
+                "join_request.founders has too many entries",
+            ),
+            (join(vec![1, 0]), "join_request.founders has a 0"),
+            (
+                join(vec![2, 1, 2]),
+                "join_request.founders has an entry twice",
+            ),
+            (answer("", "h:1"), "join_response.rpc is empty"),
+            (answer("h:1", "a b"), "join_response.client has white space"),
+        ];
+        for (body, expected) in cases {
+            // A wrong call id is found after a wrong value.
+            let text = decode(body_of(body)).expect_err(expected).to_string();
+            assert!(text.contains(expected), "{text} instead of {expected}");
+        }
+        for body in [
+            chunk(u64::MAX - 1, 1, None),
+            chunk(0, CHUNK_BYTES_MAX, Some(SNAPSHOT_END_BYTES_MAX)),
+            join((1..=FOUNDERS_MAX as u64).collect()),
+        ] {
+            decode(body_of(body)).expect("at the limit");
+        }
+    }
+
+    #[test]
+    fn only_one_way_requests_have_no_call_id() {
+        let call = |call_id, body| {
+            let term = 0;
+            let body = Some(body);
+            let envelope = wire::Envelope {
+                call_id,
+                term,
+                body,
+            };
+            decode(Bytes::from(envelope.encode_to_vec()))
+        };
+        let raft = || {
+            WireBody::RaftRequest(wire::RaftRequest {
+                address: "h:1".to_owned(),
+                messages: vec![Bytes::new(); RAFT_MESSAGES_MAX],
+            })
+        };
+        let release = || {
+            WireBody::ReleaseRequest(wire::ReleaseRequest {
+                fence: Some(wire::Fence { term: 1, link: 1 }),
+                revisions: vec![],
+            })
+        };
+        assert!(call(0, raft()).is_ok() && call(1, release()).is_ok());
+        let text = call(1, raft()).expect_err("called").to_string();
+        assert_eq!(text, "field call_id is not 0 in a one-way request");
+        let text = call(0, release()).expect_err("posted").to_string();
+        assert_eq!(text, "field call_id is 0 in a call");
+    }
+
+    #[test]
     fn a_payload_is_a_slice_of_its_frame() {
         let body = body_of(store_of(word("k"), 1000, 1));
         let range = body.as_ptr_range();
@@ -699,7 +807,28 @@ mod tests {
                     free,
                 })
             });
-            prop_oneof![store, fetch, release, register, heartbeat]
+            let bytes = || vec(any::<u8>(), 1..40).prop_map(Bytes::from);
+            let raft = ("[a-z]{1,9}:[0-9]{1,4}", vec(payload(), 1..5))
+                .prop_map(|(address, messages)| Request::Raft(RaftRequest { address, messages }));
+            let end = proptest::option::of(bytes());
+            let chunk = (any::<u64>(), 0..=u64::MAX - 40, bytes(), end).prop_map(
+                |(transfer, offset, bytes, end)| {
+                    Request::Snapshot(SnapshotChunk {
+                        transfer,
+                        offset,
+                        bytes,
+                        end,
+                    })
+                },
+            );
+            let founders = proptest::collection::btree_set(1..=u64::MAX, 1..5);
+            let join = founders.prop_map(|ids| {
+                let founders = ids.into_iter().map(PeerId).collect();
+                Request::Join(JoinRequest { founders })
+            });
+            prop_oneof![
+                store, fetch, release, register, heartbeat, raft, chunk, join
+            ]
         }
 
         fn refusal() -> impl Strategy<Value = Refusal> {
@@ -736,6 +865,9 @@ mod tests {
                 Just(Response::Release),
                 Just(Response::Register),
                 Just(Response::Heartbeat),
+                Just(Response::Snapshot),
+                ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}")
+                    .prop_map(|(rpc, client)| Response::Join(JoinAnswer { rpc, client })),
                 refusal().prop_map(Response::Refused),
             ]
         }
@@ -769,10 +901,10 @@ mod tests {
                 request().prop_map(Body::Request),
                 response().prop_map(Body::Response),
             ];
-            (any::<u64>(), any::<u64>(), body).prop_map(|(call, term, body)| Envelope {
-                call: CallId(call),
-                term,
-                body,
+            (1..=u64::MAX, any::<u64>(), body).prop_map(|(call, term, body)| {
+                let one_way = matches!(&body, Body::Request(it) if it.kind().is_one_way());
+                let call = CallId(if one_way { 0 } else { call });
+                Envelope { call, term, body }
             })
         }
 

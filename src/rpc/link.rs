@@ -321,6 +321,9 @@ impl Receiver for Calls {
             Body::Request(request) => return Err(format!("called {}", request.kind())),
             Body::Hello(_) => return Err("said hello again".to_owned()),
         };
+        if id == CallId(0) {
+            return Err("answered what has no answer".to_owned());
+        }
         let Some(pending) = self.remove(id) else {
             log::debug!("call {id} to {}: late answer, {bytes} bytes", self.peer);
             return Ok(());

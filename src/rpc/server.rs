@@ -61,8 +61,9 @@ pub trait Service: Send + Sync {
     /// A peer's Hello was checked; an error refuses it. On a thread of its own; may block shortly.
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal>;
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
-    /// thread; for a one-way request `responder` answers nothing, and may be dropped. While it blocks, nothing more is read from this peer, and after some 6 s of that the
-    /// peer's kernel takes us for dead.
+    /// thread; for a one-way request `responder` answers nothing and may be dropped. While this
+    /// blocks, nothing more is read from this peer, and after some 6 s of that the peer's kernel
+    /// takes us for dead.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
     /// The connection has ended: once for each `connected` that returned `Ok`, after its last
     /// `handle`.

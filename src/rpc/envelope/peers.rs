@@ -1,4 +1,4 @@
-//! The part of the envelope that leaders say to each other: Raft messages, snapshots, joining. Pure.
+//! What leaders say to each other in an envelope: Raft messages, snapshots, joining. Pure.
 //!
 //! Raft messages are bytes here: `group` alone decodes them. As in the parent, `to_` checks what a
 //! peer sent, and `from_` asserts the same of what we send ourselves.
