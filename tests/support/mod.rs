@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod cluster;
+pub mod history;
+pub mod linearize;
 pub mod load;
 pub mod workload;
 
