@@ -57,6 +57,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -420,6 +421,25 @@ pub struct Parts<S: StateMachine> {
 }
 
 impl<S: StateMachine> Parts<S> {
+    /// Makes writes of the node durable, in order and as one, as the `journal` thread does, and
+    /// returns what the node is to be told; none when the disk is full.
+    pub fn write(&mut self, writes: &[Persist]) -> Result<Option<Event<S::Output>>, JournalError> {
+        let Some(last) = writes.last() else {
+            return Ok(None);
+        };
+        if self.journal.write(writes)? == Written::Full {
+            return Ok(None);
+        }
+        match self.shared.cut.swap(0, Ordering::AcqRel) {
+            0 => {}
+            index => self.journal.cut(index)?,
+        }
+        Ok(Some(Event::Persisted {
+            number: last.number,
+            journal_bytes: self.journal.bytes(),
+        }))
+    }
+
     /// Opens the directory, reads the last snapshot, and applies what is known to be committed.
     pub fn open(options: &GroupOptions, mut machine: S) -> Result<Parts<S>, GroupError> {
         let Opened {

@@ -210,21 +210,8 @@ impl Net {
             return;
         };
         let writes = std::mem::take(&mut started.writes);
-        let Some(last) = writes.last() else {
+        let Some(event) = started.parts.write(&writes).expect("a disk") else {
             return;
-        };
-        started.parts.journal.write(&writes).expect("a disk");
-        let index = started
-            .parts
-            .shared
-            .cut
-            .swap(0, std::sync::atomic::Ordering::AcqRel);
-        if index > 0 {
-            started.parts.journal.cut(index).expect("a disk");
-        }
-        let event = Event::Persisted {
-            number: last.number,
-            journal_bytes: started.parts.journal.bytes(),
         };
         started.parts.node.take(event, now).expect("no failure");
         self.advance(number);

@@ -202,13 +202,13 @@ impl Run {
     }
 
     fn store(&mut self, tag: Tag, member: MemberId, records: Vec<StoreRecord>, charge: Charge) {
-        let Some(link) = self.shared.pool.link(member) else {
+        let Some(link) = self.shared.links.link(member) else {
             self.shared.end_store(member, charge, false);
             let answer = Answer::NotSent;
             self.pending.push_back(Event::StoreAnswered { tag, answer });
             return;
         };
-        let fence = self.shared.fence(self.term, &link);
+        let fence = self.shared.fence(self.term, &*link);
         let deadline = self.shared.call_deadline(charge.bytes);
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         let completion: Completion = Box::new(move |result| {
@@ -222,7 +222,7 @@ impl Run {
             Ok(call) => debug!(
                 "batch {}: store {count} records on {} as call {call}",
                 self.number,
-                link.peer().name
+                link.name()
             ),
             Err(error) => {
                 debug!("batch {}: store not sent: {error}", self.number);
@@ -234,12 +234,12 @@ impl Run {
     }
 
     fn fetch(&mut self, tag: Tag, member: MemberId, revisions: Vec<Revision>) {
-        let Some(link) = self.shared.pool.link(member) else {
+        let Some(link) = self.shared.links.link(member) else {
             let answer = Answer::NotSent;
             self.pending.push_back(Event::FetchAnswered { tag, answer });
             return;
         };
-        let fence = self.shared.fence(self.term, &link);
+        let fence = self.shared.fence(self.term, &*link);
         let deadline = self.shared.call_deadline(0);
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         let completion: Completion = Box::new(move |result| {
@@ -255,7 +255,7 @@ impl Run {
             Ok(call) => debug!(
                 "batch {}: fetch {count} records from {} as call {call}",
                 self.number,
-                link.peer().name
+                link.name()
             ),
             Err(error) => {
                 debug!("batch {}: fetch not sent: {error}", self.number);
@@ -325,8 +325,8 @@ impl Parked for Run {
         self.inbox.arm(wake);
     }
 
-    fn resume(self: Box<Self>) -> Progress {
-        self.go_on(true)
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+        self.go_on(may_wait)
     }
 }
 

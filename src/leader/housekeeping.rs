@@ -28,24 +28,46 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(500);
 /// release to the same member.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The body of the thread.
-pub fn run(shared: &Arc<Shared>, stop: &StopSignal) {
-    let mut targets = BTreeMap::new();
-    while !stop.is_stopped() {
-        dial_registered(shared, &mut targets);
+/// What the thread remembers from round to round.
+pub struct Housekeeping {
+    shared: Arc<Shared>,
+    /// Where each registered member is dialled, and its name.
+    targets: BTreeMap<MemberId, (String, String)>,
+}
+
+impl Housekeeping {
+    /// Before the first round.
+    pub fn new(shared: Arc<Shared>) -> Housekeeping {
+        Housekeeping {
+            shared,
+            targets: BTreeMap::new(),
+        }
+    }
+
+    /// The body of the thread.
+    pub fn run(mut self, stop: &StopSignal) {
+        while !stop.is_stopped() {
+            self.round();
+            self.shared.view.wait_for_bell(IDLE_INTERVAL);
+            if stop.wait_timeout(ROUND_INTERVAL) {
+                break;
+            }
+        }
+    }
+
+    /// Does what there is to do now, without waiting for anything.
+    pub fn round(&mut self) {
+        let shared = &self.shared;
+        dial_registered(shared, &mut self.targets);
         if let Some(term) = shared.serving_term() {
             while let Some(release) = shared.view.next_release(term) {
                 send(shared, term, release);
             }
         }
-        shared.view.wait_for_bell(IDLE_INTERVAL);
-        if stop.wait_timeout(ROUND_INTERVAL) {
-            break;
-        }
     }
 }
 
-/// Makes the pool's targets those of the registry.
+/// Makes the targets of the links those of the registry.
 fn dial_registered(shared: &Shared, targets: &mut BTreeMap<MemberId, (String, String)>) {
     let registered: BTreeMap<_, _> = shared
         .view
@@ -58,12 +80,12 @@ fn dial_registered(shared: &Shared, targets: &mut BTreeMap<MemberId, (String, St
     for (id, (_, name)) in targets.iter() {
         if !registered.contains_key(id) {
             info!("member {name} ({id}) is retired, its link is closed");
-            shared.pool.remove(*id);
+            shared.links.remove(*id);
         }
     }
     for (id, (address, name)) in &registered {
         // Known ones too: for one that has no thread yet it tries again.
-        shared.pool.set(*id, address, name);
+        shared.links.set(*id, address, name);
     }
     *targets = registered;
 }
@@ -76,10 +98,10 @@ fn send(shared: &Arc<Shared>, term: u64, release: Release) {
         revisions,
     } = release;
     // No link: the queue is told by `member_down` and keeps nothing for it.
-    let Some(link) = shared.pool.link(member) else {
+    let Some(link) = shared.links.link(member) else {
         return shared.view.release_refused(number, member);
     };
-    let fence = shared.fence(term, &link);
+    let fence = shared.fence(term, &*link);
     let count = revisions.len();
     let deadline = shared.clock.now() + RELEASE_TIMEOUT;
     let request = Request::Release(ReleaseRequest { fence, revisions });
@@ -102,7 +124,7 @@ fn send(shared: &Arc<Shared>, term: u64, release: Release) {
             Err(CallError::TimedOut) => {
                 warn!("member {member} does not answer, its link is closed");
                 // Its end tells the queue.
-                if let Some(link) = answered.pool.link(member)
+                if let Some(link) = answered.links.link(member)
                     && link.number() == fence.link
                 {
                     link.close();
@@ -112,10 +134,7 @@ fn send(shared: &Arc<Shared>, term: u64, release: Release) {
         }),
     );
     match sent {
-        Ok(call) => debug!(
-            "release {count} records on {} as call {call}",
-            link.peer().name
-        ),
+        Ok(call) => debug!("release {count} records on {} as call {call}", link.name()),
         Err(error) => {
             debug!("release {number} not sent to member {member}: {error}");
             shared.view.release_refused(number, member);

@@ -179,6 +179,11 @@ impl Machine {
         }
     }
 
+    /// The state, for tests that compare those of several leaders.
+    pub fn state(&self) -> &State<Metadata> {
+        &self.state
+    }
+
     /// Tells the other threads the counts and settings.
     fn publish_numbers(&self) {
         let tables = &self.view.metadata.tables;

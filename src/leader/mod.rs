@@ -32,6 +32,7 @@
 pub mod drive;
 pub mod handler;
 pub mod housekeeping;
+pub mod links;
 pub mod machine;
 pub mod members;
 pub mod server;

@@ -26,9 +26,9 @@ use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
 use crate::group::{Bootstrap, Group, GroupError, GroupOptions, NoPeers, ProposalOutcome, Timing};
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, MemberId};
 use crate::leader::handler::ClientHandler;
-use crate::leader::housekeeping;
+use crate::leader::housekeeping::Housekeeping;
 use crate::leader::machine::Machine;
 use crate::leader::members::{LinkEvents, MemberService};
 use crate::leader::state::{Shared, View};
@@ -106,6 +106,8 @@ pub struct Addresses {
 pub struct Leader {
     clock: Arc<dyn Clock>,
     pub(super) shared: Arc<Shared>,
+    /// The links in `shared`.
+    pool: Arc<Pool<MemberId>>,
     tls: Arc<TlsContext>,
     group: Group<Applied>,
     /// These are there once it has started.
@@ -160,12 +162,12 @@ impl Leader {
             role: Role::Leader,
         };
         let events = Arc::new(LinkEvents::new(Arc::clone(&view), Arc::clone(&clock)));
-        let pool = Pool::new(
+        let pool = Arc::new(Pool::new(
             identity.clone(),
             Arc::clone(&tls),
             Arc::clone(&clock),
             events,
-        );
+        ));
         let advertised = settings.client_advertise.clone();
         let client_address = advertised.unwrap_or_else(|| addresses.client.to_string());
         let shared = Arc::new(Shared::new(
@@ -173,13 +175,14 @@ impl Leader {
             settings.limits,
             view,
             group.handle(),
-            pool,
+            Arc::clone(&pool) as _,
             settings.cache_bytes,
             (settings.name.clone(), client_address),
         ));
         let mut leader = Leader {
             clock,
             shared,
+            pool,
             tls,
             group,
             house: None,
@@ -208,8 +211,9 @@ impl Leader {
         rpc_listener: TcpListener,
         client_listener: TcpListener,
     ) -> anyhow::Result<()> {
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop_house.clone());
-        let house = threads::spawn("house", move || housekeeping::run(&shared, &stop))?;
+        let house = Housekeeping::new(Arc::clone(&self.shared));
+        let stop = self.stop_house.clone();
+        let house = threads::spawn("house", move || house.run(&stop))?;
         self.house = Some(house);
         let service = Arc::new(MemberService::new(Arc::clone(&self.shared)));
         let rpc = RpcServer::start(
@@ -293,7 +297,7 @@ impl Leader {
         if let Some(house) = self.house {
             house.join();
         }
-        keep(self.shared.pool.stop(deadline));
+        keep(self.pool.stop(deadline));
         self.group.stop();
         if let Some(error) = self.failure.lock().take() {
             return Err(anyhow!(error).context("the journal failed"));

@@ -22,11 +22,10 @@ use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
 use crate::group::GroupHandle;
 use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::leader::links::{MemberLink, MemberLinks};
 use crate::leader::machine::Metadata;
 use crate::metadata::command::Applied;
 use crate::metadata::replica_sets::ReplicaSet;
-use crate::rpc::link::Link;
-use crate::rpc::pool::Pool;
 
 /// Shards of the cache. Workers read at the same time; with one they would queue up.
 const CACHE_SHARDS: usize = 16;
@@ -160,9 +159,9 @@ impl View {
         _ = self.bell.0.try_send(());
     }
 
-    /// Waits until the bell rings, `timeout` at most.
-    pub fn wait_for_bell(&self, timeout: Duration) {
-        _ = self.bell.1.recv_timeout(timeout);
+    /// Waits until the bell rings, `timeout` at most; whether it did.
+    pub fn wait_for_bell(&self, timeout: Duration) -> bool {
+        self.bell.1.recv_timeout(timeout).is_ok()
     }
 }
 
@@ -177,7 +176,7 @@ pub struct Shared {
     /// The Raft group.
     pub group: GroupHandle<Applied>,
     /// Links to members.
-    pub pool: Pool<MemberId>,
+    pub links: Arc<dyn MemberLinks>,
     /// Payloads read often.
     pub cache: Cache,
     /// The node's name.
@@ -200,7 +199,7 @@ impl Shared {
         limits: Limits,
         view: Arc<View>,
         group: GroupHandle<Applied>,
-        pool: Pool<MemberId>,
+        links: Arc<dyn MemberLinks>,
         cache_bytes: usize,
         (name, client_address): (String, String),
     ) -> Shared {
@@ -212,7 +211,7 @@ impl Shared {
             limits,
             view,
             group,
-            pool,
+            links,
             cache: Cache::new(cache_bytes),
             name,
             client_address,
@@ -243,7 +242,7 @@ impl Shared {
     }
 
     /// The fence of requests of `term` on a link.
-    pub fn fence(&self, term: u64, link: &Link) -> Fence {
+    pub fn fence(&self, term: u64, link: &dyn MemberLink) -> Fence {
         Fence {
             term,
             link: link.number(),

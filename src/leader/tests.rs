@@ -297,11 +297,11 @@ fn a_link_that_flaps_stops_no_later_release() {
     let mut client = leader.client();
     for round in 0..5 {
         assert_eq!(client.one(&format!("SET a {round}")), "OK");
-        if let Some(link) = shared.pool.link(id) {
+        if let Some(link) = shared.links.link(id) {
             link.close();
         }
         rig.eventually("the link is back", || {
-            shared.pool.link(id).is_some() && shared.view.cluster.lock().connected_count() == 1
+            shared.links.link(id).is_some() && shared.view.cluster.lock().connected_count() == 1
         });
     }
     // The releases of the rounds may be lost with their links; later ones are not.

@@ -198,27 +198,47 @@ impl Appender {
                 Some(at) => self.receiver.recv_timeout(at.since(self.clock.now())),
             };
             match received {
-                Ok(Work::Request(job)) => {
-                    let next = self.execute_group(job)?;
-                    self.flush_in_time()?;
-                    if let Some((step, done)) = next {
-                        self.compact(&step, &done)?;
-                    }
-                    (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
-                }
-                Ok(Work::Compact(step, done)) => {
-                    self.compact(&step, &done)?;
+                Ok(work) => {
+                    self.execute(work)?;
                     (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
                 }
                 Err(RecvTimeoutError::Timeout) if self.flush_at.is_some() => {
                     self.flush_in_time()?;
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.engine.idle()?;
+                    self.idle()?;
                     idle = true;
                 }
                 Err(RecvTimeoutError::Disconnected) => return self.engine.close(),
             }
+        }
+    }
+
+    /// For whoever steps it by hand: executes what waits as one group; false if nothing waits.
+    pub fn step(&mut self) -> Result<bool, Fatal> {
+        match self.receiver.try_recv() {
+            Ok(work) => self.execute(work).map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Nothing was asked for a while: makes the known-synced offset durable.
+    pub fn idle(&mut self) -> Result<(), Fatal> {
+        self.engine.idle()
+    }
+
+    fn execute(&mut self, work: Work) -> Result<(), Fatal> {
+        let next = match work {
+            Work::Request(job) => {
+                let next = self.execute_group(job)?;
+                self.flush_in_time()?;
+                next
+            }
+            Work::Compact(step, done) => Some((step, done)),
+        };
+        match next {
+            Some((step, done)) => self.compact(&step, &done),
+            None => Ok(()),
         }
     }
 

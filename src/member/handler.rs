@@ -152,6 +152,15 @@ impl FetchWorker {
         }
     }
 
+    /// For whoever steps it by hand: answers one that waits; false if none does.
+    pub fn step(&self) -> bool {
+        let waiting = self.receiver.try_recv();
+        waiting.is_ok_and(|fetch| {
+            self.answer(fetch);
+            true
+        })
+    }
+
     fn answer(&self, waiting: Fetch) {
         let Fetch {
             request,

@@ -100,8 +100,14 @@ pub fn examine(fs: &dyn FileSystem, data_dir: &Path, engine: EngineKind) -> anyh
 }
 
 /// Begins this start's incarnation, under a new id if there is no past. The data exists by now.
-pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result<Identity> {
-    let nonce = getrandom::u64().context("no random numbers")?;
+/// `random` gives ids and nonces that nobody else has.
+pub fn begin(
+    fs: &dyn FileSystem,
+    data_dir: &Path,
+    past: Past,
+    random: &mut dyn FnMut() -> anyhow::Result<u64>,
+) -> anyhow::Result<Identity> {
+    let nonce = random()?;
     let incarnation_path = data_dir.join("incarnation");
     let (id, incarnation, fence) = match past {
         Past::Complete {
@@ -114,7 +120,7 @@ pub fn begin(fs: &dyn FileSystem, data_dir: &Path, past: Past) -> anyhow::Result
             (id, incarnation, fence)
         }
         Past::None => {
-            let id = MemberId(getrandom::u64().context("no random numbers")?.max(1));
+            let id = MemberId(random()?.max(1));
             let fence = Fence::default();
             atomic_file::write(fs, &fence_path(data_dir), &fence::encode(fence))?;
             write_integer(fs, &incarnation_path, 1)?;
@@ -225,7 +231,7 @@ mod tests {
             fs.create(&segment)?.sync_all()?;
             fs.sync_dir(&log)?;
         }
-        begin(fs, dir, past)
+        begin(fs, dir, past, &mut || Ok(getrandom::u64()?))
     }
 
     fn remove(fs: &MemFileSystem, name: &str) {

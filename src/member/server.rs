@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
-use crate::ids::Fence;
+use crate::ids::{ClusterId, Fence};
 use crate::member::Settings;
 use crate::member::append::Appender;
 use crate::member::handler::Handler;
@@ -270,9 +271,33 @@ fn start_beats(
     Ok(beats)
 }
 
-/// Opens the store and begins this start's incarnation.
+/// Opens the data directory: the store, and this start's incarnation.
+pub fn open_data(
+    fs: &Arc<dyn FileSystem>,
+    dir: &Path,
+    cluster_id: ClusterId,
+    options: &StoreOptions,
+    random: &mut dyn FnMut() -> anyhow::Result<u64>,
+) -> anyhow::Result<(Store, Identity)> {
+    let engine = options.engine;
+    opening::check_engine(fs.as_ref(), dir, engine)
+        .with_context(|| format!("cannot look at {}", dir.display()))??;
+    cluster_file::bind(fs.as_ref(), dir, cluster_id)?;
+    let past = identity::examine(fs.as_ref(), dir, engine)?;
+    let store = opening::open(fs, dir, options)
+        .with_context(|| format!("cannot open the {engine} engine in {}", dir.display()))?;
+    for damage in &store.recovery.damaged {
+        log::error!("{damage}: what is in it is lost here, its replicas have it");
+    }
+    if let Some(cut) = &store.recovery.cut {
+        log::info!("{cut}");
+    }
+    let identity = identity::begin(fs.as_ref(), dir, past, random)?;
+    Ok((store, identity))
+}
+
+/// Opens the data directory and says what is in it.
 fn open_store(fs: &Arc<dyn FileSystem>, settings: &Settings) -> anyhow::Result<(Store, Identity)> {
-    let dir = settings.data_dir.as_path();
     let (engine, io) = (settings.engine, settings.io);
     let options = StoreOptions {
         engine,
@@ -282,19 +307,9 @@ fn open_store(fs: &Arc<dyn FileSystem>, settings: &Settings) -> anyhow::Result<(
             ..LogOptions::default()
         },
     };
-    opening::check_engine(fs.as_ref(), dir, engine)
-        .with_context(|| format!("cannot look at {}", dir.display()))??;
-    cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
-    let past = identity::examine(fs.as_ref(), dir, engine)?;
-    let store = opening::open(fs, dir, &options)
-        .with_context(|| format!("cannot open the {engine} engine in {}", dir.display()))?;
-    for damage in &store.recovery.damaged {
-        log::error!("{damage}: what is in it is lost here, its replicas have it");
-    }
-    if let Some(cut) = &store.recovery.cut {
-        log::info!("{cut}");
-    }
-    let identity = identity::begin(fs.as_ref(), dir, past)?;
+    let mut random = || getrandom::u64().context("no random numbers");
+    let dir = settings.data_dir.as_path();
+    let (store, identity) = open_data(fs, dir, settings.cluster_id, &options, &mut random)?;
     let Counters { records, bytes } = store.engine.reader().counters();
     log::info!(
         "{} id={} incarnation={} fence={} engine={engine} io={io} records={records} bytes={bytes}",

@@ -69,22 +69,51 @@ pub trait Parked: Send {
     fn deadline(&self) -> Instant;
     /// Takes the waker, to call [`Waker::wake`] when something happened, at once if it has.
     fn arm(&mut self, wake: Waker);
-    /// Goes on, on any worker.
-    fn resume(self: Box<Self>) -> Progress;
+    /// Goes on, on any worker; waits there only if it `may_wait`.
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress;
 }
 
 /// Puts a parked batch back in the job queue. Cheap, idempotent, callable from any thread and with
 /// locks of the caller held; without effect when its batch is parked no longer.
 #[derive(Clone)]
-pub struct Waker {
-    shared: Arc<Shared>,
-    slot: usize,
-    ticket: u64,
+pub struct Waker(Wakes);
+
+/// What a [`Waker`] does.
+#[derive(Clone)]
+enum Wakes {
+    /// Resumes what is parked in a slot, if it still is.
+    Slot {
+        shared: Arc<Shared>,
+        slot: usize,
+        ticket: u64,
+    },
+    /// Calls whoever steps batches by hand.
+    Callback(Arc<dyn Fn() + Send + Sync>),
 }
 
 impl Waker {
+    /// One for a batch that is no server's: calls `callback`, perhaps more than once.
+    pub fn calling(callback: impl Fn() + Send + Sync + 'static) -> Waker {
+        Waker(Wakes::Callback(Arc::new(callback)))
+    }
+
+    fn of_slot(shared: Arc<Shared>, slot: usize, ticket: u64) -> Waker {
+        Waker(Wakes::Slot {
+            shared,
+            slot,
+            ticket,
+        })
+    }
+
     /// Resumes the batch on a worker.
     pub fn wake(&self) {
-        self.shared.wake(self.slot, self.ticket);
+        match &self.0 {
+            Wakes::Slot {
+                shared,
+                slot,
+                ticket,
+            } => shared.wake(*slot, *ticket),
+            Wakes::Callback(callback) => callback(),
+        }
     }
 }

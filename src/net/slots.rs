@@ -232,11 +232,7 @@ impl Shared {
         let at = batch.deadline();
         let is_woken = false;
         *self.slots[number].lock() = Slot::Arming { ticket, is_woken };
-        batch.arm(Waker {
-            shared: Arc::clone(self),
-            slot: number,
-            ticket,
-        });
+        batch.arm(Waker::of_slot(Arc::clone(self), number, ticket));
         let mut slot = self.slots[number].lock();
         if matches!(*slot, Slot::Arming { is_woken: true, .. }) {
             *slot = Slot::Taken;

@@ -99,7 +99,7 @@ impl Parked for FakeParked {
         }
     }
 
-    fn resume(self: Box<Self>) -> Progress {
+    fn resume(self: Box<Self>, _may_wait: bool) -> Progress {
         Progress::Done(self.store.lock().execute(self.batch))
     }
 }

@@ -139,7 +139,7 @@ impl Worker {
         while let Ok(job) = jobs.recv() {
             let mut seats = match job {
                 Job::Serve(seats) => seats,
-                Job::Resume { riders, batch } => self.absorb(riders, batch.resume()),
+                Job::Resume { riders, batch } => self.absorb(riders, batch.resume(true)),
                 Job::End => return,
             };
             loop {
@@ -206,7 +206,7 @@ impl Worker {
                     }
                     match self.shared.park(riders, parked) {
                         None => return Vec::new(),
-                        Some((back, parked)) => (riders, progress) = (back, parked.resume()),
+                        Some((back, parked)) => (riders, progress) = (back, parked.resume(true)),
                     }
                 }
             }

@@ -11,14 +11,30 @@ use crate::rpc::message::{Refusal, Response};
 /// one-way request answers nothing, whatever it is told.
 pub struct Responder {
     /// `None` after the answer, and when there is none to give.
-    sender: Option<Arc<Sender>>,
+    way: Option<Way>,
     call: CallId,
+}
+
+/// Where an answer goes.
+enum Way {
+    /// To the other end of a connection.
+    Connection(Arc<Sender>),
+    /// To whoever made the call by hand.
+    Callback(Box<dyn FnOnce(Response) + Send>),
 }
 
 impl Responder {
     pub(crate) fn new(sender: Arc<Sender>, call: CallId) -> Responder {
         Responder {
-            sender: Some(sender),
+            way: Some(Way::Connection(sender)),
+            call,
+        }
+    }
+
+    /// The responder of a call that came over no connection.
+    pub fn calling(call: CallId, callback: impl FnOnce(Response) + Send + 'static) -> Responder {
+        Responder {
+            way: Some(Way::Callback(Box::new(callback))),
             call,
         }
     }
@@ -26,7 +42,7 @@ impl Responder {
     /// The responder of a one-way request.
     pub(crate) fn silent() -> Responder {
         Responder {
-            sender: None,
+            way: None,
             call: CallId(0),
         }
     }
@@ -38,8 +54,10 @@ impl Responder {
     }
 
     fn answer(&mut self, response: Response) {
-        let Some(sender) = self.sender.take() else {
-            return;
+        let sender = match self.way.take() {
+            Some(Way::Connection(sender)) => sender,
+            Some(Way::Callback(callback)) => return callback(response),
+            None => return,
         };
         let call = self.call;
         let answer = |response| {
