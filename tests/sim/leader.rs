@@ -1,0 +1,383 @@
+//! One leader: the real group node, journal, snapshot desk, state machine, batches and housekeeping,
+//! stepped by events instead of threads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tolerex::clock::{Clock, Instant};
+use tolerex::cluster::{Cluster, Strategy};
+use tolerex::coordinator::Limits;
+use tolerex::disk::log::LogOptions;
+use tolerex::disk::mem::MemFileSystem;
+use tolerex::group::core::Persist;
+use tolerex::group::identity::Identity;
+use tolerex::group::{
+    Bootstrap, Configuration, GroupError, GroupOptions, Leadership, Parts, SnapshotSource,
+    StateMachine, Timing,
+};
+use tolerex::ids::{CallId, MemberId, PeerId};
+use tolerex::leader::handler::ClientHandler;
+use tolerex::leader::housekeeping::Housekeeping;
+use tolerex::leader::links::{MemberLink, MemberLinks};
+use tolerex::leader::machine::Machine;
+use tolerex::leader::members::MemberService;
+use tolerex::leader::state::{Shared, View};
+use tolerex::metadata::command::Applied;
+use tolerex::net::Parked;
+use tolerex::rpc::link::{CallError, Completion};
+use tolerex::rpc::message::Request;
+
+use crate::clock::NodeClock;
+use crate::oracle::Oracle;
+use crate::plan::Plan;
+use crate::world::{Out, Outbox};
+
+/// Digests are compared at each index that this divides.
+const DIGEST_EVERY: u64 = 64;
+
+/// A leader, running or not.
+pub struct Leader {
+    /// Its disk.
+    pub fs: MemFileSystem,
+    /// Its id in the group.
+    pub id: PeerId,
+    /// Grows with each start and end; what belongs to an earlier one is dropped.
+    pub epoch: u32,
+    /// The process.
+    pub running: Option<Running>,
+    /// It stands still until then.
+    pub paused_until: u64,
+    /// Its disk is slow until then.
+    pub slow_until: u64,
+    /// Ticks until it stands for election.
+    pub ticks: usize,
+    /// By how many millionths its clock is fast.
+    pub ppm: i64,
+}
+
+/// The process.
+pub struct Running {
+    /// Its clock.
+    pub clock: Arc<NodeClock>,
+    /// What batches use.
+    pub shared: Arc<Shared>,
+    /// The group.
+    pub parts: Parts<Watched>,
+    /// Of clients.
+    pub handler: ClientHandler,
+    /// Of members.
+    pub service: MemberService,
+    /// The rounds.
+    pub house: Housekeeping,
+    /// Whether a round is scheduled because the bell rang.
+    pub house_is_due: bool,
+    /// What the journal has to write.
+    pub writes: Vec<Persist>,
+    /// Whether a write is scheduled.
+    pub journal_is_busy: bool,
+    /// Whether the desk is scheduled.
+    pub desk_is_busy: bool,
+    /// To members.
+    pub links: Arc<SimLinks>,
+    /// Batches that wait, by ticket.
+    pub parked: BTreeMap<u64, Waiting>,
+}
+
+/// A batch that waits.
+pub struct Waiting {
+    /// Whose.
+    pub client: usize,
+    /// Its number.
+    pub request: u64,
+    /// The batch.
+    pub batch: Box<dyn Parked>,
+}
+
+impl Leader {
+    /// Opens the directory, as a start does. The identity is made from the plan, not by chance.
+    pub fn open(
+        &mut self,
+        number: usize,
+        now: u64,
+        plan: &Plan,
+        voters: &[PeerId],
+        (outbox, oracle, calls): (Outbox, Arc<Mutex<Oracle>>, Arc<AtomicU64>),
+    ) -> Result<(), GroupError> {
+        self.epoch += 1;
+        let dir = PathBuf::from("leader");
+        let fs: Arc<dyn tolerex::disk::fs::FileSystem> = Arc::new(self.fs.clone());
+        if Identity::read(&*fs, &dir)?.is_none() {
+            // The directory cannot be missing: nothing else is on the disk.
+            _ = fs.create_dir_all(&dir);
+            let identity = Identity {
+                peer: self.id,
+                voters: voters.to_vec(),
+                is_ready: false,
+            };
+            identity.write(&*fs, &dir)?;
+        }
+        let clock = Arc::new(NodeClock::new(now, self.ppm, 0));
+        let options = GroupOptions {
+            fs,
+            dir,
+            clock: clock.clone(),
+            bootstrap: Bootstrap::New,
+            log: LogOptions {
+                segment_bytes: plan.segment_bytes,
+                reserve_bytes: 0,
+                salt: u64::from(self.epoch) << 8 | number as u64,
+            },
+            snapshot_bytes: plan.snapshot_bytes,
+            timing: Timing {
+                heartbeat_ticks: 1,
+                election_ticks: self.ticks..self.ticks + 1,
+            },
+            on_failure: Box::new(|_| ()),
+        };
+        let seed = plan.seed ^ u64::from(self.epoch);
+        let view = Arc::new(View::new(Cluster::new(Strategy::LeastLoaded, seed)));
+        let machine = Watched {
+            inner: Machine::new(view.clone()),
+            view: view.clone(),
+            number,
+            epoch: self.epoch,
+            oracle,
+        };
+        let parts = Parts::open(&options, machine)?;
+        let links = Arc::new(SimLinks {
+            leader: number,
+            epoch: self.epoch,
+            outbox,
+            calls,
+            last: AtomicU64::new(0),
+            open: Mutex::default(),
+            targets: Mutex::default(),
+        });
+        let shared = Arc::new(Shared::new(
+            clock.clone(),
+            Limits::default(),
+            view,
+            parts.handle.clone(),
+            links.clone(),
+            0,
+            (format!("leader-{number}"), format!("leader-{number}:1")),
+        ));
+        self.running = Some(Running {
+            clock,
+            handler: ClientHandler::new(shared.clone()),
+            service: MemberService::new(shared.clone()),
+            house: Housekeeping::new(shared.clone()),
+            shared,
+            parts,
+            house_is_due: false,
+            writes: Vec::new(),
+            journal_is_busy: false,
+            desk_is_busy: false,
+            links,
+            parked: BTreeMap::new(),
+        });
+        Ok(())
+    }
+
+    /// The term that it serves in.
+    pub fn serving(&self) -> Option<u64> {
+        let running = self.running.as_ref()?;
+        running.shared.serving_term()
+    }
+}
+
+/// The state machine, and what the oracle sees of it.
+pub struct Watched {
+    inner: Machine,
+    view: Arc<View>,
+    number: usize,
+    epoch: u32,
+    oracle: Arc<Mutex<Oracle>>,
+}
+
+impl Watched {
+    /// The digest of the state.
+    pub fn digest(&self) -> u64 {
+        self.inner.state().digest()
+    }
+
+    fn compare(&self, index: u64) {
+        let digest = self.digest();
+        self.oracle.lock().digest(self.number, index, digest);
+    }
+}
+
+impl StateMachine for Watched {
+    type Output = Applied;
+
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Applied {
+        let is_first = self.oracle.lock().applies(self.number, index, term, data);
+        let applied = self.inner.apply(index, term, data);
+        if is_first {
+            let find = |key: &_| self.view.metadata.find(key);
+            self.oracle.lock().applied(data, find);
+        }
+        if index.is_multiple_of(DIGEST_EVERY) {
+            self.compare(index);
+        }
+        applied
+    }
+
+    fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        self.compare(index);
+        self.inner.begin_snapshot(index)
+    }
+
+    fn reset(&mut self) {
+        self.inner.reset();
+    }
+
+    fn configuration(&mut self, configuration: &Configuration) {
+        self.inner.configuration(configuration);
+    }
+
+    fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
+        self.inner.restore(chunk)
+    }
+
+    fn restored(&mut self, index: u64) -> Result<(), String> {
+        self.inner.restored(index)?;
+        self.compare(index);
+        Ok(())
+    }
+
+    fn leadership(&mut self, change: Leadership) {
+        if let Leadership::Serving { term } = change {
+            self.oracle.lock().serves(self.number, self.epoch, term);
+        }
+        self.inner.leadership(change);
+    }
+}
+
+/// The links of a leader to members.
+pub struct SimLinks {
+    leader: usize,
+    epoch: u32,
+    outbox: Outbox,
+    calls: Arc<AtomicU64>,
+    /// The last link number taken.
+    last: AtomicU64,
+    open: Mutex<BTreeMap<MemberId, Arc<SimLink>>>,
+    /// Whom to dial.
+    targets: Mutex<BTreeMap<MemberId, String>>,
+}
+
+/// An open link.
+pub struct SimLink {
+    /// Which one of the network.
+    pub link: usize,
+    number: u64,
+    name: String,
+    outbox: Outbox,
+    calls: Arc<AtomicU64>,
+}
+
+impl SimLinks {
+    /// A new number for an attempt to connect.
+    pub fn next_number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether the member is to be dialled.
+    pub fn wants(&self, member: MemberId) -> bool {
+        self.targets.lock().contains_key(&member) && !self.open.lock().contains_key(&member)
+    }
+
+    /// A link is open.
+    pub fn opened(&self, member: MemberId, link: usize, number: u64) {
+        let name = self.targets.lock().get(&member).cloned();
+        let opened = SimLink {
+            link,
+            number,
+            name: name.unwrap_or_default(),
+            outbox: self.outbox.clone(),
+            calls: self.calls.clone(),
+        };
+        self.open.lock().insert(member, Arc::new(opened));
+    }
+
+    /// A link is closed.
+    pub fn closed(&self, member: MemberId, link: usize) {
+        let mut open = self.open.lock();
+        if open.get(&member).is_some_and(|open| open.link == link) {
+            open.remove(&member);
+        }
+    }
+
+    /// Forgets all, so that nothing refers to the process any more.
+    pub fn clear(&self) {
+        self.open.lock().clear();
+    }
+}
+
+impl MemberLinks for SimLinks {
+    fn link(&self, member: MemberId) -> Option<Arc<dyn MemberLink>> {
+        let link = self.open.lock().get(&member)?.clone();
+        Some(link)
+    }
+
+    fn set(&self, member: MemberId, _address: &str, name: &str) {
+        let known = self.targets.lock().insert(member, name.to_owned());
+        if known.is_none() {
+            let (leader, epoch) = (self.leader, self.epoch);
+            let out = Out::Dial {
+                leader,
+                epoch,
+                member,
+            };
+            self.outbox.lock().push(out);
+        }
+    }
+
+    fn remove(&self, member: MemberId) {
+        self.targets.lock().remove(&member);
+        if let Some(link) = self.open.lock().get(&member) {
+            self.outbox.lock().push(Out::Close { link: link.link });
+        }
+    }
+}
+
+impl MemberLink for SimLink {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn call(
+        &self,
+        _term: u64,
+        request: Request,
+        deadline: Instant,
+        completion: Completion,
+    ) -> Result<CallId, CallError> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        self.outbox.lock().push(Out::Call {
+            link: self.link,
+            call,
+            request: Arc::new(request),
+            deadline,
+            completion,
+        });
+        Ok(CallId(call))
+    }
+
+    fn close(&self) {
+        self.outbox.lock().push(Out::Close { link: self.link });
+    }
+}
+
+/// The time of a process's clock.
+pub fn now_of(running: &Running) -> Instant {
+    running.clock.now()
+}

@@ -1,0 +1,247 @@
+//! What must never happen: the invariants A1 to A11, checked while it runs.
+//!
+//! It sees each entry as each leader applies it, each request that a member executed, and each
+//! reply, and keeps what must hold of them across crashes. What is checked elsewhere: A7 and A11 by
+//! the checker of histories; A8 by the bounded queues themselves; A9 by all of it, as clocks drift
+//! and processes pause.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use tolerex::ids::{Fence, Key, MemberId, Revision};
+use tolerex::metadata::command::{Command, Operation};
+use tolerex::metadata::message_index::Entry;
+use tolerex::metadata::replica_sets::ReplicaSet;
+use tolerex::rpc::message::{Request, Response, StoreResult};
+
+/// An applied entry, and who applied it first.
+struct Seen {
+    term: u64,
+    hash: u64,
+    by: usize,
+}
+
+/// The state of the checks.
+#[derive(Default)]
+pub struct Oracle {
+    /// What went wrong first.
+    pub violation: Option<String>,
+    tolerance: u8,
+    log: BTreeMap<u64, Seen>,
+    /// The terms that were served, and by whom.
+    terms: BTreeMap<u64, (usize, u32)>,
+    /// Digests of the state at an index.
+    digests: BTreeMap<u64, (u64, usize)>,
+    /// The copies that were acknowledged.
+    copies: FxHashSet<(Revision, MemberId)>,
+    /// The copies that must be there after a crash, unless their release was handed in.
+    kept: BTreeMap<MemberId, BTreeSet<Revision>>,
+    /// The copies whose release was handed to the member, executed or not.
+    leaving: FxHashSet<(Revision, MemberId)>,
+    /// The copies that were given up.
+    released: FxHashSet<(Revision, MemberId)>,
+    /// What each message is, by the longest log.
+    current: FxHashMap<Key, (Revision, ReplicaSet)>,
+    /// For which key a revision was stored.
+    keys: FxHashMap<Revision, Key>,
+    /// At which index a revision was applied.
+    applied: FxHashMap<Revision, u64>,
+    /// The highest fence that a member obeyed.
+    fences: FxHashMap<MemberId, Fence>,
+}
+
+impl Oracle {
+    /// For messages with so many copies.
+    pub fn new(tolerance: u8) -> Oracle {
+        Oracle {
+            tolerance,
+            ..Oracle::default()
+        }
+    }
+
+    /// Something is wrong.
+    pub fn fail(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// A leader applies an entry; true if none did so before.
+    pub fn applies(&mut self, by: usize, index: u64, term: u64, data: &[u8]) -> bool {
+        let hash = hash(data);
+        if let Some(seen) = self.log.get(&index) {
+            if (seen.term, seen.hash) != (term, hash) {
+                let (first, other) = (seen.by, seen.term);
+                self.fail(format!(
+                    "A3: at index {index} leader {by} applies an entry of term {term}, leader \
+                     {first} another one of term {other}"
+                ));
+            }
+            return false;
+        }
+        self.log.insert(index, Seen { term, hash, by });
+        match Command::decode(data) {
+            Ok(command) if command.term == term => self.check_command(index, &command),
+            // R2: it takes no effect.
+            Ok(_) => {}
+            Err(error) => self.fail(format!("entry {index} is not understood: {error}")),
+        }
+        true
+    }
+
+    fn check_command(&mut self, index: u64, command: &Command) {
+        for operation in command.operations() {
+            let Operation::Set {
+                revision, replicas, ..
+            } = operation
+            else {
+                continue;
+            };
+            let members = replicas.as_slice();
+            let distinct: BTreeSet<_> = members.iter().collect();
+            if distinct.len() != members.len() {
+                self.fail(format!("A2: {revision} has a member twice: {members:?}"));
+            }
+            if members.len() < usize::from(self.tolerance) {
+                self.fail(format!("A1: {revision} has {} copies", members.len()));
+            }
+            for member in members {
+                let copy = (*revision, *member);
+                if !self.copies.contains(&copy) {
+                    self.fail(format!("A1: {revision} on {member} was not acknowledged"));
+                }
+                if self.released.contains(&copy) {
+                    self.fail(format!(
+                        "A10: {revision} on {member} was released, index {index} lists it"
+                    ));
+                }
+            }
+            if self.applied.insert(*revision, index).is_some() {
+                self.fail(format!("{revision} is in the log twice"));
+            }
+        }
+    }
+
+    /// What the messages of an entry are, once it was applied for the first time.
+    pub fn applied(&mut self, data: &[u8], find: impl Fn(&Key) -> Option<Entry>) {
+        let Ok(command) = Command::decode(data) else {
+            return;
+        };
+        for operation in command.operations() {
+            let (Operation::Set { key, .. } | Operation::Delete { key, .. }) = operation;
+            match find(key) {
+                Some(entry) => {
+                    let found = (entry.revision, entry.replicas);
+                    self.current.insert(key.clone(), found);
+                }
+                None => _ = self.current.remove(key),
+            }
+        }
+    }
+
+    /// The state of a leader at an index.
+    pub fn digest(&mut self, by: usize, index: u64, digest: u64) {
+        let (known, first) = *self.digests.entry(index).or_insert((digest, by));
+        if known != digest {
+            self.fail(format!(
+                "A3: at index {index} the states of leaders {first} and {by} differ"
+            ));
+        }
+    }
+
+    /// A leader serves a term from now on.
+    pub fn serves(&mut self, by: usize, epoch: u32, term: u64) {
+        let (first, start) = *self.terms.entry(term).or_insert((by, epoch));
+        if (first, start) != (by, epoch) {
+            self.fail(format!(
+                "A4: term {term} is served by leader {first} (start {start}) and {by} (start \
+                 {epoch})"
+            ));
+        }
+    }
+
+    /// A request is handed to a member: a release may have its effect from now on.
+    pub fn delivered(&mut self, member: MemberId, request: &Request) {
+        if let Request::Release(release) = request {
+            let revisions = release.revisions.iter();
+            self.leaving.extend(revisions.map(|revision| (*revision, member)));
+        }
+    }
+
+    /// A member answered a request: it is executed.
+    pub fn executed(&mut self, member: MemberId, request: &Request, response: &Response) {
+        match (request, response) {
+            (Request::Store(store), Response::Store(results)) => {
+                self.obeyed(member, store.fence);
+                for (record, result) in store.records.iter().zip(results) {
+                    self.keys.insert(record.revision, record.key.clone());
+                    if *result == StoreResult::Stored {
+                        self.copies.insert((record.revision, member));
+                        self.kept.entry(member).or_default().insert(record.revision);
+                    }
+                }
+            }
+            (Request::Release(release), Response::Release) => {
+                self.obeyed(member, release.fence);
+                for revision in &release.revisions {
+                    self.released(*revision, member);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn released(&mut self, revision: Revision, member: MemberId) {
+        self.released.insert((revision, member));
+        let Some(key) = self.keys.get(&revision) else {
+            return;
+        };
+        let is_listed = self
+            .current
+            .get(key)
+            .is_some_and(|(now, set)| *now == revision && set.contains(member));
+        if is_listed {
+            self.fail(format!(
+                "A10: {revision} on {member} is released, and is what {key} is"
+            ));
+        }
+    }
+
+    fn obeyed(&mut self, member: MemberId, fence: Fence) {
+        let highest = self.fences.entry(member).or_insert(fence);
+        if fence < *highest {
+            let highest = *highest;
+            self.fail(format!(
+                "A4: member {member} obeys fence {fence} after {highest}"
+            ));
+        } else {
+            *highest = fence;
+        }
+    }
+
+    /// A member was started again: what it acknowledged must be there.
+    pub fn restarted(&mut self, member: MemberId, holds: impl Fn(Revision) -> bool) {
+        let is_lost =
+            |revision: &&Revision| !self.leaving.contains(&(**revision, member)) && !holds(**revision);
+        let lost = self.kept.get(&member).and_then(|kept| kept.iter().find(is_lost));
+        if let Some(revision) = lost.copied() {
+            self.fail(format!("A6: member {member} lost {revision} in a crash"));
+        }
+    }
+
+    /// A client is told that its write is stored, by a leader that has applied so much.
+    pub fn acknowledged(&mut self, revision: Revision, applied: u64) {
+        match self.applied.get(&revision) {
+            Some(index) if *index <= applied => {}
+            _ => self.fail(format!(
+                "A1: {revision} is acknowledged and was not applied"
+            )),
+        }
+    }
+}
+
+fn hash(data: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in data {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash
+}

@@ -1,0 +1,132 @@
+//! What a seed decides before the run begins: sizes, speeds, and which kinds of faults there are.
+//!
+//! # Fault budget
+//!
+//! What the design promises to survive, and so what may be done to it:
+//!
+//! | promise | faults |
+//! |---|---|
+//! | a synced write survives anything but the loss of the disk | any number of crashes, of all at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned |
+//! | a failed sync is final | any number: the process ends |
+//! | no two leaders of a term, whatever the network does | any number of cuts, breaks, delays |
+//! | safety never rests on time (A9) | clocks that drift by a tenth, wall clocks that jump, pauses |
+//! | it serves again | when the faults have stopped, and only then |
+
+use fastrand::Rng;
+
+/// A kind of faults that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Cuts, clogged and broken links, lost messages.
+    Net,
+    /// Failed, slow and full disks.
+    Disk,
+    /// Crashes.
+    Crash,
+    /// Processes that stand still.
+    Pause,
+    /// Clocks that drift and jump.
+    Clock,
+    /// Changes of the group, handing leadership over.
+    Group,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 6] = [
+        Kind::Net,
+        Kind::Disk,
+        Kind::Crash,
+        Kind::Pause,
+        Kind::Clock,
+        Kind::Group,
+    ];
+
+    /// Its name, as in `WITHOUT=net,disk`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Net => "net",
+            Kind::Disk => "disk",
+            Kind::Crash => "crash",
+            Kind::Pause => "pause",
+            Kind::Clock => "clock",
+            Kind::Group => "group",
+        }
+    }
+}
+
+/// The decisions.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Leaders with a vote from the start.
+    pub leaders: usize,
+    /// Members.
+    pub members: usize,
+    /// Copies of each message.
+    pub tolerance: u8,
+    /// Clients.
+    pub clients: usize,
+    /// Requests or batches of each client.
+    pub operations: usize,
+    /// Keys that clients share.
+    pub keys: usize,
+    /// The longest pause between two requests of a client, in ms.
+    pub think_ms: u64,
+    /// A snapshot is taken when the journal has grown by this.
+    pub snapshot_bytes: u64,
+    /// Of journal and logs.
+    pub segment_bytes: u64,
+    /// The usual delay of the network, at most, in µs.
+    pub delay_us: u64,
+    /// How many Raft messages of a thousand are lost.
+    pub loss: u32,
+    /// Whether Raft messages overtake each other, as over links that break often.
+    pub reorders: bool,
+    /// The time between two faults, at most, in ms.
+    pub fault_ms: u64,
+    /// For how long there are faults, in ms.
+    pub faults_until_ms: u64,
+    /// What there is.
+    pub kinds: Vec<Kind>,
+}
+
+impl Plan {
+    /// The plan of a seed, without the kinds of faults that are switched off.
+    pub fn new(seed: u64, without: &[Kind]) -> Plan {
+        let mut rng = Rng::with_seed(seed);
+        let rng = &mut rng;
+        let leaders = rng.choice([1, 3, 3, 3, 3, 3, 5]).unwrap_or(3);
+        let members = rng.usize(3..=5);
+        let tolerance = rng.u8(1..=3);
+        let mut plan = Plan {
+            seed,
+            leaders,
+            members,
+            tolerance,
+            clients: rng.usize(2..=4),
+            operations: rng.usize(20..=50),
+            keys: rng.usize(2..=8),
+            think_ms: rng.u64(5..=150),
+            snapshot_bytes: rng.u64(2..=24) << 10,
+            segment_bytes: rng.u64(8..=32) << 10,
+            delay_us: rng.choice([200, 1_000, 5_000, 20_000]).unwrap_or(1_000),
+            loss: rng.choice([0, 0, 10, 50, 200]).unwrap_or(0),
+            reorders: rng.u32(..4) == 0,
+            fault_ms: rng.u64(50..=1_000),
+            faults_until_ms: rng.u64(1_500..=5_000),
+            kinds: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
+        };
+        plan.kinds.retain(|kind| !without.contains(kind));
+        if !plan.has(Kind::Net) {
+            plan.loss = 0;
+        }
+        plan
+    }
+
+    /// Whether there are faults of this kind.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.kinds.contains(&kind)
+    }
+}
