@@ -7,7 +7,7 @@
 //! index, the cluster, the releases, a shard of the cache, an inbox.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -183,9 +183,9 @@ pub struct Shared {
     pub name: String,
     /// Where clients reach this leader, `host:port`.
     pub client_address: String,
-    /// Set when a member has executed a fence of a higher term: this disk was rolled back, and the
-    /// leader must not serve from it.
-    deposed: AtomicBool,
+    /// The highest term of a fence that a member has executed and that was above this leader's:
+    /// another one led that term, or this disk was rolled back. It serves in later terms only.
+    deposed: AtomicU64,
     /// Batches begun, to tell them apart in the log.
     batches: AtomicU64,
     /// What the monotonic clock lacks to the time of commands.
@@ -215,7 +215,7 @@ impl Shared {
             cache: Cache::new(cache_bytes),
             name,
             client_address,
-            deposed: AtomicBool::new(false),
+            deposed: AtomicU64::new(0),
             batches: AtomicU64::new(0),
         }
     }
@@ -223,7 +223,8 @@ impl Shared {
     /// The term that this leader serves in, if it serves.
     pub fn serving_term(&self) -> Option<u64> {
         let status = self.group.status();
-        (status.serving && !self.deposed.load(Ordering::Relaxed)).then_some(status.term)
+        let is_deposed = status.term <= self.deposed.load(Ordering::Relaxed);
+        (status.serving && !is_deposed).then_some(status.term)
     }
 
     /// A number for a batch.
@@ -281,10 +282,12 @@ impl Shared {
 
     /// A member has executed a fence of a higher term than any this leader has seen.
     pub fn depose(&self, member: MemberId, highest: Fence) {
-        if !self.deposed.swap(true, Ordering::Relaxed) {
+        let before = self.deposed.fetch_max(highest.term, Ordering::Relaxed);
+        if before < highest.term {
             error!(
                 "member {member} has executed fence {highest}, which is above this leader's term: \
-                 its data directory is older than what it served; it stops serving"
+                 another one leads, or this data directory is older than what it served; it does \
+                 not serve below that term"
             );
         }
     }

@@ -170,8 +170,10 @@ impl World {
             .collect();
         let request = self.number();
         let size = calls.len();
-        self.trace
-            .note(self.now, format_args!("C{number} asks L{leader} #{request} {size}"));
+        self.trace.note(
+            self.now,
+            format_args!("C{number} asks L{leader} #{request} {size}"),
+        );
         self.clients[number].under_way = Some((request, calls));
         let at = self
             .net
@@ -205,7 +207,11 @@ impl World {
     pub(crate) fn reply(&mut self, number: usize, request: u64, replies: Option<Vec<Reply>>) {
         let leaders = self.plan.leaders;
         let client = &mut self.clients[number];
-        if client.under_way.as_ref().is_none_or(|(current, _)| *current != request) {
+        if client
+            .under_way
+            .as_ref()
+            .is_none_or(|(current, _)| *current != request)
+        {
             return;
         }
         let Some((_, calls)) = client.under_way.take() else {
@@ -220,7 +226,9 @@ impl World {
                     is_served |= !matches!(reply, Reply::Failed(_));
                     self.history.end(*call, self.now, outcome);
                 }
-                let is_read = replies.iter().all(|reply| matches!(reply, Reply::Value { .. } | Reply::NotFound));
+                let is_read = replies
+                    .iter()
+                    .all(|reply| matches!(reply, Reply::Value { .. } | Reply::NotFound));
                 if replies.len() != calls.len() && !is_read {
                     self.oracle.lock().fail(format!(
                         "A7: {} replies to {} requests",
@@ -242,8 +250,10 @@ impl World {
             false => client.rng.u64(20..=100),
         };
         let told = replies.as_ref().map(Vec::len);
-        self.trace
-            .note(self.now, format_args!("C{number} told #{request} {told:?} {is_served}"));
+        self.trace.note(
+            self.now,
+            format_args!("C{number} told #{request} {told:?} {is_served}"),
+        );
         self.after(think * MS, Event::Next { client: number });
     }
 

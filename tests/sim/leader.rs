@@ -52,6 +52,8 @@ pub struct Leader {
     pub paused_until: u64,
     /// Its disk is slow until then.
     pub slow_until: u64,
+    /// The sync of a directory is made to fail: the next end of the process is one of the system.
+    pub has_lost_names: bool,
     /// Ticks until it stands for election.
     pub ticks: usize,
     /// By how many millionths its clock is fast.

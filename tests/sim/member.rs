@@ -43,6 +43,8 @@ pub struct Member {
     pub paused_until: u64,
     /// Its disk is slow until then.
     pub slow_until: u64,
+    /// The sync of a directory is made to fail: the next end of the process is one of the system.
+    pub has_lost_names: bool,
     /// For ids and nonces.
     pub rng: Rng,
     /// By how many millionths its clock is fast.

@@ -20,6 +20,18 @@ const SETTLE: u64 = 20_000 * MS;
 /// How often to look whether it has come to rest.
 const LOOK: u64 = 25 * MS;
 
+/// The calls that are made to fail.
+const FAILING: [Operation; 8] = [
+    Operation::Sync,
+    Operation::Sync,
+    Operation::Write,
+    Operation::Write,
+    Operation::Read,
+    Operation::Create,
+    Operation::SyncDir,
+    Operation::SetLen,
+];
+
 impl World {
     /// Whether things may fail.
     pub fn has_faults(&self) -> bool {
@@ -42,8 +54,10 @@ impl World {
         if !self.plan.has(kind) {
             return;
         }
-        self.trace
-            .note(self.now, format_args!("fault {} {node} {other}", kind.name()));
+        self.trace.note(
+            self.now,
+            format_args!("fault {} {node} {other}", kind.name()),
+        );
         match kind {
             Kind::Net => self.disturb(node, other, length, lot),
             Kind::Disk => self.spoil(node, length, lot),
@@ -60,7 +74,11 @@ impl World {
         match lot % 6 {
             // One is cut off, or from the other servers only.
             0 | 1 => {
-                let last = if lot % 6 == 0 { nodes } else { nodes - self.plan.clients };
+                let last = if lot % 6 == 0 {
+                    nodes
+                } else {
+                    nodes - self.plan.clients
+                };
                 for peer in (0..last).filter(|peer| *peer != node) {
                     self.net.block(node, peer, until);
                     self.net.block(peer, node, until);
@@ -88,7 +106,8 @@ impl World {
         // The links between, in a while.
         for link in 0..self.net.links.len() {
             let one = &self.net.links[link];
-            let is_near = one.leader == node || one.leader == other || self.member_node(one.member) == node;
+            let is_near =
+                one.leader == node || one.leader == other || self.member_node(one.member) == node;
             if one.is_open && is_near && self.chance.u32(..3) == 0 {
                 self.about(Duration::from_millis(800), Event::Break { link });
             }
@@ -110,9 +129,14 @@ impl World {
         };
         match fault {
             Some(fault) => {
-                let kinds = [Operation::Any, Operation::Sync, Operation::Write];
-                let kind = kinds[(lot >> 8) as usize % kinds.len()];
+                let kind = FAILING[(lot >> 8) as usize % FAILING.len()];
                 fs.fail(kind, lot >> 16 & 31, fault);
+                if kind == Operation::SyncDir {
+                    match node < leaders {
+                        true => self.leaders[node].has_lost_names = true,
+                        false => self.members[node - leaders].has_lost_names = true,
+                    }
+                }
             }
             // Full, until the next time that this is looked at.
             None if lot % 5 == 3 => {
@@ -230,7 +254,11 @@ impl World {
         if let Some(client) = self.clients.iter().position(|client| !client.is_idle()) {
             return Some(format!("client {client} waits for an answer"));
         }
-        let serving = self.leaders.iter().filter(|one| one.serving().is_some()).count();
+        let serving = self
+            .leaders
+            .iter()
+            .filter(|one| one.serving().is_some())
+            .count();
         if serving != 1 {
             return Some(format!("{serving} leaders serve"));
         }

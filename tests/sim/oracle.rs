@@ -162,7 +162,8 @@ impl Oracle {
     pub fn delivered(&mut self, member: MemberId, request: &Request) {
         if let Request::Release(release) = request {
             let revisions = release.revisions.iter();
-            self.leaving.extend(revisions.map(|revision| (*revision, member)));
+            self.leaving
+                .extend(revisions.map(|revision| (*revision, member)));
         }
     }
 
@@ -219,9 +220,13 @@ impl Oracle {
 
     /// A member was started again: what it acknowledged must be there.
     pub fn restarted(&mut self, member: MemberId, holds: impl Fn(Revision) -> bool) {
-        let is_lost =
-            |revision: &&Revision| !self.leaving.contains(&(**revision, member)) && !holds(**revision);
-        let lost = self.kept.get(&member).and_then(|kept| kept.iter().find(is_lost));
+        let is_lost = |revision: &&Revision| {
+            !self.leaving.contains(&(**revision, member)) && !holds(**revision)
+        };
+        let lost = self
+            .kept
+            .get(&member)
+            .and_then(|kept| kept.iter().find(is_lost));
         if let Some(revision) = lost.copied() {
             self.fail(format!("A6: member {member} lost {revision} in a crash"));
         }

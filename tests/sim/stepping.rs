@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use tolerex::disk::mem::Loss;
-use tolerex::group::TICK_INTERVAL;
 use tolerex::group::IncomingChunk;
+use tolerex::group::TICK_INTERVAL;
 use tolerex::group::node::Event as NodeEvent;
 use tolerex::group::snapshots::Task;
 use tolerex::metadata::command::{Applied, Change, Command};
@@ -46,8 +46,10 @@ impl World {
         let node = &mut self.leaders[leader];
         let opened = node.open(leader, self.now, &self.plan, &voters, shared);
         let epoch = node.epoch;
-        self.trace
-            .note(self.now, format_args!("L{leader} start {epoch} {}", opened.is_ok()));
+        self.trace.note(
+            self.now,
+            format_args!("L{leader} start {epoch} {}", opened.is_ok()),
+        );
         if let Err(error) = opened {
             // Without space, or with a fault armed on it.
             if self.has_faults() {
@@ -85,7 +87,11 @@ impl World {
         self.calls
             .retain(|_, call| links[call.link].leader != leader);
         self.transfers.retain(|(from, _), _| *from != leader);
-        let waiting: Vec<_> = running.parked.values().map(|one| (one.client, one.request)).collect();
+        let waiting: Vec<_> = running
+            .parked
+            .values()
+            .map(|one| (one.client, one.request))
+            .collect();
         drop(running);
         for (client, request) in waiting {
             self.disconnect(client, request);
@@ -137,7 +143,7 @@ impl World {
         if !self.has_faults() {
             self.fail(format!("leader {leader} failed without a fault: {error}"));
         }
-        let is_power = self.rng.bool();
+        let is_power = self.rng.bool() || std::mem::take(&mut self.leaders[leader].has_lost_names);
         self.crash_leader(leader, is_power);
         self.about(Duration::from_millis(500), Event::StartLeader { leader });
     }
@@ -149,7 +155,11 @@ impl World {
             if let Some(request) = effects.snapshot {
                 let queue = &running.parts.task_queue.0;
                 if queue.try_send(Task::Write(request)).is_err() {
-                    running.parts.node.take(NodeEvent::SnapshotRefused, now_of(running)).ok();
+                    running
+                        .parts
+                        .node
+                        .take(NodeEvent::SnapshotRefused, now_of(running))
+                        .ok();
                 }
             }
         }
@@ -158,8 +168,10 @@ impl World {
                 continue;
             };
             if self.rng.u32(..1000) < self.plan.loss && self.has_faults() {
-                self.trace
-                    .note(self.now, format_args!("L{leader} lost L{to} {}", message.bytes.len()));
+                self.trace.note(
+                    self.now,
+                    format_args!("L{leader} lost L{to} {}", message.bytes.len()),
+                );
                 continue;
             }
             let at = self.net.arrival(leader, to, self.now, !self.plan.reorders);
@@ -171,7 +183,8 @@ impl World {
                 continue;
             };
             let number = self.number();
-            self.transfers.insert((leader, to), Transfer { snapshot, number });
+            self.transfers
+                .insert((leader, to), Transfer { snapshot, number });
             self.next_chunk(leader, to);
         }
     }
@@ -218,7 +231,10 @@ impl World {
         let status = running.parts.handle.status();
         self.trace.note(
             self.now,
-            format_args!("L{leader} tick {:?} {} {}", status.role, status.term, status.applied),
+            format_args!(
+                "L{leader} tick {:?} {} {}",
+                status.role, status.term, status.applied
+            ),
         );
         self.schedule(next, Event::Tick { leader, epoch });
         self.advance(leader);
@@ -235,7 +251,8 @@ impl World {
             Ok(Some(event)) => {
                 let now = now_of(running);
                 let taken = running.parts.node.take(event, now);
-                self.trace.note(self.now, format_args!("L{leader} journal {count}"));
+                self.trace
+                    .note(self.now, format_args!("L{leader} journal {count}"));
                 if let Err(error) = taken {
                     return self.leader_failed(leader, &error.to_string());
                 }
@@ -244,7 +261,8 @@ impl World {
             Ok(None) => {
                 running.writes = writes;
                 running.journal_is_busy = true;
-                self.trace.note(self.now, format_args!("L{leader} journal full"));
+                self.trace
+                    .note(self.now, format_args!("L{leader} journal full"));
                 self.after(100 * MS, Event::Journal { leader, epoch });
             }
             Err(error) => self.leader_failed(leader, &error.to_string()),
@@ -299,7 +317,11 @@ impl World {
             let change = Change::SetTolerance(tolerance);
             let command = Command { term, change };
             let group = &running.shared.group;
-            group.propose(term, command.encode(), |_: tolerex::group::ProposalOutcome<Applied>| ());
+            group.propose(
+                term,
+                command.encode(),
+                |_: tolerex::group::ProposalOutcome<Applied>| (),
+            );
         }
     }
 
@@ -308,7 +330,8 @@ impl World {
         let is_blocked = self.net.blocked_until(from, to) > self.now;
         let size = bytes.len();
         let Some(running) = self.leader(to, epoch).filter(|_| !is_blocked) else {
-            self.trace.note(self.now, format_args!("L{to} misses L{from} {size}"));
+            self.trace
+                .note(self.now, format_args!("L{to} misses L{from} {size}"));
             let peer = self.leaders[to].id;
             if self.rng.u32(..8) == 0
                 && let Some(sender) = &self.leaders[from].running
@@ -318,8 +341,12 @@ impl World {
             return;
         };
         let now = now_of(running);
-        let taken = running.parts.node.take(NodeEvent::Message(bytes.into()), now);
-        self.trace.note(self.now, format_args!("L{to} hears L{from} {size}"));
+        let taken = running
+            .parts
+            .node
+            .take(NodeEvent::Message(bytes.into()), now);
+        self.trace
+            .note(self.now, format_args!("L{to} hears L{from} {size}"));
         if let Err(error) = taken {
             return self.leader_failed(to, &error.to_string());
         }
@@ -355,7 +382,8 @@ impl World {
         let epoch = self.leaders[to].epoch;
         let is_blocked = self.net.blocked_until(from, to) > self.now;
         let size = chunk.bytes.len();
-        self.trace.note(self.now, format_args!("L{to} chunk of L{from} {size}"));
+        self.trace
+            .note(self.now, format_args!("L{to} chunk of L{from} {size}"));
         let taken = move |is_taken| Out::ChunkTaken {
             from,
             to,
@@ -388,8 +416,10 @@ impl World {
         let epoch = self.leaders[leader].epoch;
         let node = self.client_node(client);
         let is_blocked = self.net.blocked_until(node, leader) > self.now;
-        self.trace
-            .note(self.now, format_args!("L{leader} takes C{client} #{request}"));
+        self.trace.note(
+            self.now,
+            format_args!("L{leader} takes C{client} #{request}"),
+        );
         if is_blocked {
             // The client gives up.
             return;
@@ -415,8 +445,10 @@ impl World {
             batch,
         } = waiting;
         let progress = batch.resume(false);
-        self.trace
-            .note(self.now, format_args!("L{leader} goes on C{client} #{request}"));
+        self.trace.note(
+            self.now,
+            format_args!("L{leader} goes on C{client} #{request}"),
+        );
         self.progress(leader, client, request, progress);
         self.advance(leader);
     }

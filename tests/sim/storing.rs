@@ -41,8 +41,10 @@ impl World {
         let before = node.id;
         let opened = node.open(self.now, &self.plan);
         let epoch = node.epoch;
-        self.trace
-            .note(self.now, format_args!("M{member} start {epoch} {}", opened.is_ok()));
+        self.trace.note(
+            self.now,
+            format_args!("M{member} start {epoch} {}", opened.is_ok()),
+        );
         if let Err(error) = opened {
             if self.has_faults() {
                 return self.after(300 * MS, Event::StartMember { member });
@@ -50,7 +52,11 @@ impl World {
             return self.fail(format!("A6: member {member} does not start: {error:#}"));
         }
         if let (Some(id), Some(running)) = (node.id, &node.running) {
-            let holds = |revision| matches!(running.reader.fetch(revision), Ok(Some(_)));
+            // Twice: a fault may be armed for the first read.
+            let holds = |revision| {
+                let mut reads = (0..2).map(|_| running.reader.fetch(revision));
+                reads.any(|read| matches!(read, Ok(Some(_))))
+            };
             self.oracle.lock().restarted(id, holds);
             if before.is_some_and(|before| before != id) {
                 self.fail(format!("A6: member {member} has lost its identity"));
@@ -91,7 +97,7 @@ impl World {
         if !self.has_faults() {
             self.fail(format!("member {member} failed without a fault: {error}"));
         }
-        let is_power = self.rng.bool();
+        let is_power = self.rng.bool() || std::mem::take(&mut self.members[member].has_lost_names);
         self.crash_member(member, is_power);
         self.about(Duration::from_millis(500), Event::StartMember { member });
     }
@@ -276,14 +282,18 @@ impl World {
             bytes: 100,
         };
         let is_fetch = matches!(*request, Request::Fetch(_));
-        running.handler.handle(&from, info, (*request).clone(), responder);
+        running
+            .handler
+            .handle(&from, info, (*request).clone(), responder);
         let due = match is_fetch {
             true => &mut running.read_is_due,
             false => &mut running.append_is_due,
         };
         let is_new = !std::mem::replace(due, true);
-        self.trace
-            .note(self.now, format_args!("M{member} takes {kind} {call} of L{leader}"));
+        self.trace.note(
+            self.now,
+            format_args!("M{member} takes {kind} {call} of L{leader}"),
+        );
         if is_new {
             let disk = Duration::from_micros(if is_slow { 700_000 } else { 500 });
             let event = match is_fetch {
@@ -300,8 +310,10 @@ impl World {
         };
         running.append_is_due = false;
         let stepped = running.appender.step();
-        self.trace
-            .note(self.now, format_args!("M{member} appends {}", stepped.is_ok()));
+        self.trace.note(
+            self.now,
+            format_args!("M{member} appends {}", stepped.is_ok()),
+        );
         match stepped {
             Ok(_) => self.about(REST, Event::Rest { member, epoch }),
             Err(error) => self.member_failed(member, &error.to_string()),
@@ -362,8 +374,10 @@ impl World {
             return self.schedule(blocked, event);
         }
         if let Some(pending) = self.calls.remove(&call) {
-            self.trace
-                .note(self.now, format_args!("L{leader} answer {call} of M{member}"));
+            self.trace.note(
+                self.now,
+                format_args!("L{leader} answer {call} of M{member}"),
+            );
             (pending.completion)(Ok(response));
             self.advance(leader);
         }
@@ -433,8 +447,12 @@ impl World {
             return;
         }
         match response {
-            Response::Register => self.members[ends.member].registered[ends.leader] = ends.leader_epoch,
-            Response::Refused(refusal @ (Refusal::StaleIncarnation { .. } | Refusal::Retired(_))) => {
+            Response::Register => {
+                self.members[ends.member].registered[ends.leader] = ends.leader_epoch
+            }
+            Response::Refused(
+                refusal @ (Refusal::StaleIncarnation { .. } | Refusal::Retired(_)),
+            ) => {
                 let member = ends.member;
                 self.fail(format!("member {member} is refused: {refusal}"));
             }

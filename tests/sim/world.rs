@@ -68,10 +68,7 @@ pub enum Out {
         ticket: u64,
     },
     /// A leader's answer to a registration.
-    Registered {
-        ends: Ends,
-        response: Response,
-    },
+    Registered { ends: Ends, response: Response },
     /// What became of a chunk of a snapshot.
     ChunkTaken {
         from: usize,
@@ -92,30 +89,111 @@ pub struct Ends {
 
 /// What happens.
 pub enum Event {
-    Tick { leader: usize, epoch: u32 },
-    Journal { leader: usize, epoch: u32 },
-    Desk { leader: usize, epoch: u32 },
-    House { leader: usize, epoch: u32, is_periodic: bool },
-    Resume { leader: usize, epoch: u32, ticket: u64 },
-    Raft { from: usize, to: usize, bytes: Vec<u8> },
-    Chunk { from: usize, to: usize, chunk: IncomingChunk },
-    ChunkDone { from: usize, to: usize, transfer: u64, is_taken: bool },
-    Connect { leader: usize, epoch: u32, member: MemberId },
-    Break { link: usize },
-    Request { link: usize, call: u64, request: Arc<Request> },
-    Answer { link: usize, call: u64, response: Response },
-    CallDue { leader: usize, epoch: u32, call: u64 },
-    Append { member: usize, epoch: u32 },
-    Read { member: usize, epoch: u32 },
-    Rest { member: usize, epoch: u32 },
-    Beat { member: usize, epoch: u32, leader: usize },
-    Register { ends: Ends },
-    Registered { ends: Ends, response: Response },
-    Next { client: usize },
-    Submit { client: usize, request: u64, leader: usize, batch: Batch },
-    Reply { client: usize, request: u64, replies: Option<Vec<Reply>> },
-    StartLeader { leader: usize },
-    StartMember { member: usize },
+    Tick {
+        leader: usize,
+        epoch: u32,
+    },
+    Journal {
+        leader: usize,
+        epoch: u32,
+    },
+    Desk {
+        leader: usize,
+        epoch: u32,
+    },
+    House {
+        leader: usize,
+        epoch: u32,
+        is_periodic: bool,
+    },
+    Resume {
+        leader: usize,
+        epoch: u32,
+        ticket: u64,
+    },
+    Raft {
+        from: usize,
+        to: usize,
+        bytes: Vec<u8>,
+    },
+    Chunk {
+        from: usize,
+        to: usize,
+        chunk: IncomingChunk,
+    },
+    ChunkDone {
+        from: usize,
+        to: usize,
+        transfer: u64,
+        is_taken: bool,
+    },
+    Connect {
+        leader: usize,
+        epoch: u32,
+        member: MemberId,
+    },
+    Break {
+        link: usize,
+    },
+    Request {
+        link: usize,
+        call: u64,
+        request: Arc<Request>,
+    },
+    Answer {
+        link: usize,
+        call: u64,
+        response: Response,
+    },
+    CallDue {
+        leader: usize,
+        epoch: u32,
+        call: u64,
+    },
+    Append {
+        member: usize,
+        epoch: u32,
+    },
+    Read {
+        member: usize,
+        epoch: u32,
+    },
+    Rest {
+        member: usize,
+        epoch: u32,
+    },
+    Beat {
+        member: usize,
+        epoch: u32,
+        leader: usize,
+    },
+    Register {
+        ends: Ends,
+    },
+    Registered {
+        ends: Ends,
+        response: Response,
+    },
+    Next {
+        client: usize,
+    },
+    Submit {
+        client: usize,
+        request: u64,
+        leader: usize,
+        batch: Batch,
+    },
+    Reply {
+        client: usize,
+        request: u64,
+        replies: Option<Vec<Reply>>,
+    },
+    StartLeader {
+        leader: usize,
+    },
+    StartMember {
+        member: usize,
+    },
     Fault,
     Calm,
     Look,
@@ -243,6 +321,7 @@ impl World {
             running: None,
             paused_until: 0,
             slow_until: 0,
+            has_lost_names: false,
             ticks,
             ppm: drift(has_clock),
         });
@@ -255,6 +334,7 @@ impl World {
             running: None,
             paused_until: 0,
             slow_until: 0,
+            has_lost_names: false,
             rng: Rng::with_seed(seed ^ 0x3e ^ (number as u64) << 8),
             ppm: drift(has_clock),
             registered: vec![0; plan.leaders],
@@ -334,7 +414,10 @@ impl World {
             use crate::history::Outcome::{Failed, Unknown};
             !matches!(outcome, Failed | Unknown)
         };
-        let done = operations.iter().filter(|one| is_done(&one.outcome)).count();
+        let done = operations
+            .iter()
+            .filter(|one| is_done(&one.outcome))
+            .count();
         let operations = (operations.len(), done);
         // What refers to each other in circles is taken apart, or its memory is lost.
         for leader in 0..self.leaders.len() {
