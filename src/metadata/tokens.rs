@@ -38,8 +38,8 @@ use crate::ids::{Revision, Token};
 use crate::metadata::message_index::mix;
 use crate::metadata::state::digest::Digest;
 
-/// What all remembered tokens may weigh together: about a million of them, 200 MB at worst, or 8,700
-/// new tokens a second with a window of 2 minutes.
+/// What all remembered tokens may weigh together: about a million of them, or 8,700 new ones a second
+/// with a window of 2 minutes.
 pub const WEIGHT_MAX: usize = 1 << 20;
 
 /// Tokens that one command drops beyond the room it needs: some 0.2 ms of work.

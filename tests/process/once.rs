@@ -1,5 +1,5 @@
-//! Writes with a token through the real server: a repeat has no effect and gets the first reply, also
-//! after the leader was killed or stopped.
+//! Writes with a token through the real server: a repeat has no effect and gets the first reply,
+//! also after the leader was killed or stopped.
 
 use std::fs;
 use std::time::Duration;

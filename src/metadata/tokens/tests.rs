@@ -606,7 +606,8 @@ proptest! {
                 Step::Reserve(text, count) => {
                     let token = token(&text);
                     let expected = model.reserve(&text, count, window_ms);
-                    let applied = h.once(now_ms, window_ms, OnceChange::ReserveIds { token, count });
+                    let change = OnceChange::ReserveIds { token, count };
+                    let applied = h.once(now_ms, window_ms, change);
                     prop_assert_eq!(&applied, &expected);
                     if let Applied::Reserved { first } | Applied::Resumed { first, .. } = applied {
                         first_id = first;
