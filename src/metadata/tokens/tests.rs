@@ -281,6 +281,47 @@ fn the_token_of_an_unfinished_bulk_write_is_of_no_other_write() {
 }
 
 #[test]
+fn messages_of_a_part_that_apply_refused_are_still_missing() {
+    let mut h = Harness::new(10);
+    h.reserve(0, "b", 2);
+    let operations = vec![h.set(1, 9), h.set(2, 9)];
+    let token = token("b");
+    let part = OnceChange::WritePart { token, operations };
+    let Applied::Write { results, .. } = h.once(0, 100, part) else {
+        panic!("a write");
+    };
+    assert_eq!(results, [OperationResult::UnknownMember; 2]);
+    let (first, stored) = (1, Vec::new());
+    assert_eq!(h.reserve(0, "b", 2), Applied::Resumed { first, stored });
+    assert_eq!(h.part(0, "b", &[1, 2]), [Stored; 2]);
+}
+
+#[test]
+fn tokens_that_differ_in_anything_have_different_digests() {
+    let digest = |text: &str, window_ms: u64, id: u64, count: u64| {
+        let mut h = Harness::new(10);
+        h.apply(Change::Write(vec![delete(1)]));
+        let tokens = vec![(0, token(text))];
+        let operations = vec![delete(id)];
+        h.once(5, window_ms, OnceChange::Write { tokens, operations });
+        let token = token("b");
+        h.once(5, 9, OnceChange::ReserveIds { token, count });
+        h.state.tokens.restore_clock(5);
+        h.state.settings.reserved_until = 0;
+        h.state.digest()
+    };
+    let digests = [
+        digest("a", 7, 1, 3),
+        digest("c", 7, 1, 3),
+        digest("a", 8, 1, 3),
+        digest("a", 7, 1, 4),
+    ];
+    let distinct: BTreeSet<u64> = digests.into_iter().collect();
+    assert_eq!(distinct.len(), digests.len());
+    assert_eq!(digest("a", 7, 2, 3), digests[0]);
+}
+
+#[test]
 fn a_part_that_comes_after_its_token_expired_stores_nothing() {
     let mut h = Harness::new(10);
     h.reserve(0, "b", 3);
