@@ -8,11 +8,11 @@
 //! Every message shares one payload in memory; its batches are made as they start.
 //!
 //! With a token the reservation and every part carry it, and the replicated state remembers which
-//! messages were stored (`metadata::state`, module `once`, says why that is right). A repeat is told
-//! the ids of the first attempt and what was stored of them; it stores the rest with its own copies
-//! and revisions, beside the first attempt if that is still running. What apply finds stored before
-//! counts as stored here, and its copies are released. So whoever ends says `OK` only if all were
-//! stored by somebody, and a partial failure tells ids as without a token.
+//! messages were stored (why that is right, says `metadata::state`, module `once`). A repeat is
+//! told the ids of the first attempt and what was stored of them; it stores the rest with its own
+//! copies and revisions, beside the first attempt if that is still running. What apply finds stored
+//! before counts as stored here, and its copies are released. So whoever ends says `OK` only if all
+//! were stored by somebody, and a partial failure tells ids as without a token.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -95,7 +95,7 @@ impl BulkWrite {
         BulkWrite {
             limits,
             tolerance,
-            missing: Vec::from([0..count]),
+            missing: gaps(&[], count),
             missing_count: count,
             revisions,
             payload,

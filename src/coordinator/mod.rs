@@ -118,8 +118,8 @@ pub struct Limits {
     pub part_bytes_max: u64,
     /// Parts of a bulk write in flight: 4, so that members, journal and network work at one time.
     pub parts_in_flight_max: usize,
-    /// How long an idempotency token is remembered: 2 minutes. Longer than clients go on repeating a
-    /// write; what it costs is memory for each token of that time.
+    /// How long an idempotency token is remembered: 2 minutes. Clients do not go on repeating a
+    /// write for longer; it costs memory for each token of that time.
     pub dedup_window: Duration,
     /// Payload bytes of a bulk write in flight, unless it is one part: 32 MiB, half of what may be
     /// in flight to one member.

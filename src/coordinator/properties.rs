@@ -255,7 +255,8 @@ impl Model {
     }
 
     fn reject(&mut self, world: &mut World, at: usize, reject: Reject) {
-        let tag = world.proposals.remove(at).tag;
+        let proposal = world.proposals.remove(at);
+        let (tag, closed) = (proposal.tag, proposal.settlement.closed);
         let failure = Failure::NotLeader { leader: None };
         let settled = world.settled.len();
         world.step(match reject {
@@ -264,7 +265,8 @@ impl Model {
             Reject::Unknown => Event::OutcomeUnknown { tag },
         });
         // Not even then if the batch gave up waiting before: that is left to the audit.
-        self.is_undecided |= world.settled.len() == settled;
+        let mut settled = world.settled[settled..].iter();
+        self.is_undecided |= settled.all(|settlement| settlement.closed != closed);
     }
 
     fn check_replies(&self, world: &World, batch: &Batch, replies: &[Reply]) {

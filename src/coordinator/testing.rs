@@ -136,12 +136,13 @@ impl World {
     pub fn put(&mut self, key: Key, payload: &Bytes, entry: Entry) {
         self.payloads
             .insert(entry.revision, (key.clone(), payload.clone()));
-        self.change(Change::Write(vec![Operation::Set {
+        let applied = self.change(Change::Write(vec![Operation::Set {
             key,
             revision: entry.revision,
             replicas: entry.replicas,
             length: entry.length,
         }]));
+        assert!(matches!(applied, Applied::Write { .. }), "{applied:?}");
     }
 
     /// Applies a change that no batch proposed.

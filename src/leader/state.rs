@@ -22,6 +22,7 @@ use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
 use crate::group::GroupHandle;
 use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::leader::command_time::CommandTime;
 use crate::leader::links::{MemberLink, MemberLinks};
 use crate::leader::machine::Metadata;
 use crate::metadata::command::Applied;
@@ -188,8 +189,7 @@ pub struct Shared {
     deposed: AtomicU64,
     /// Batches begun, to tell them apart in the log.
     batches: AtomicU64,
-    /// What the monotonic clock lacks to the time of commands.
-    time_offset_ms: AtomicU64,
+    time: CommandTime,
 }
 
 impl Shared {
@@ -203,10 +203,8 @@ impl Shared {
         cache_bytes: usize,
         (name, client_address): (String, String),
     ) -> Shared {
-        let monotonic_ms = clock.now().as_nanos() / 1_000_000;
-        let time_offset_ms = clock.wall_ms().saturating_sub(monotonic_ms);
         Shared {
-            time_offset_ms: AtomicU64::new(time_offset_ms),
+            time: CommandTime::new(&*clock),
             clock,
             limits,
             view,
@@ -232,14 +230,10 @@ impl Shared {
         self.batches.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The time that a command carries, in milliseconds since the Unix epoch. It starts from the
-    /// wall clock and runs on by the monotonic one, so that it neither jumps nor goes back; what
-    /// other leaders had reached it goes on from, at its own pace, if that is ahead.
+    /// The time that a command carries, in milliseconds since the Unix epoch.
     pub fn command_ms(&self) -> u64 {
-        let monotonic_ms = self.clock.now().as_nanos() / 1_000_000;
-        let reached = self.view.metadata.clock_ms().saturating_sub(monotonic_ms);
-        let offset = self.time_offset_ms.fetch_max(reached, Ordering::Relaxed);
-        monotonic_ms + offset.max(reached)
+        let reached_ms = self.view.metadata.clock_ms();
+        self.time.now_ms(&*self.clock, reached_ms)
     }
 
     /// The fence of requests of `term` on a link.

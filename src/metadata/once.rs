@@ -8,8 +8,10 @@
 //! | now | varint | the leader's time in milliseconds since the Unix epoch |
 //! | window | varint | for how many milliseconds tokens are remembered, 1..=[`WINDOW_MS_MAX`] |
 //! | change | 1 | 1 write, 2 reserve ids, 3 part of a bulk write |
-//! | 1 | | number of tokens, 1 at least; for each the number of operations without a token before it, and the token; then operations |
-//! | 2 | | token, count of ids |
+//! | 1: tokens | varint | how many, 1 at least; that many follow |
+//! | 1: each | | varint number of operations since the one before, and the token |
+//! | 1: operations | | |
+//! | 2 | | token, varint count of ids |
 //! | 3 | | token, operations |
 //!
 //! The window travels with the command, so that a leader with another setting decides alike (A3).

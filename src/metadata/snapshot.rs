@@ -1,9 +1,10 @@
 //! A snapshot of the metadata at one index, taken while commands go on: to bytes and back. Pure.
 //!
-//! [`State::begin_snapshot`] notes what is small, the registry and the settings, shares the table of
-//! tokens, whose parts are copied before they change, and from then on every shard is copied before its first change ([`ShardCell`]). A [`Capture`], on any thread,
+//! [`State::begin_snapshot`] notes what is small, the registry and the settings, and from then on
+//! every shard is copied before its first change ([`ShardCell`]). A [`Capture`], on any thread,
 //! takes shard by shard as it was, the copy or else the shard itself, and encodes chunks of some
-//! [`CHUNK_BYTES`]. The table of replica sets is not copied: it is pinned (`replica_sets`).
+//! [`CHUNK_BYTES`]. The table of replica sets is not copied: it is pinned (`replica_sets`). The
+//! table of tokens is shared, and copied part by part as it changes (`tokens`).
 //!
 //! Memory: the shards that were changed and not taken yet, at most one copy of the index; the
 //! shard that is being encoded; one chunk. Pauses: a change copies its shard at most once for a
@@ -45,11 +46,14 @@
 //! | | count | varint | at least 1; that many follow |
 //! | | each: token, expiry, use | | see `metadata::tokens`, module `bytes` |
 
+mod shard_cell;
+
 use std::collections::hash_map::IntoIter;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxBuildHasher;
 
+pub use self::shard_cell::ShardCell;
 use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX};
 use crate::metadata::command::{DecodeError, Input, put_key, put_registration, put_varint};
 use crate::metadata::members::Member;
@@ -92,54 +96,6 @@ impl From<DecodeError> for RestoreError {
             DecodeError::Truncated => "end of a chunk",
             DecodeError::UnknownKind(_) | DecodeError::UnknownVersion(_) => "kind of chunk",
         })
-    }
-}
-
-/// A shard, and the copy of it that a snapshot still has to take.
-///
-/// Snapshots have ascending numbers from 1; `taken_for` is the last one that has the shard, or a
-/// copy of it, as it was when that snapshot began.
-#[derive(Debug, Default)]
-pub struct ShardCell {
-    shard: Shard,
-    /// Boxed: there are many shards, and mostly no copies.
-    copy: Option<Box<Shard>>,
-    taken_for: u64,
-}
-
-impl ShardCell {
-    /// The shard as it is.
-    pub fn shard(&self) -> &Shard {
-        &self.shard
-    }
-
-    /// The shard, to be changed. If a snapshot is being taken that does not have it, it is copied.
-    pub fn change(&mut self, snapshot: Option<u64>) -> &mut Shard {
-        if let Some(number) = snapshot
-            && self.taken_for != number
-        {
-            self.copy = Some(Box::new(self.shard.clone()));
-            self.taken_for = number;
-        }
-        &mut self.shard
-    }
-
-    /// The shard as it was when the snapshot began; once for each snapshot.
-    pub fn take(&mut self, snapshot: u64) -> Shard {
-        if self.taken_for != snapshot {
-            // A clone, so that it is encoded without the lock that guards this.
-            self.taken_for = snapshot;
-            return self.shard.clone();
-        }
-        *self
-            .copy
-            .take()
-            .expect("a shard is taken once for each snapshot")
-    }
-
-    /// Drops the copy, if there is one; its snapshot has ended.
-    pub fn forget(&mut self) {
-        self.copy = None;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Changes that take effect at most once for a token, decided while they are applied (R1, R3). Pure.
+//! Changes that take effect at most once for a token, decided in `apply` (R1, R3). Pure.
 //!
 //! **A write** with a token takes effect if the token is not live, and its outcome is remembered
 //! with it; else it changes nothing and is answered by what is remembered, whatever it asks for. A

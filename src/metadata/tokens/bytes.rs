@@ -10,7 +10,10 @@
 //! | message deleted | 1 | |
 //! | no message to delete | 2 | |
 //! | bulk write complete | 3 | first id varint, count varint |
-//! | bulk write under way | 4 | first id, count, number of ranges; then for each range the distance from the end of the one before and its length: varints |
+//! | bulk write under way | 4 | first id, count, number of ranges, ranges |
+//!
+//! A range of stored positions is its distance from the end of the one before, and its length; all
+//! these numbers are varints.
 
 use std::sync::Arc;
 

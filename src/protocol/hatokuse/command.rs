@@ -138,8 +138,10 @@ pub fn parse(line: &[u8]) -> (Parsed, Option<Token>) {
 }
 
 /// What is wrong with the token is said of a write that has a shape, and then with its payload
-/// skipped, if one follows.
+/// skipped, if one follows. A payload may follow any other line that speaks of SETB: fatal.
 fn parse_once(line: &[u8], at: usize) -> (Parsed, Option<Token>) {
+    let mut words = line.split(|&byte| is_blank(byte));
+    let has_payload = words.any(|word| word.eq_ignore_ascii_case(b"SETB"));
     let (text, at) = next_word(line, at);
     let (word, at) = next_word(line, at);
     let names = [&b"SET"[..], b"SETB", b"DEL"];
@@ -149,8 +151,12 @@ fn parse_once(line: &[u8], at: usize) -> (Parsed, Option<Token>) {
         false => Parsed::Done(Command::Invalid(Problem::UnknownCommand)),
     };
     if parsed == Parsed::Done(Command::Invalid(Problem::UnknownCommand)) {
-        let usage = Command::Invalid(Problem::Usage(ONCE_USAGE));
-        return (Parsed::Done(usage), None);
+        let usage = Problem::Usage(ONCE_USAGE);
+        let command = match has_payload {
+            true => Command::Fatal(usage),
+            false => Command::Invalid(usage),
+        };
+        return (Parsed::Done(command), None);
     }
     if let Ok(token) = Token::parse(text) {
         return (parsed, Some(token));
