@@ -1,4 +1,5 @@
-//! Compaction step by step on the disk in memory, with every failure and crash, beside the model.
+//! Compaction and the writing of hints, step by step on the disk in memory, with every failure and
+//! crash, beside the model. Each opening is compared with one without hints.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +14,8 @@ use crate::ids::Key;
 use crate::storage::log_engine::LogEngine;
 use crate::storage::model::ModelEngine;
 use crate::storage::{Committed, Engine};
+
+const DIR: &str = "log";
 
 type Contents = BTreeMap<u64, Bytes>;
 
@@ -31,10 +34,22 @@ fn open(fs: &MemFileSystem) -> (LogEngine, Compactor) {
         salt: 1,
     };
     let disk = Arc::new(fs.clone());
-    let (engine, recovery) = LogEngine::open(disk, Path::new("log"), options).unwrap();
+    let (engine, recovery) = LogEngine::open(disk, Path::new(DIR), options).unwrap();
     assert_eq!(recovery.damaged, []);
     let compactor = engine.compactor();
     (engine, compactor)
+}
+
+/// Opens a copy of the disk without its hints, which must give the same index.
+fn check_hints(fs: &MemFileSystem) {
+    let (with, without) = (fs.fork(), fs.fork());
+    for segment in hints::list(&without, DIR.as_ref()).unwrap() {
+        hints::remove(&without, DIR.as_ref(), segment);
+    }
+    let (_, with) = open(&with);
+    let (_, without) = open(&without);
+    assert!(without.hinted.is_empty());
+    assert!(*with.shared.index.read() == *without.shared.index.read());
 }
 
 impl Rig {
@@ -68,7 +83,7 @@ impl Rig {
         self.model.commit().unwrap();
     }
 
-    /// Compacts until there is nothing to do; false if the disk failed.
+    /// Compacts and writes hints until there is nothing to do; false if the disk failed.
     fn compact(&mut self) -> bool {
         self.compact_but(u64::MAX)
     }
@@ -86,10 +101,11 @@ impl Rig {
             done.unwrap_or(false)
         };
         for _ in 0..1000 {
-            match self.compactor.compact_one(&mut submit) {
-                Ok(true) => {}
-                Ok(false) => return !failed,
-                Err(_) => return false,
+            let compacted = self.compactor.compact_one(&mut submit);
+            match (compacted, self.compactor.hint_one()) {
+                (Ok(false), Ok(false)) => return !failed,
+                (Ok(_), Ok(_)) => {}
+                (Err(_), _) | (_, Err(_)) => return false,
             }
         }
         panic!("compaction does not end");
@@ -97,6 +113,7 @@ impl Rig {
 
     fn reopen(&mut self) {
         let counted = self.copies();
+        check_hints(&self.fs);
         (self.engine, self.compactor) = open(&self.fs);
         self.check();
         assert_eq!(counted, self.copies(), "dead copies as the log has them");
@@ -125,11 +142,12 @@ impl Rig {
         fs.heal();
         fs.crash(loss);
         for _ in 0..2 {
+            check_hints(&fs);
             let (mut engine, mut compactor) = open(&fs);
             assert_eq!(contents(&engine), expected(&self.model));
             // What is left to do is done, and loses and resurrects nothing either.
             let mut submit = |step| engine.compact(&step).unwrap();
-            while compactor.compact_one(&mut submit).unwrap() {}
+            while compactor.compact_one(&mut submit).unwrap() || compactor.hint_one().unwrap() {}
             assert_eq!(contents(&engine), expected(&self.model));
             fs.crash(Loss::Everything);
         }
@@ -337,9 +355,56 @@ enum Act {
     Store(u64, usize),
     Release(u64),
     Commit,
-    /// Compaction, cut off before a step.
+    /// Compaction and hints, cut off before a step.
     Compact(u64),
+    /// Something happens to a hint.
+    Spoil(Spoil, usize),
     Crash(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Spoil {
+    Flip,
+    Cut,
+    Remove,
+    /// It is replaced by the one of another segment.
+    Exchange,
+}
+
+impl Rig {
+    /// Spoils one of the hints, if there is any, in one of its places.
+    fn spoil(&self, what: Spoil, choice: usize) {
+        let there = hints::list(&self.fs, DIR.as_ref()).unwrap();
+        let path = |at: usize| {
+            Some(hints::path(
+                DIR.as_ref(),
+                *there.get(at % there.len().max(1))?,
+            ))
+        };
+        let Some(chosen) = path(choice) else {
+            return;
+        };
+        let length = self.fs.content(&chosen).unwrap().len();
+        let place = (choice / 7 % length.max(1)) as u64;
+        match what {
+            Spoil::Flip => _ = self.fs.flip_bit(&chosen, place, choice as u8),
+            Spoil::Cut => self.fs.open(&chosen).unwrap().set_len(place).unwrap(),
+            Spoil::Remove => self.fs.remove(&chosen).unwrap(),
+            Spoil::Exchange => {
+                let other = path(choice + 1).unwrap();
+                let content = self.fs.content(&other).unwrap();
+                let file = self.fs.open(&chosen).unwrap();
+                file.set_len(0).unwrap();
+                file.write_all_at(&content, 0).unwrap();
+            }
+        }
+    }
+}
+
+fn any_spoil() -> impl Strategy<Value = Act> {
+    let kinds = [Spoil::Flip, Spoil::Cut, Spoil::Remove, Spoil::Exchange];
+    let kind = prop::sample::select(kinds.to_vec());
+    (kind, any::<usize>()).prop_map(|(kind, choice)| Act::Spoil(kind, choice))
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
@@ -348,6 +413,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         8 => (0u64..20).prop_map(Act::Release),
         4 => Just(Act::Commit),
         2 => (0u64..12).prop_map(Act::Compact),
+        1 => any_spoil(),
         1 => any::<u64>().prop_map(Act::Crash),
     ]
 }
@@ -355,8 +421,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Any life with compaction, cut off anywhere, and crashes behaves as the model, and counts the
-    /// dead copies as the log has them.
+    /// Any life with compaction and hints, cut off anywhere, spoilt hints and crashes behaves as the
+    /// model, and has the index that the log's records give.
     #[test]
     fn it_behaves_as_the_model(acts in prop::collection::vec(any_act(), 0..120)) {
         let mut rig = Rig::new();
@@ -376,6 +442,7 @@ proptest! {
                     rig.compact_but(steps);
                     rig.check();
                 }
+                Act::Spoil(what, choice) => rig.spoil(what, choice),
                 Act::Crash(seed) => {
                     rig.commit();
                     rig.fs.crash(Loss::Random(seed));
