@@ -237,3 +237,148 @@ fn decode_entry(bytes: &[u8], segment: &SealedSegment, free_from: u32) -> Option
     let end = entry.location.offset.checked_add(length)?;
     (entry.location.offset >= free_from && end <= segment.end).then_some(entry)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::fs::read_all;
+    use crate::disk::mem::MemFileSystem;
+
+    const DIR: &str = "log";
+
+    const SEGMENT: SealedSegment = SealedSegment {
+        number: 3,
+        salt: 0x1122_3344_5566_7788,
+        end: 4096,
+    };
+
+    fn entries() -> Vec<Entry> {
+        let entry = |revision, offset, key_bytes: u32, payload_bytes, is_store| Entry {
+            revision: Revision::from_u64(revision),
+            location: Location {
+                segment: SEGMENT.number,
+                offset,
+                length: RECORD_HEADER_BYTES as u32 + key_bytes + payload_bytes,
+            },
+            payload_bytes,
+            is_store,
+        };
+        vec![
+            entry(7, 1072, 2, 100, true),
+            entry(5, 1194, 0, 0, false),
+            entry(9, 1584, 512, 1980, true),
+        ]
+    }
+
+    fn disk() -> MemFileSystem {
+        let fs = MemFileSystem::new();
+        fs.create_dir_all(DIR.as_ref()).unwrap();
+        write(&fs, DIR.as_ref(), &SEGMENT, &entries()).unwrap();
+        fs
+    }
+
+    fn read_here(fs: &MemFileSystem, segment: &SealedSegment) -> Result<Vec<Entry>, String> {
+        match read(fs, DIR.as_ref(), segment) {
+            Ok(entries) => Ok(entries.expect("there is a hint")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// What is said of a hint with this content and a checksum that fits.
+    fn refusal(content: &[u8]) -> String {
+        let fs = disk();
+        atomic_file::write(&fs, &path(DIR.as_ref(), 3), content).unwrap();
+        read_here(&fs, &SEGMENT).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let fs = disk();
+        assert_eq!(read_here(&fs, &SEGMENT), Ok(entries()));
+        assert_eq!(list(&fs, DIR.as_ref()).unwrap(), [3]);
+        remove(&fs, DIR.as_ref(), 3);
+        assert!(read(&fs, DIR.as_ref(), &SEGMENT).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_the_table() {
+        let file = disk().open(&path(DIR.as_ref(), 3)).unwrap();
+        let bytes = read_all(&*file).unwrap();
+        let (frame, content) = bytes.split_at(FRAME_BYTES as usize);
+        assert!(frame.starts_with(b"TLRXFIL\0\x01\0\0\0"));
+        let first = b"HINT\x01\0\0\0\x03\0\0\0\0\x10\0\0\x88\x77\x66\x55\x44\x33\x22\x11\x03\0\0\0\
+            \x07\0\0\0\0\0\0\0\x30\x04\0\0\x64\0\0\0\x02\0\x01\
+            \x05\0\0\0\0\0\0\0\xaa\x04\0\0\0\0\0\0\0\0\x02";
+        assert_eq!(content[..first.len()], first[..]);
+        assert_eq!(content.len(), HEADER_BYTES + 3 * ENTRY_BYTES);
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_bit_is_refused_and_names_the_file() {
+        let whole = disk();
+        let path = path(DIR.as_ref(), 3);
+        let length = whole.content(&path).unwrap().len() as u64;
+        for cut in 0..length {
+            let fs = whole.fork();
+            fs.open(&path).unwrap().set_len(cut).unwrap();
+            let error = read_here(&fs, &SEGMENT).unwrap_err();
+            assert!(error.contains("log/00000003.hint"), "cut at {cut}: {error}");
+        }
+        for bit in 0..length * 8 {
+            let fs = whole.fork();
+            assert!(fs.flip_bit(&path, bit / 8, (bit % 8) as u8));
+            let error = read_here(&fs, &SEGMENT).unwrap_err();
+            assert!(error.contains("log/00000003.hint"), "bit {bit}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_hint_of_another_segment_is_refused() {
+        let fs = disk();
+        for other in [
+            SealedSegment { salt: 1, ..SEGMENT },
+            SealedSegment {
+                end: 4608,
+                ..SEGMENT
+            },
+        ] {
+            let error = read_here(&fs, &other).unwrap_err();
+            assert!(error.contains("of another segment"), "{error}");
+        }
+        // The file of segment 3 under the name of segment 4.
+        let [from, to] = [3, 4].map(|number| path(DIR.as_ref(), number));
+        fs.rename(&from, &to).unwrap();
+        let other = SealedSegment {
+            number: 4,
+            ..SEGMENT
+        };
+        let error = read_here(&fs, &other).unwrap_err();
+        assert!(error.contains("of another segment"), "{error}");
+    }
+
+    #[test]
+    fn what_is_intact_and_no_hint_of_this_version_is_refused() {
+        let good = encode(&SEGMENT, &entries());
+        let with = |at: usize, byte: u8| {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            refusal(&bad)
+        };
+        assert!(refusal(b"").contains("not a hint"));
+        assert!(with(0, b'h').contains("not a hint"));
+        assert!(with(4, 2).contains("version 2"));
+        assert!(refusal(&good[..HEADER_BYTES - 1]).contains("ends in its header"));
+        assert!(refusal(&good[..good.len() - 1]).contains("number of entries"));
+        assert!(with(24, 2).contains("number of entries"));
+        let second = HEADER_BYTES + ENTRY_BYTES;
+        for (what, error) in [
+            ("an unknown kind", with(second + 18, 3)),
+            ("an overlap", with(second + 8, 0xa9)),
+            ("behind the end", with(second + ENTRY_BYTES + 9, 0x10)),
+            ("a long payload", with(second + 15, 0xff)),
+        ] {
+            let is_there = error.contains("no record of the segment");
+            assert!(is_there && error.contains("offset"), "{what}: {error}");
+        }
+    }
+}
