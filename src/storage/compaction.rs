@@ -28,9 +28,10 @@
 //!
 //! # Hints
 //!
-//! When there is nothing to compact, one sealed segment without a hint is read and given one, each
-//! [`POLL_INTERVAL`]. The append thread has no part in it. A segment is never changed, so its hint
-//! stays right until both are removed, the hint first.
+//! After each segment that is compacted, and at least each [`POLL_INTERVAL`], the newest sealed
+//! segment without a hint is read and given one: older ones are compacted earlier. The append thread
+//! has no part in it. A segment is never changed, so its hint stays right until both are removed,
+//! the hint first.
 //!
 //! # Space and failure
 //!
@@ -173,21 +174,15 @@ impl Compactor {
     pub fn run(&mut self, stop: &crate::threads::StopSignal, submit: Submit<'_>) {
         while !stop.wait_timeout(POLL_INTERVAL) {
             let mut paced = |step| !stop.wait_timeout(STEP_PAUSE) && submit(step);
-            loop {
-                match self.compact_one(&mut paced) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => {
-                        log::error!("compaction: {error}");
-                        break;
-                    }
+            let mut go_on = true;
+            while go_on && !stop.is_stopped() {
+                go_on = self.compact_one(&mut paced).unwrap_or_else(|error| {
+                    log::error!("compaction: {error}");
+                    false
+                });
+                if let Err(error) = self.hint_one() {
+                    log::warn!("{error}: a segment gets no hint, the next start reads it");
                 }
-            }
-            if stop.is_stopped() {
-                break;
-            }
-            if let Err(error) = self.hint_one() {
-                log::warn!("{error}: a segment gets no hint, the next start reads it");
             }
         }
     }
@@ -263,12 +258,13 @@ impl Compactor {
         Ok(Outcome::Gone)
     }
 
-    /// Gives one sealed segment its hint; false if none lacks one, or there is no space.
+    /// Gives the newest sealed segment that lacks one its hint; false if there is none, or no space.
     pub fn hint_one(&mut self) -> Result<bool, LogError> {
         let sealed = self.shared.records.sealed()?;
         let lacks =
             |segment: &u32| !self.hinted.contains(segment) && !self.damaged.contains(segment);
-        let Some((segment, length)) = sealed.into_iter().find(|(segment, _)| lacks(segment)) else {
+        let lacking = sealed.into_iter().rfind(|(segment, _)| lacks(segment));
+        let Some((segment, length)) = lacking else {
             return Ok(false);
         };
         // A hint is shorter than its segment.

@@ -326,6 +326,11 @@ fn a_damaged_segment_stays_and_goes_on_to_be_reported() {
     assert!(rig.compact());
     let path = Path::new("log/00000001.log");
     assert!(rig.fs.exists(path).unwrap());
+    let hints = hints::list(&rig.fs, DIR.as_ref()).unwrap();
+    assert!(
+        !hints.contains(&1),
+        "it would hide the damage from the next opening"
+    );
     let (disk, dir) = (Arc::new(rig.fs.clone()), Path::new("log"));
     let (_, recovery) = LogEngine::open(disk, dir, LogOptions::default()).unwrap();
     assert_eq!(recovery.damaged.len(), 1);
