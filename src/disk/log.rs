@@ -39,7 +39,7 @@ use parking_lot::RwLock;
 use super::error::is_full;
 use super::filler::Slot;
 use super::fs::FileSystem;
-use super::opening::{Opened, make_segment, open_segments};
+use super::opening::{Opened, VisitAll, make_segment, open_segments};
 use super::reader::Segments;
 use super::record::Seed;
 use super::recovery::mark;
@@ -476,19 +476,6 @@ impl Log {
             file,
             source,
         }
-    }
-}
-
-/// Knows no segment.
-struct VisitAll<'a>(&'a mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>);
-
-impl Visitor for VisitAll<'_> {
-    fn known(&mut self, _segment: &SealedSegment) -> Result<bool, LogError> {
-        Ok(false)
-    }
-
-    fn record(&mut self, location: Location, record: &Record<'_>) -> Result<(), LogError> {
-        (self.0)(location, record)
     }
 }
 

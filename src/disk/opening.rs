@@ -45,6 +45,21 @@ pub trait Visitor {
     fn record(&mut self, location: Location, record: &Record<'_>) -> Result<(), LogError>;
 }
 
+/// Knows no segment.
+pub(crate) struct VisitAll<'a>(
+    pub(crate) &'a mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
+);
+
+impl Visitor for VisitAll<'_> {
+    fn known(&mut self, _segment: &SealedSegment) -> Result<bool, LogError> {
+        Ok(false)
+    }
+
+    fn record(&mut self, location: Location, record: &Record<'_>) -> Result<(), LogError> {
+        (self.0)(location, record)
+    }
+}
+
 /// What [`open_segments`] found and made.
 pub(crate) struct Opened {
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,

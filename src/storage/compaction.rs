@@ -29,9 +29,9 @@
 //! # Hints
 //!
 //! After each segment that is compacted, and at least each [`POLL_INTERVAL`], the newest sealed
-//! segment without a hint is read and given one: older ones are compacted earlier. The append thread
-//! has no part in it. A segment is never changed, so its hint stays right until both are removed,
-//! the hint first.
+//! segment without a hint is read and given one: older ones are compacted earlier. The append
+//! thread has no part in it. A sealed segment's groups are never changed, so its hint stays right
+//! until both are removed, the hint first.
 //!
 //! # Space and failure
 //!
@@ -39,8 +39,8 @@
 //! never its last quarter, which releases need; the segment with the fewest comes first, one with
 //! none needs no space. A segment with a damaged record stays as it is: what cannot be read cannot
 //! be judged, and its records must go on to be reported; it gets no hint, and keeps one that it
-//! has, which knows what the damaged bytes were. Hints leave the reserve alone. Memory: one segment,
-//! and 32 bytes for each of its records.
+//! has, which knows what the damaged bytes were. Hints leave the reserve alone. Memory: one
+//! segment, and 32 bytes for each of its records.
 //!
 //! Sources: Bitcask paper, section 2 (merge); Rosenblum and Ousterhout, "The Design and
 //! Implementation of a Log-Structured File System", section 3 (cleaning, greedy choice).
@@ -258,7 +258,7 @@ impl Compactor {
         Ok(Outcome::Gone)
     }
 
-    /// Gives the newest sealed segment that lacks one its hint; false if there is none, or no space.
+    /// Gives the newest sealed segment that lacks a hint one; false if none does, or without space.
     pub fn hint_one(&mut self) -> Result<bool, LogError> {
         let sealed = self.shared.records.sealed()?;
         let lacks =

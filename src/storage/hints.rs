@@ -11,17 +11,17 @@
 //!
 //! * It is of a segment to which nothing is appended any more and which was synced to its end
 //!   before its successor had a name (`disk::opening` says why nothing else is needed of it).
-//! * It names the segment by number, salt and end. The salt is chosen at random when a segment is
-//!   made, so the hint of another segment of this number fits only by a chance of 2^-64; a segment
-//!   is never changed, and a number is not used again in a log. Compaction appends records elsewhere
-//!   and removes the segment.
+//! * It names the segment by number, salt and end. The salt is random, so the hint of a segment of
+//!   another log or generation fits only by a chance of 2^-64. A sealed segment's groups are never
+//!   changed: compaction appends records elsewhere and removes the segment, and its number is not
+//!   used again.
 //! * It has a checksum over all. So it says what the segment says, or nothing: it is taken in after
 //!   all of it was checked.
 //!
-//! Stores and releases are both in it, in the segment's order: later records rule over earlier ones
-//! across segments, and dead copies are counted, so opening by hints makes the same index as opening
-//! by records. The one difference is damage in a segment: found when the record is read (its
-//! checksum, A5) or the segment is compacted, and no longer at opening. The revision of such a
+//! Stores and releases are both in it, in the segment's order: later records rule over earlier
+//! ones across segments, and dead copies are counted, so opening by hints makes the same index as
+//! opening by records. The one difference is damage in a segment: found when the record is read
+//! (its checksum, A5) or the segment is compacted, and no longer at opening. The revision of such a
 //! record is still known, so that it is reported as damaged and not as missing.
 //!
 //! # Bytes

@@ -10,8 +10,8 @@
 //! the *dead copies*: records of it that are in the log and are not its live one, because it was
 //! released, stored anew or moved. As long as there is one, the record of the release must stay.
 //! They are in chunks too, 8 bytes for each such revision, and twice that with spare room;
-//! compaction keeps them fewer than half of all records. One hash map would be moved as a whole when
-//! it grows, while the index is locked: 90 ms with 4 million of them, 170 with 8.
+//! compaction keeps them fewer than half of all records. One hash map would be moved as a whole
+//! when it grows, while the index is locked: 90 ms and more with millions of them.
 //!
 //! Invariant: no chunk is empty, each is strictly sorted, and the counters equal the sums over all.
 
