@@ -426,8 +426,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Any life with compaction and hints, cut off anywhere, spoilt hints and crashes behaves as the
-    /// model, and has the index that the log's records give.
+    /// Any life with compaction and hints, cut off anywhere, and with spoilt hints and crashes, is
+    /// that of the model, and has the index that the records of the log give.
     #[test]
     fn it_behaves_as_the_model(acts in prop::collection::vec(any_act(), 0..120)) {
         let mut rig = Rig::new();
