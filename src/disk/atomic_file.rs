@@ -1,7 +1,8 @@
 //! A small file that is replaced as a whole: after a crash it has the old content or the new.
 //!
 //! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when `write`
-//! returns, the new content is durable. After an error of `write` either content may be there.
+//! returns, the new content is durable. After an error of `write` either content may be there, and
+//! the unfinished file is removed, so that it takes no space of a full disk.
 //!
 //! Little-endian:
 //!
@@ -116,7 +117,12 @@ pub fn write(fs: &dyn FileSystem, path: &Path, content: &[u8]) -> Result<(), Log
         fs.rename(beside, path)?;
         fs.sync_dir(path.parent().unwrap_or(Path::new("")))
     };
-    replace().map_err(|source| LogError::from_io("write", path.display().to_string(), source))
+    replace().map_err(|source| {
+        // If it cannot be removed, the next write does it.
+        let removed = fs.remove(beside);
+        log::trace!("{} removed: {removed:?}", beside.display());
+        LogError::from_io("write", path.display().to_string(), source)
+    })
 }
 
 fn checksum(header: &[u8], content: &[u8]) -> u32 {

@@ -35,7 +35,7 @@ pub struct Place {
 }
 
 /// Revision -> [`Place`] of every live record.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub struct LocationIndex {
     /// The upper bits of a revision -> its chunk.
     chunks: BTreeMap<u64, Vec<Slot>>,
@@ -48,6 +48,7 @@ pub struct LocationIndex {
 }
 
 /// One entry of a chunk.
+#[derive(PartialEq, Eq)]
 struct Slot {
     /// The lower bits of the revision.
     low: u16,
