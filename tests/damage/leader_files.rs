@@ -1,7 +1,8 @@
 //! The files of a leader: journal, snapshot of the metadata, `peer.id`. Opened by `group::inspect`,
 //! which does what a start does before it starts threads.
 //!
-//! A leader alone cannot know what stood at a damaged place, so it refuses to start, naming file and
+//! A leader alone cannot know what stood at a damaged place, so it refuses to start, naming file
+//! and
 //! offset. Only a torn tail of the journal, behind the known-synced offset, is cut.
 
 use std::path::{Path, PathBuf};

@@ -1,9 +1,11 @@
-//! The damage and the failing-I/O campaign: what is read of a damaged file is right, or an error that
+//! The damage and the failing-I/O campaign: what is read of a damaged file is right, or an error
+//! that
 //! names file and offset; and what was acknowledged outlives any call that fails.
 //!
 //! # Damage
 //!
-//! A sample directory is made by the real code on a disk in memory, with a file of about 64 KiB where
+//! A sample directory is made by the real code on a disk in memory, with a file of about 64 KiB
+//! where
 //! the kind grows. The file is cut at each byte, and each bit is flipped, in turn; each image is
 //! opened by the code that a process opens it with, and everything is read back. Nowhere is there a
 //! wrong payload, a panic, or a loss without a word below the known-synced offset.
@@ -12,9 +14,9 @@
 //! |---|---|
 //! | segment, sealed or known synced | damage of one group at most, told with file and offset |
 //! | the same, with a hint | the same, told when the record is read |
-//! | segment, behind the known-synced offset | a torn tail: a prefix of the groups, all of them before |
+//! | segment, behind the known-synced offset | a torn tail: a prefix of the groups |
 //! | hint | removed; the segment is read instead, nothing is missing |
-//! | `files`: payload, name, side file | one record, told with its file; offset 0 where it is the whole |
+//! | `files`: payload, name, side file | one record, told with its file, offset 0 |
 //! | `files`: `format` | refused, file and offset named |
 //! | journal, known synced | refused, file and offset named; if no record is left, its directory |
 //! | journal, behind the known-synced offset | a torn tail, as above |
@@ -28,8 +30,10 @@
 //! # Failing I/O
 //!
 //! Each call of a fixed life fails in turn, by EIO, for want of space (a write leaves its first
-//! half) and by a short write; a sync that fails loses what it should have synced. The process goes on
-//! or takes nothing more, and an image of the page cache and three of the disk are opened, compared,
+//! half) and by a short write; a sync that fails loses what it should have synced. The process goes
+//! on
+//! or takes nothing more, and an image of the page cache and three of the disk are opened,
+//! compared,
 //! and must work.
 //!
 //! # Shares

@@ -1,5 +1,6 @@
 //! The files of the `files` engine: payload, side file, version of the layout, and the names, which
-//! carry key, revision, length and checksum. Each is read with and without the file `unsynced`, whose
+//! carry key, revision, length and checksum. Each is read with and without the file `unsynced`,
+//! whose
 //! presence has everything verified at opening.
 
 use std::path::{Path, PathBuf};
