@@ -481,10 +481,16 @@ pub(crate) fn make_segment(
         }
         LogError::from_io("make", &shown, source)
     })?;
-    fs.sync_dir(dir).map_err(|source| LogError::Io {
-        action: "sync",
-        file: dir.display().to_string(),
-        source,
+    fs.sync_dir(dir).map_err(|source| {
+        // After a failed sync the name may be seen for as long as the machine runs and never be on
+        // the disk: the next opening must not trust it.
+        let removed = fs.remove(&path);
+        log::debug!("the name of {shown} is not durable (removed: {removed:?})");
+        LogError::Io {
+            action: "sync",
+            file: dir.display().to_string(),
+            source,
+        }
     })?;
     Ok(Segment {
         number: header.number,

@@ -364,6 +364,15 @@ impl<O: Send + 'static> Group<O> {
     }
 }
 
+/// Opens the directory as [`Group::start`] does, brings `machine` to what is known to be committed,
+/// and starts nothing. Says what is behind that.
+pub fn inspect<S: StateMachine>(
+    options: &GroupOptions,
+    machine: &mut S,
+) -> Result<Recovered, GroupError> {
+    Ok(open(options, machine)?.recovered)
+}
+
 /// What a group starts from.
 struct Opened {
     identity: Identity,
@@ -431,9 +440,10 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
     };
     if !identity.is_ready {
         identity.is_ready = true;
-        identity.write(fs, &options.dir)?;
         log::info!("made peer {} in {dir}", identity.peer);
     }
+    // At each start: when its last write failed, it may be in the page cache only.
+    identity.write(fs, &options.dir)?;
     Ok(Opened {
         identity,
         files,

@@ -30,7 +30,7 @@ use crate::group::raft_thread::Event;
 use crate::group::window::Position;
 use crate::threads::StopSignal;
 
-pub(super) mod files;
+pub mod files;
 #[cfg(test)]
 mod tests;
 

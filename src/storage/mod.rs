@@ -99,7 +99,9 @@ pub enum Committed {
     /// There is no space for its stores, which are forgotten; its releases reached the write mode,
     /// from the reserve if need be.
     StoresFull,
-    /// There is no space even for its releases; all of the group is forgotten.
+    /// There is no space even for its releases; all of the group is forgotten, but for releases
+    /// that
+    /// took effect before the disk refused one. Releasing them again is harmless.
     Full,
 }
 

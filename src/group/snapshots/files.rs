@@ -52,7 +52,7 @@ const SYNC_BYTES: u64 = 4 << 20;
 
 /// How a write ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::group) enum Written {
+pub enum Written {
     /// It is on disk under its name.
     Durable {
         /// The file's length.
@@ -66,15 +66,15 @@ pub(in crate::group) enum Written {
 
 /// A snapshot that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::group) struct Found {
+pub struct Found {
     /// The last entry that is in it.
-    pub(in crate::group) position: Position,
+    pub position: Position,
     /// The file's length.
-    pub(in crate::group) bytes: u64,
+    pub bytes: u64,
 }
 
 /// What a snapshot is restored from.
-pub(in crate::group) enum Piece<'a> {
+pub enum Piece<'a> {
     /// The next chunk.
     Chunk(&'a [u8]),
     /// There are no more.
@@ -85,18 +85,21 @@ pub(in crate::group) enum Piece<'a> {
 }
 
 /// The files of a directory.
-pub(in crate::group) struct SnapshotFiles {
-    pub(in crate::group) fs: Arc<dyn FileSystem>,
-    pub(in crate::group) dir: PathBuf,
-    pub(in crate::group) owner: PeerId,
+pub struct SnapshotFiles {
+    /// Where they are.
+    pub fs: Arc<dyn FileSystem>,
+    /// Their directory; nothing else is in it.
+    pub dir: PathBuf,
+    /// The peer whose data directory it is.
+    pub owner: PeerId,
     /// Free space that stays for the journal.
-    pub(in crate::group) reserve_bytes: u64,
+    pub reserve_bytes: u64,
 }
 
 impl SnapshotFiles {
     /// Restores the newest snapshot, if there is one. Then removes all other files of the
     /// directory, which is made when missing.
-    pub(in crate::group) fn open(
+    pub fn open(
         &self,
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<Option<Found>, LogError> {
@@ -154,7 +157,7 @@ impl SnapshotFiles {
 
     /// Writes a snapshot; durable when this returns `Durable`. The source is dropped as soon as it
     /// is exhausted.
-    pub(in crate::group) fn write(
+    pub fn write(
         &self,
         position: Position,
         source: Box<dyn SnapshotSource>,
@@ -164,10 +167,15 @@ impl SnapshotFiles {
         let written = match self.write_temporary(&temporary, position, source, stop) {
             Ok(Written::Durable { bytes }) => {
                 let path = self.dir.join(file_name(position.index));
-                self.fs
-                    .rename(&temporary, &path)
-                    .and_then(|()| self.fs.sync_dir(&self.dir))
-                    .map_err(|source| io_error("rename", &path, source))?;
+                let failed = |source| io_error("rename", &path, source);
+                self.fs.rename(&temporary, &path).map_err(failed)?;
+                self.fs.sync_dir(&self.dir).map_err(|source| {
+                    // It may be seen for as long as the machine runs and never be on the disk: the
+                    // next start must not remove others because of it.
+                    let removed = self.fs.remove(&path);
+                    log::debug!("its name is not durable (removed: {removed:?})");
+                    failed(source)
+                })?;
                 return Ok(Written::Durable { bytes });
             }
             Ok(other) => other,
@@ -228,7 +236,7 @@ impl SnapshotFiles {
 
     /// Removes the snapshots before that at `index`, which is durable. One that cannot be removed
     /// stays until the next start.
-    pub(in crate::group) fn remove_older(&self, index: u64) {
+    pub fn remove_older(&self, index: u64) {
         let remove = || -> std::io::Result<()> {
             let names = self.fs.list(&self.dir)?;
             for older in names.iter().filter_map(|name| parse_name(name)) {
