@@ -85,7 +85,7 @@ fn lone_writes(dir: &Path) -> Vec<f64> {
 
 /// SET with one connection, 64, and 64 with 16 in flight. `share` of what is promised for two
 /// copies must be reached.
-fn sets(cluster: &Cluster, share: f64) -> Vec<Row> {
+fn sets(cluster: &Cluster, copies: &str, share: f64) -> Vec<Row> {
     let one = || {
         let mut lone = lone_writes(cluster.dir());
         let found = load(cluster, "--connections 1", SECONDS);
@@ -94,7 +94,7 @@ fn sets(cluster: &Cluster, share: f64) -> Vec<Row> {
         let lone = median(lone);
         println!("a lone 4 KiB append and fdatasync: {lone:.0} us, a SET: {p50:.0} us");
         let limit = Limit::AtMost(4.0 / share, 2.5 / share);
-        let what = "SET, 1 connection: p50 over that of a lone 4 KiB append and fdatasync";
+        let what = "1 connection: p50 over that of a lone 4 KiB append and fdatasync";
         let mut details = found;
         details["lone_us"] = lone.into();
         vec![Row::new(what, p50 / lone, "x", limit).with(&details)]
@@ -105,33 +105,27 @@ fn sets(cluster: &Cluster, share: f64) -> Vec<Row> {
         let cpu = Limit::AtMost(60.0 / share, 30.0 / share);
         let servers = number(&found, "server_cpu_us_per_op");
         vec![
-            Row::new(
-                "SET, 64 connections",
-                number(&found, "ops_per_s"),
-                "/s",
-                rate,
-            )
-            .with(&found),
-            Row::new(
-                "SET, 64 connections: CPU of all servers",
-                servers,
-                "us",
-                cpu,
-            ),
+            Row::new("64 connections", number(&found, "ops_per_s"), "/s", rate).with(&found),
+            Row::new("64 connections: CPU of all servers", servers, "us", cpu),
         ]
     };
     let deep = || {
         let found = load(cluster, "--connections 64 --pipeline 16", SECONDS);
         let limit = Limit::AtLeast(100_000.0 * share, 200_000.0 * share);
-        let what = "SET, 64 connections x pipeline 16";
+        let what = "64 connections x pipeline 16";
         vec![Row::new(what, number(&found, "ops_per_s"), "/s", limit).with(&found)]
     };
-    [
+    let rows = [
         best_of(TRIES, one),
         best_of(TRIES, many),
         best_of(TRIES, deep),
     ]
-    .concat()
+    .concat();
+    let named = |row: Row| {
+        let what = format!("SET{copies}, {}", row.what);
+        Row { what, ..row }
+    };
+    rows.into_iter().map(named).collect()
 }
 
 fn gets(cluster: &Cluster) -> Vec<Row> {
@@ -153,7 +147,7 @@ fn gets(cluster: &Cluster) -> Vec<Row> {
 fn two_copies_are_as_fast_as_promised() {
     let _alone = alone();
     let cluster = Cluster::start(&[]);
-    let rows = [sets(&cluster, 1.0), gets(&cluster)].concat();
+    let rows = [sets(&cluster, "", 1.0), gets(&cluster)].concat();
     publish("speed-1-two-copies", COMMAND, &rows);
 }
 
@@ -162,7 +156,11 @@ fn two_copies_are_as_fast_as_promised() {
 fn three_copies_are_nearly_as_fast_as_two() {
     let _alone = alone();
     let cluster = Cluster::start(&["--tolerance", "3"]);
-    publish("speed-2-three-copies", COMMAND, &sets(&cluster, 0.85));
+    publish(
+        "speed-2-three-copies",
+        COMMAND,
+        &sets(&cluster, " at tolerance 3", 0.85),
+    );
 }
 
 /// The rate of one `N SET x`.
