@@ -236,7 +236,7 @@ fn parts_table(medians: &Medians, memory: Option<&Value>) -> String {
         };
         _ = writeln!(
             table,
-            "| message index, for a message with a numeric id, as its tables fill | {} to {} bytes |",
+            "| message index, for a message with a numeric id | {} to {} bytes |",
             of("least"),
             of("most")
         );
