@@ -39,6 +39,8 @@ struct Pair {
     history: Vec<Contents>,
     /// The states from here on survive a process crash.
     written: usize,
+    /// Released in the group that is staged.
+    releases: Vec<Revision>,
 }
 
 fn every() -> impl Iterator<Item = (EngineKind, WriteMode)> {
@@ -83,6 +85,7 @@ impl Pair {
             model: ModelEngine::default(),
             history: vec![Contents::default()],
             written: 0,
+            releases: Vec::new(),
         }
     }
 
@@ -97,10 +100,17 @@ impl Pair {
         let revision = Revision::from_u64(number);
         self.engine.release(revision).unwrap();
         self.model.release(revision).unwrap();
+        self.releases.push(revision);
     }
 
     /// Commits; what the answer says took effect did, and nothing else.
     fn commit(&mut self) -> Committed {
+        // A power failure may find what a group released gone and what it stored not there yet.
+        let mut between = self.model_before();
+        for revision in self.releases.drain(..) {
+            between.remove(&revision);
+        }
+        self.history.push(between);
         let committed = self.engine.commit().unwrap();
         self.model.set_space(committed);
         self.model.commit().unwrap();
@@ -112,6 +122,11 @@ impl Pair {
         }
         self.compare();
         committed
+    }
+
+    /// What was committed last.
+    fn model_before(&self) -> Contents {
+        self.history.last().expect("there is a state").clone()
     }
 
     fn flush(&mut self) {
@@ -440,6 +455,7 @@ fn execute(pair: &mut Pair, step: Step) {
         Step::Discard => {
             pair.engine.discard();
             pair.model.discard();
+            pair.releases.clear();
             pair.compare();
         }
         Step::CommitFull => {

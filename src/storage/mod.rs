@@ -100,8 +100,7 @@ pub enum Committed {
     /// from the reserve if need be.
     StoresFull,
     /// There is no space even for its releases; all of the group is forgotten, but for releases
-    /// that
-    /// took effect before the disk refused one. Releasing them again is harmless.
+    /// that took effect before the disk refused one. Releasing them again is harmless.
     Full,
 }
 
