@@ -2,9 +2,9 @@
 //! proposes one entry and answers. Pure.
 //!
 //! Messages are placed in **runs**: up to 32 consecutive ones, or a third of a larger batch, share
-//! one choice of members and one fate. A run's copy on a member counts when the member stored every record of it, otherwise
-//! another member is asked; so one full disk moves a run, never half of it. All runs chosen for a
-//! member in one step travel in one store.
+//! one choice of members and one fate. A run's copy on a member counts when the member stored every
+//! record of it, otherwise another member is asked; so one full disk moves a run, never half of it.
+//! All runs chosen for a member in one step travel in one store.
 //!
 //! A run has its copies when `tolerance` members acknowledged it, late ones included: a late
 //! acknowledgement answers a store of this leader, term and purpose like any other (R9), so it

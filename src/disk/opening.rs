@@ -1,7 +1,6 @@
 //! Opening a log's directory: which segments there are, what each of them holds, and making one.
 //!
-//! Owns nothing; [`open_segments`] runs before the log has an owner. The verdict on a segment is
-//! [`super::recovery`]'s.
+//! Owns nothing; [`open_segments`] runs before the log has an owner. [`super::recovery`] judges.
 //!
 //! # Passing over a sealed segment
 //!
