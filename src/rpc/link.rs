@@ -140,7 +140,7 @@ impl Link {
         let bytes = frame.len();
         self.calls.insert(id, pending)?;
         log::debug!("call {id} to {}: {kind}, {bytes} bytes", self.calls.peer);
-        if let Err(error) = self.connection.sender().send(frame) {
+        if let Err(error) = self.connection.sender().send(frame, Some(deadline)) {
             // If the call is gone from the table, its completion was called: it has its outcome.
             if self.calls.remove(id).is_some() {
                 return Err(match error {
