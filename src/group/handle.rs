@@ -267,6 +267,9 @@ pub(super) struct Shared {
     /// The index of a durable snapshot behind which the journal may be cut, 0 once it is; set by
     /// the Raft thread, taken by the journal thread.
     pub(super) cut: AtomicU64,
+    /// The journal thread sleeps until it is told something; set and cleared by it, and cleared by
+    /// the Raft thread when it tells it.
+    pub(super) journal_sleeps: AtomicBool,
     /// Whether the group has no other participant, now and for the life of the process.
     is_alone: bool,
     /// Whether the Raft thread has ended. Guards no other field; taken to wait for `changed`.
@@ -283,6 +286,7 @@ impl Shared {
             applied: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
             cut: AtomicU64::new(0),
+            journal_sleeps: AtomicBool::new(false),
             is_alone,
             stopped: Mutex::new(false),
             changed: Condvar::new(),

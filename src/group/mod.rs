@@ -56,6 +56,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
@@ -98,8 +99,8 @@ use self::window::LogEntry;
 /// The journal's place in the group's directory.
 const JOURNAL_DIR: &str = "journal";
 
-/// Bytes of applied entries kept in memory for peers that lag a little. A group of one needs none.
-const WINDOW_BYTES_MAX: usize = 16 << 20;
+/// Bytes of applied entries kept in memory. A group of one needs none of them.
+const WINDOW_BYTES_MAX: usize = 1 << 20;
 
 /// Raft time-outs in ticks of [`TICK_INTERVAL`]: heartbeat 50 ms, election 300 to 600 ms.
 const HEARTBEAT_TICKS: usize = 1;
@@ -299,15 +300,20 @@ impl<O: Send + 'static> Group<O> {
             core.status().applied
         );
         let (inbox, events) = bounded(INBOX_MAX);
-        let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX);
+        // One more for what tells it that something was written.
+        let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX + 1);
         let (requests, request) = bounded(1);
+        let journal_bytes = journal.bytes();
+        let disk = Arc::new(Mutex::new(journal));
         let raft = RaftThread {
+            disk: disk.clone(),
+            failed: None,
             core,
             machine,
             inbox: events,
             journal: writes,
             snapshots: requests,
-            schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal.bytes()),
+            schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal_bytes),
             applied,
             shared: shared.clone(),
             clock: options.clock.clone(),
@@ -317,9 +323,9 @@ impl<O: Send + 'static> Group<O> {
             serving: None,
             stop_at: None,
         };
-        let filler = journal.filler();
+        let filler = disk.lock().filler();
         let journal = JournalThread {
-            journal,
+            journal: disk,
             writes: queue,
             raft: inbox.clone(),
             shared: shared.clone(),

@@ -24,12 +24,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
 use crate::disk::log::LogError;
 use crate::group::core::{Batch, Core, CoreStatus, Persist};
 use crate::group::handle::{Completion, PendingRead, Proposal, ReadOutcome, Shared};
-use crate::group::journal::JournalError;
+use crate::group::journal::{Journal, JournalError, Written};
+use crate::group::journal_thread::Task;
 use crate::group::proposals::{Decided, ProposalOutcome, Proposals, Reason};
 use crate::group::reads::Reads;
 use crate::group::snapshots::{Request, Schedule};
@@ -44,6 +46,10 @@ pub(super) const INBOX_MAX: usize = 4096;
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are
 /// enough; with one, the journal would idle while this thread makes the next.
 pub(super) const WRITES_IN_FLIGHT_MAX: usize = 8;
+
+/// Entries of a write that the Raft thread of a group of one makes itself: that many come from one
+/// client or two. With more, the next ones gather while the journal thread writes.
+const OWN_ENTRIES_MAX: usize = 2;
 
 /// What reaches the Raft thread.
 pub(super) enum Event<O> {
@@ -113,7 +119,11 @@ pub(super) struct RaftThread<S: StateMachine> {
     pub(super) core: Core,
     pub(super) machine: S,
     pub(super) inbox: Receiver<Event<S::Output>>,
-    pub(super) journal: Sender<Persist>,
+    pub(super) journal: Sender<Task>,
+    /// The journal itself, for small writes in a group of one; see `journal_thread`.
+    pub(super) disk: Arc<Mutex<Journal>>,
+    /// Such a write failed.
+    pub(super) failed: Option<JournalError>,
     /// To the `snapshot` thread; holds one, and there is never another.
     pub(super) snapshots: Sender<Request>,
     pub(super) schedule: Schedule,
@@ -158,6 +168,9 @@ impl<S: StateMachine> RaftThread<S> {
             .map(|interval| self.clock.now() + interval);
         loop {
             self.advance();
+            if let Some(error) = self.failed.take() {
+                return Err(GroupError::Journal(error));
+            }
             if self.is_finished() {
                 return Ok(());
             }
@@ -275,9 +288,7 @@ impl<S: StateMachine> RaftThread<S> {
 
     fn perform(&mut self, batch: Batch) {
         if let Some(write) = batch.persist {
-            // The journal's queue holds as many as may be in flight; it is gone only after it
-            // failed, which its last event says.
-            _ = self.journal.try_send(write);
+            self.persist(write);
         }
         assert!(
             batch.messages.is_empty(),
@@ -288,6 +299,36 @@ impl<S: StateMachine> RaftThread<S> {
         }
         for entry in batch.committed {
             self.apply(&entry);
+        }
+    }
+
+    /// Hands a write to the journal thread, or writes it if that is quicker and nobody waits
+    /// meanwhile: peers for heartbeats, or many proposals for the next write.
+    fn persist(&mut self, write: Persist) {
+        let is_small = write.entries.len() <= OWN_ENTRIES_MAX && self.core.writes_in_flight() == 1;
+        let disk = Arc::clone(&self.disk);
+        let free = disk
+            .try_lock()
+            .filter(|_| is_small && self.tick_interval.is_none());
+        let written = free.map(|mut journal| {
+            let written = journal.write(std::slice::from_ref(&write));
+            (written, journal.bytes())
+        });
+        match written {
+            Some((Ok(Written::Durable), journal_bytes)) => {
+                self.schedule.journal_grew(journal_bytes);
+                self.core.persisted(write.number);
+                if self.shared.journal_sleeps.swap(false, Ordering::AcqRel) {
+                    _ = self.journal.try_send(Task::Written);
+                }
+            }
+            Some((Err(error), _)) => self.failed = Some(error),
+            // It waits for space there.
+            Some((Ok(Written::Full), _)) | None => {
+                // The journal's queue holds as many as may be in flight; it is gone only after it
+                // failed, which its last event says.
+                _ = self.journal.try_send(Task::Write(write));
+            }
         }
     }
 
