@@ -9,9 +9,14 @@
 //! | `parsing` | what does a command cost between socket and batch |
 //! | `calls` | what does a round trip over TLS cost, and many at a time |
 //! | `metadata` | what do placement, apply and the message index cost |
+//!
+//! Two more binaries, run by name: `beside_redis` compares, `report` writes all figures down.
 
 mod calls;
 mod disk;
+#[allow(dead_code)]
+#[path = "../tests/support/figures.rs"]
+mod figures;
 mod metadata;
 mod parsing;
 
@@ -20,7 +25,7 @@ use std::time::Duration;
 use criterion::Criterion;
 
 fn main() {
-    // Some forty measurements in all: a second and a half each keeps the whole within minutes.
+    // Some sixty measurements in all: two seconds each keep the whole within minutes.
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(1))
@@ -30,6 +35,11 @@ fn main() {
     parsing::all(&mut criterion);
     calls::all(&mut criterion);
     metadata::all(&mut criterion);
-    metadata::print_index_memory();
+    let memory = metadata::index_memory();
+    let args: Vec<String> = std::env::args().collect();
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    if has("--bench") && !has("--test") {
+        figures::keep("parts", "cargo bench", &memory);
+    }
     criterion.final_summary();
 }

@@ -2,6 +2,7 @@
 //! message index.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use serde_json::{Value, json};
 use std::hint::black_box;
 use tolerex::clock::Instant;
 use tolerex::cluster::{Cluster, Strategy};
@@ -111,7 +112,7 @@ fn apply(criterion: &mut Criterion) {
 }
 
 /// Not a time: the index's bytes for a message, at the best and the worst fill of its tables.
-pub fn print_index_memory() {
+pub fn index_memory() -> Value {
     let mut shard = Shard::default();
     let mut each = Vec::new();
     for id in 0..MESSAGES {
@@ -129,4 +130,5 @@ pub fn print_index_memory() {
     let least = each.iter().copied().fold(f64::INFINITY, f64::min);
     let most = each.iter().copied().fold(0.0, f64::max);
     println!("index memory for a message with a numeric id: {least:.1} to {most:.1} bytes");
+    json!({ "least": least, "most": most })
 }

@@ -5,26 +5,11 @@ mod support;
 use support::client::Client;
 use support::cluster::{Cluster, tolerex};
 
-fn bench(cluster: &Cluster, flags: &str) -> serde_json::Value {
-    let dir = cluster.dir().to_str().expect("UTF-8");
-    let mut args = vec!["bench", "--json", "--data-dir", dir];
-    args.extend(flags.split_whitespace());
-    let output = tolerex(&args);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{flags}: {errors}");
-    // Not a terminal: no progress.
-    assert!(errors.is_empty(), "{errors}");
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
 #[test]
 #[ignore = "slow: starts a cluster"]
 fn loads_are_done_and_measured() {
     let cluster = Cluster::start(&[]);
-    let stored = bench(
-        &cluster,
-        "--connections 8 --pipeline 16 --count 500 --keys 500",
-    );
+    let stored = cluster.bench("--connections 8 --pipeline 16 --count 500 --keys 500");
     assert_eq!(
         (&stored["ops"], &stored["errors"]),
         (&500.into(), &0.into())
@@ -35,7 +20,7 @@ fn loads_are_done_and_measured() {
         "--connections 4 --seconds 0.5 --rate 200 --get-ratio 0.5 --keys 50",
         "--connections 2 --pipeline 3 --size 70000 --count 30 --get-ratio 1 --keys 9",
     ] {
-        let found = bench(&cluster, flags);
+        let found = cluster.bench(flags);
         assert_eq!(found["errors"], 0, "{flags}: {found}");
         let number = |field: &str| found[field].as_f64().unwrap_or_else(|| panic!("{found}"));
         assert!(

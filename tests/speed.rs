@@ -1,46 +1,272 @@
-//! A first look at speed, in a test binary of its own, so that nothing else runs beside it.
+//! How fast is it? Every figure that was promised, with what must be reached.
 //!
-//! The floors hold for a release build (`cargo test --release --test speed -- --ignored
-//! --nocapture`); a debug build only prints.
+//! `cargo test --release --test speed -- --ignored --nocapture` prints the figures and fails where
+//! one is missed; a debug build measures shortly and only prints. The loads are those of `tolerex
+//! bench`, and the generator shares the machine with the cluster. In a binary of its own, and one
+//! test at a time, so that nothing else runs beside it.
+//!
+//! A load that misses what it must reach is measured up to [`TRIES`] times: what else runs on a
+//! machine can only hurt. Ratios of two loads are medians of alternating rounds.
 
 mod support;
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
+use serde_json::Value;
+use support::client::Client;
 use support::cluster::Cluster;
-use support::load;
+use support::figures::{Limit, Row, best_of, median, publish};
+use tolerex::clock::{Clock, SystemClock, sleep};
+
+const COMMAND: &str = "cargo test --release --test speed -- --ignored --nocapture";
+
+const IS_DEBUG: bool = cfg!(debug_assertions);
+
+/// How long a load is measured.
+const SECONDS: f64 = if IS_DEBUG { 0.3 } else { 3.0 };
+
+/// The same for each load of a ratio.
+const RATIO_SECONDS: f64 = if IS_DEBUG { 0.3 } else { 1.5 };
+
+const TRIES: usize = if IS_DEBUG { 1 } else { 3 };
+
+/// Rounds of a ratio.
+const ROUNDS: usize = if IS_DEBUG { 1 } else { 3 };
+
+/// "Many" messages.
+const MESSAGES: u64 = if IS_DEBUG { 50_000 } else { 1_000_000 };
+
+/// Small durable writes whose time a SET is compared with, before and after it.
+const LONE_WRITES: usize = if IS_DEBUG { 50 } else { 500 };
+
+/// Keys of the loads that are compared with each other: few beside a million.
+const FEW_KEYS: u64 = 10_000;
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Lets the tests of this binary run one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock()
+}
+
+/// A load of `tolerex bench` in which nothing may fail.
+fn load(cluster: &Cluster, flags: &str, seconds: f64) -> Value {
+    let found = cluster.bench(&format!("{flags} --seconds {seconds}"));
+    assert_eq!(found["errors"], 0, "{flags}: {found}");
+    found
+}
+
+fn number(found: &Value, field: &str) -> f64 {
+    found[field]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{field}: {found}"))
+}
+
+/// The times of appends of 4 KiB, each followed by `fdatasync`, in microseconds.
+fn lone_writes(dir: &Path) -> Vec<f64> {
+    let path = dir.join("lone");
+    let mut file = File::create(&path).expect("a file");
+    let block = [b'x'; 4096];
+    let clock = SystemClock::new();
+    let one = |_| {
+        let start = clock.now();
+        file.write_all(&block).expect("the disk works");
+        file.sync_data().expect("the disk works");
+        clock.now().since(start).as_secs_f64() * 1e6
+    };
+    let times = (0..LONE_WRITES).map(one).collect();
+    std::fs::remove_file(&path).expect("removed");
+    times
+}
+
+/// SET with one connection, 64, and 64 with 16 in flight. `share` of what is promised for two
+/// copies must be reached.
+fn sets(cluster: &Cluster, copies: &str, share: f64) -> Vec<Row> {
+    let one = || {
+        let before = median(lone_writes(cluster.dir()));
+        let found = load(cluster, "--connections 1", SECONDS);
+        let after = median(lone_writes(cluster.dir()));
+        let p50 = number(&found, "p50_us");
+        // The smaller one: whatever else used the disk then would make a SET look good.
+        let lone = before.min(after);
+        println!("a lone 4 KiB append and fdatasync: {lone:.0} us, a SET: {p50:.0} us");
+        let limit = Limit::AtMost(4.0 / share, 2.5 / share);
+        let what = "1 connection: p50 over that of a lone 4 KiB append and fdatasync";
+        let mut details = found;
+        details["lone_us"] = lone.into();
+        vec![Row::new(what, p50 / lone, "x", limit).with(&details)]
+    };
+    let many = || {
+        let found = load(cluster, "--connections 64", SECONDS);
+        let rate = Limit::AtLeast(20_000.0 * share, 35_000.0 * share);
+        let cpu = Limit::AtMost(60.0 / share, 30.0 / share);
+        let servers = number(&found, "server_cpu_us_per_op");
+        vec![
+            Row::new("64 connections", number(&found, "ops_per_s"), "/s", rate).with(&found),
+            Row::new("64 connections: CPU of all servers", servers, "us", cpu),
+        ]
+    };
+    let deep = || {
+        let found = load(cluster, "--connections 64 --pipeline 16", SECONDS);
+        let limit = Limit::AtLeast(100_000.0 * share, 200_000.0 * share);
+        let what = "64 connections x pipeline 16";
+        vec![Row::new(what, number(&found, "ops_per_s"), "/s", limit).with(&found)]
+    };
+    let rows = [
+        best_of(TRIES, one),
+        best_of(TRIES, many),
+        best_of(TRIES, deep),
+    ]
+    .concat();
+    let named = |row: Row| {
+        let what = format!("SET{copies}, {}", row.what);
+        Row { what, ..row }
+    };
+    rows.into_iter().map(named).collect()
+}
+
+fn gets(cluster: &Cluster) -> Vec<Row> {
+    let get = |what: &str, flags: &str, must: f64, aim: f64| {
+        best_of(TRIES, || {
+            let found = load(cluster, &format!("--get-ratio 1 {flags}"), SECONDS);
+            let limit = Limit::AtLeast(must, aim);
+            vec![Row::new(what, number(&found, "ops_per_s"), "/s", limit).with(&found)]
+        })
+    };
+    let many = get("GET, 64 connections", "--connections 64", 40e3, 80e3);
+    let flags = "--connections 64 --pipeline 16";
+    let deep = get("GET, 64 connections x pipeline 16", flags, 200e3, 400e3);
+    [many, deep].concat()
+}
 
 #[test]
-#[ignore = "slow: a load for some seconds"]
-fn sets_reach_their_floors() {
+#[ignore = "slow: loads for some seconds"]
+fn two_copies_are_as_fast_as_promised() {
+    let _alone = alone();
     let cluster = Cluster::start(&[]);
-    for (depth, floor) in [(1, 10_000.0), (16, 40_000.0)] {
-        let command = move |connection, n: u64| {
-            let message = "x".repeat(100);
-            format!("SET {depth}-{connection}-{} {message}", n % 1000)
-        };
-        let found = load::run(
-            cluster.address(),
-            64,
-            depth,
-            Duration::from_secs(4),
-            command,
-        );
-        println!(
-            "SET, 100 bytes, tolerance 2, 64 connections, {depth} in flight: {:.0}/s, p50 {:?}, \
-             p99 {:?}",
-            found.per_second, found.p50, found.p99
-        );
-        assert_eq!(found.errors, 0);
-        if !cfg!(debug_assertions) {
-            assert!(found.per_second >= floor, "{floor} were promised");
-        }
-    }
-    let command = |connection, n: u64| format!("GET 16-{connection}-{}", n % 1000);
-    let found = load::run(cluster.address(), 64, 16, Duration::from_secs(3), command);
-    println!(
-        "GET, 64 connections, 16 in flight: {:.0}/s, p99 {:?}",
-        found.per_second, found.p99
+    let rows = [sets(&cluster, "", 1.0), gets(&cluster)].concat();
+    publish("speed-1-two-copies", COMMAND, &rows);
+}
+
+#[test]
+#[ignore = "slow: loads for some seconds"]
+fn three_copies_are_nearly_as_fast_as_two() {
+    let _alone = alone();
+    let cluster = Cluster::start(&["--tolerance", "3"]);
+    publish(
+        "speed-2-three-copies",
+        COMMAND,
+        &sets(&cluster, " at tolerance 3", 0.85),
     );
-    assert_eq!(found.errors, 0);
+}
+
+/// The rate of one `N SET x`.
+fn bulk(cluster: &Cluster) -> Vec<Row> {
+    let mut client = Client::connect(cluster.address());
+    let clock = SystemClock::new();
+    let start = clock.now();
+    let reply = client.command(&format!("{MESSAGES} SET x"));
+    let rate = MESSAGES as f64 / clock.now().since(start).as_secs_f64();
+    assert!(reply.starts_with("OK "), "{reply}");
+    let what = format!("one `{MESSAGES} SET x`");
+    vec![Row::new(
+        &what,
+        rate,
+        "messages/s",
+        Limit::AtLeast(150e3, 300e3),
+    )]
+}
+
+/// The rate of a load on `cluster` over that on `other`, by turns.
+fn ratio(what: &str, flags: &str, [cluster, other]: [&Cluster; 2], limit: Limit) -> Vec<Row> {
+    best_of(TRIES, || {
+        let mut rates = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            for (cluster, rates) in [cluster, other].iter().zip(&mut rates) {
+                rates.push(number(&load(cluster, flags, RATIO_SECONDS), "ops_per_s"));
+            }
+        }
+        let [rate, base] = rates.map(median);
+        println!("{what}: {rate:.0}/s over {base:.0}/s");
+        vec![Row::new(what, rate / base, "x", limit)]
+    })
+}
+
+#[test]
+#[ignore = "slow: 1,000,000 messages"]
+fn a_million_messages_take_little_memory_and_no_speed() {
+    let _alone = alone();
+    let [full, empty] = [Cluster::start(&[]), Cluster::start(&[])];
+    // What a leader takes once is not a message's.
+    let reply = full.client().command(&format!("{FEW_KEYS} SET x"));
+    assert!(reply.starts_with("OK "), "{reply}");
+    let before = full.resident_bytes("leader-1");
+    let first = bulk(&full);
+    let grown = full.resident_bytes("leader-1").saturating_sub(before);
+    let each = grown as f64 / MESSAGES as f64;
+    let what = "leader's memory for a stored message (numeric id)";
+    let mut rows = vec![Row::new(what, each, "bytes", Limit::AtMost(64.0, 40.0))];
+    let mut first = Some(first);
+    rows.extend(best_of(TRIES, || {
+        first.take().unwrap_or_else(|| bulk(&full))
+    }));
+
+    let limit = Limit::AtLeast(0.9, 1.0);
+    // The last one has no limit: a lookup in memory is a large part of such a GET, and 40 MB of
+    // tables do not fit the processor's caches as those of 10,000 messages do.
+    for (name, pipeline, get_ratio, limit) in [
+        ("SET", 16, 0, limit),
+        ("GET", 1, 1, limit),
+        ("GET", 16, 1, Limit::None),
+    ] {
+        let what = format!("{name} rate with {MESSAGES} messages stored, over that with none");
+        let what = format!("{what}, 64 connections x pipeline {pipeline}");
+        let flags = format!("--connections 64 --pipeline {pipeline} --keys {FEW_KEYS}");
+        let flags = format!("{flags} --get-ratio {get_ratio}");
+        rows.extend(ratio(&what, &flags, [&full, &empty], limit));
+    }
+    let what = format!("GET, 64 connections x pipeline 16, of {MESSAGES} keys, beyond the cache");
+    let flags = format!("--connections 64 --pipeline 16 --get-ratio 1 --keys {MESSAGES}");
+    let found = load(&full, &flags, SECONDS);
+    let rate = number(&found, "ops_per_s");
+    rows.push(Row::new(&what, rate, "/s", Limit::None).with(&found));
+    publish("speed-3-many-messages", COMMAND, &rows);
+}
+
+#[test]
+#[ignore = "slow: loads on 30 members"]
+fn thirty_members_are_nearly_as_fast_as_three() {
+    let _alone = alone();
+    let clusters = [Cluster::start(&["--members", "30"]), Cluster::start(&[])];
+    let what = "SET rate with 30 members, over that with 3, 64 connections x pipeline 16";
+    let flags = "--connections 64 --pipeline 16";
+    let limit = Limit::AtLeast(0.7, 0.85);
+    let rows = ratio(what, flags, clusters.each_ref(), limit);
+    publish("speed-4-many-members", COMMAND, &rows);
+}
+
+#[test]
+#[ignore = "slow: waits for some seconds"]
+fn idle_servers_are_small() {
+    let _alone = alone();
+    let cluster = Cluster::start(&[]);
+    sleep(Duration::from_secs(3));
+    let megabytes = |name: &str| cluster.resident_bytes(name) as f64 / 1e6;
+    let members = ["member-1", "member-2", "member-3"].map(megabytes);
+    let member = members.into_iter().fold(0.0, f64::max);
+    let limit = Limit::AtMost(30.0, 15.0);
+    let rows = [
+        Row::new(
+            "resident memory of an idle leader",
+            megabytes("leader-1"),
+            "MB",
+            limit,
+        ),
+        Row::new("resident memory of an idle member", member, "MB", limit),
+    ];
+    publish("speed-5-memory", COMMAND, &rows);
 }

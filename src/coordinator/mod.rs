@@ -104,8 +104,8 @@ pub struct Limits {
     /// How often members without room in flight are looked at again: 50 ms. Each look costs a step
     /// of every waiting batch.
     pub room_retry: Duration,
-    /// Messages that share one choice of members: 32. More, and few members do all the work of a
-    /// batch; fewer, and its frames and group commits get small.
+    /// Messages that share one choice of members, unless the batch is large: 32. More, and few
+    /// members do all the work of a batch; fewer, and its frames and group commits get small.
     pub run_messages_max: usize,
     /// Payload bytes asked for in one fetch, unless it is one message: 8 MiB, a quarter of a frame.
     pub fetch_bytes_max: u64,

@@ -23,10 +23,11 @@
 
 pub use super::error::LogError;
 pub use super::filler::Filler;
+pub use super::opening::Visitor;
 pub use super::reader::LogReader;
 pub use super::record::{Location, OwnedRecord, Record};
 pub use super::recovery::{Cut, Damage, Recovery};
-pub use super::segment::Position;
+pub use super::segment::{Position, SealedSegment};
 pub use removal::{LogRemover, SegmentInfo};
 
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ use parking_lot::RwLock;
 use super::error::is_full;
 use super::filler::Slot;
 use super::fs::FileSystem;
-use super::opening::{Opened, make_segment, open_segments};
+use super::opening::{Opened, VisitAll, make_segment, open_segments};
 use super::reader::Segments;
 use super::record::Seed;
 use super::recovery::mark;
@@ -128,11 +129,22 @@ impl Log {
         options: LogOptions,
         visit: &mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
     ) -> Result<(Log, Recovery), LogError> {
+        Log::open_known(fs, dir, options, &mut VisitAll(visit))
+    }
+
+    /// As [`Log::open`], but a sealed segment that the visitor knows is not read: damage in it is
+    /// found when its records are.
+    pub fn open_known(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        options: LogOptions,
+        visitor: &mut dyn Visitor,
+    ) -> Result<(Log, Recovery), LogError> {
         assert!(
             (4 << 10..=1 << 30).contains(&options.segment_bytes),
             "a segment has 4 KiB to 1 GiB"
         );
-        let opened = open_segments(&*fs, dir, options.salt, visit)?;
+        let opened = open_segments(&*fs, dir, options.salt, visitor)?;
         let Opened {
             segments,
             headers,

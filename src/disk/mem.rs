@@ -59,6 +59,10 @@ pub enum Operation {
     Rename,
     /// `remove`.
     Remove,
+    /// `create_dir_all`.
+    MakeDir,
+    /// `list`, `exists`, `len`.
+    Look,
 }
 
 /// How a call fails.
@@ -66,7 +70,8 @@ pub enum Operation {
 pub enum Fault {
     /// EIO; nothing happens, except that a failed sync loses what it should have synced.
     Io,
-    /// ENOSPC; nothing happens.
+    /// ENOSPC; nothing happens, except that a write writes its first half and a failed sync loses
+    /// what it should have synced.
     NoSpace,
     /// A write writes its first half, then EIO. As [`Fault::Io`] for other calls.
     ShortWrite,
@@ -141,6 +146,11 @@ impl MemFileSystem {
         });
     }
 
+    /// How many calls there were that could have been made to fail.
+    pub fn calls(&self) -> u64 {
+        self.disk.lock().calls
+    }
+
     /// Forgets the failures that have not happened yet.
     pub fn heal(&self) {
         self.disk.lock().armed.clear();
@@ -168,18 +178,32 @@ impl MemFileSystem {
             return false;
         };
         let mut flipped = false;
-        for bytes in [&mut file.content, &mut file.durable] {
+        file.rot(|bytes| {
             if let Some(byte) = bytes.get_mut(offset as usize) {
                 *byte ^= 1 << (bit % 8);
                 flipped = true;
             }
-        }
+        });
         flipped
+    }
+
+    /// Cuts a file, seen and on the disk. False if the file is not longer than that.
+    pub fn cut(&self, path: &Path, len: u64) -> bool {
+        let mut disk = self.disk.lock();
+        let Some(file) = disk.named(path) else {
+            return false;
+        };
+        let mut is_cut = false;
+        file.rot(|bytes| {
+            is_cut |= bytes.len() as u64 > len;
+            bytes.truncate(len as usize);
+        });
+        is_cut
     }
 
     /// The content of a file, as it is seen.
     pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
-        Some(self.disk.lock().named(path)?.content.clone())
+        Some(self.disk.lock().named(path)?.content.to_vec())
     }
 
     /// Records what is done from here on, a line for each call that changes something.
@@ -238,7 +262,8 @@ impl FileSystem for MemFileSystem {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let disk = self.disk.lock();
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Look)?;
         if !disk.dirs.contains(dir) {
             return Err(not_found(dir));
         }
@@ -270,11 +295,14 @@ impl FileSystem for MemFileSystem {
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        Ok(self.disk.lock().names.contains_key(path))
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Look)?;
+        Ok(disk.names.contains_key(path))
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
+        disk.check(Operation::MakeDir)?;
         disk.dirs.extend(dir.ancestors().map(Path::to_owned));
         Ok(())
     }
@@ -351,11 +379,11 @@ impl File for MemFile {
             let length = data.len();
             disk.note(|| format!("write {name} {offset}+{length}"));
             match disk.fault(Operation::Write) {
-                Some(Fault::ShortWrite) => {
+                Some(fault @ (Fault::ShortWrite | Fault::NoSpace)) => {
                     disk.write(self.inode, &data[..length / 2], offset);
-                    Err(fault_error(Fault::ShortWrite))
+                    Err(fault_error(fault))
                 }
-                Some(fault) => Err(fault_error(fault)),
+                Some(fault @ Fault::Io) => Err(fault_error(fault)),
                 None if disk.write(self.inode, data, offset) => Ok(()),
                 None => Err(fault_error(Fault::NoSpace)),
             }
@@ -368,7 +396,7 @@ impl File for MemFile {
             let number = disk.next_number();
             let file = disk.file(self.inode);
             let change = Change::Length(len);
-            change.apply(&mut file.content, usize::MAX);
+            change.apply(Arc::make_mut(&mut file.content), usize::MAX);
             file.unsynced.push((number, change));
             let name = name_of(&file.path);
             disk.note(|| format!("set length {name} {len}"));
@@ -377,7 +405,10 @@ impl File for MemFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.with(|disk| Ok(disk.file(self.inode).content.len() as u64))
+        self.with(|disk| {
+            disk.check(Operation::Look)?;
+            Ok(disk.file(self.inode).content.len() as u64)
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {

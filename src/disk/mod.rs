@@ -17,10 +17,11 @@
 //!
 //! # On disk (little-endian)
 //!
-//! A directory holds `00000001.log`, `00000002.log`, ... and `*.tmp` files that no one needs after
-//! a crash. Each segment names the one before it, so a gap is where segments were removed, or
-//! damage ([`segment`]). A segment is two equal header sectors ([`segment`]), then groups, each
-//! beginning on a sector boundary, then zeros or the end of the file:
+//! A directory holds `00000001.log`, `00000002.log`, ..., what the log's owner puts beside them,
+//! and `*.tmp` files that no one needs after a crash. Each segment names the one before it, so a
+//! gap is where segments were removed, or damage ([`segment`]). A segment is two equal header
+//! sectors ([`segment`]), then groups, each beginning on a sector boundary, then zeros or the end
+//! of the file:
 //!
 //! ```text
 //! 0        512      1024
@@ -37,7 +38,7 @@
 //!
 //! # Known limits
 //!
-//! * Recovery holds one segment in memory, and reads all segments.
+//! * Recovery holds one segment in memory, and reads all that the log's owner does not know.
 //! * Every segment stays open: one file descriptor for each 64 MiB.
 //! * The loss of the last whole segment file cannot be told from its never having been made.
 

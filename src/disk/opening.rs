@@ -1,7 +1,20 @@
 //! Opening a log's directory: which segments there are, what each of them holds, and making one.
 //!
-//! Owns nothing; [`open_segments`] runs before the log has an owner. The verdict on a segment is
-//! [`super::recovery`]'s.
+//! Owns nothing; [`open_segments`] runs before the log has an owner. [`super::recovery`] judges.
+//!
+//! # Passing over a sealed segment
+//!
+//! The headers of all segments are read. What a sealed segment holds is read too, unless the
+//! [`Visitor`] knows it. That is safe because recovery decides nothing from it:
+//!
+//! * All of it was synced before its successor had a name, in every write mode, so nothing in it is
+//!   torn, is cut, or has to be rewritten; its end is in the successor's header.
+//! * The known-synced position and the epoch to go on with are those of the last segment, which is
+//!   always read; what seals a segment says in its own header that all before it is synced.
+//! * The salt that its records are checked with is in its header.
+//!
+//! What remains is to find damage, and that is put off to the reading of a record: its checksum is
+//! compared then (A5). A file that is shorter than its end is read, and so reported.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,13 +28,36 @@ use super::log::segment_salt;
 use super::record::{Location, Record, Seed};
 use super::recovery::{Cut, Damage, Fate, Recovery, read_header, repair, scan, walk};
 use super::segment::{
-    DATA_START, SECTOR_BYTES, Segment, SegmentHeader, file_name, parse_file_name,
+    DATA_START, SECTOR_BYTES, SealedSegment, Segment, SegmentHeader, file_name, parse_file_name,
 };
 
 /// The name of a segment that is being made. What ends in `.tmp` goes at the next opening.
 const NEW_NAME: &str = "segment.tmp";
 
-type Visit<'a> = &'a mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>;
+/// Takes in what a log holds, in its order, while it is opened.
+pub trait Visitor {
+    /// Asked for each sealed segment, when its turn comes: true if what it holds was taken in
+    /// without reading it. An error ends the opening.
+    fn known(&mut self, segment: &SealedSegment) -> Result<bool, LogError>;
+
+    /// The next intact record. An error ends the opening.
+    fn record(&mut self, location: Location, record: &Record<'_>) -> Result<(), LogError>;
+}
+
+/// Knows no segment.
+pub(crate) struct VisitAll<'a>(
+    pub(crate) &'a mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
+);
+
+impl Visitor for VisitAll<'_> {
+    fn known(&mut self, _segment: &SealedSegment) -> Result<bool, LogError> {
+        Ok(false)
+    }
+
+    fn record(&mut self, location: Location, record: &Record<'_>) -> Result<(), LogError> {
+        (self.0)(location, record)
+    }
+}
 
 /// What [`open_segments`] found and made.
 pub(crate) struct Opened {
@@ -72,7 +108,7 @@ pub(crate) fn open_segments(
     fs: &dyn FileSystem,
     dir: &Path,
     salt: u64,
-    visit: Visit<'_>,
+    visitor: &mut dyn Visitor,
 ) -> Result<Opened, LogError> {
     let numbers = clean(fs, dir).map_err(|source| LogError::Io {
         action: "open the log in",
@@ -92,7 +128,10 @@ pub(crate) fn open_segments(
             None => Fate::Last,
             Some(next) => Fate::Sealed(next.header.and_then(|next| next.end_of(segment.number))),
         };
-        let tail = read_segment(segment, fate, &mut recovery, visit)?;
+        let tail = match is_known(segment, fate, visitor)? {
+            true => None,
+            false => read_segment(segment, fate, &mut recovery, visitor)?,
+        };
         if let Some(header) = segment.header {
             let open = Arc::new(Segment {
                 number: segment.number,
@@ -330,13 +369,23 @@ pub(crate) fn write_header(
     Ok(())
 }
 
+/// Whether a segment need not be read, because the visitor knows what it holds.
+fn is_known(segment: &Found, fate: Fate, visitor: &mut dyn Visitor) -> Result<bool, LogError> {
+    let (Some(header), Fate::Sealed(Some(end))) = (segment.header, fate) else {
+        return Ok(false);
+    };
+    let length = segment.file.len().map_err(segment.failed("look at"))?;
+    let sealed = header.sealed(end);
+    Ok(length >= u64::from(end) && visitor.known(&sealed)?)
+}
+
 /// Visits what is intact in a segment and notes what is not. The last one is repaired, and its tail
 /// returned.
 fn read_segment(
     segment: &Found,
     fate: Fate,
     recovery: &mut Recovery,
-    visit: Visit<'_>,
+    visitor: &mut dyn Visitor,
 ) -> Result<Option<Tail>, LogError> {
     let Some(header) = &segment.header else {
         return Ok(None);
@@ -352,7 +401,7 @@ fn read_segment(
     let mut records = 0;
     let mut counted = |location: Location, record: &Record<'_>| {
         records += 1;
-        visit(location, record)
+        visitor.record(location, record)
     };
     for group in &scan.groups {
         let mut bad = |offset, bytes, what| damaged.push((offset, bytes, what));
@@ -431,10 +480,16 @@ pub(crate) fn make_segment(
         }
         LogError::from_io("make", &shown, source)
     })?;
-    fs.sync_dir(dir).map_err(|source| LogError::Io {
-        action: "sync",
-        file: dir.display().to_string(),
-        source,
+    fs.sync_dir(dir).map_err(|source| {
+        // After a failed sync the name may be seen for as long as the machine runs and never be on
+        // the disk: the next opening must not trust it.
+        let removed = fs.remove(&path);
+        log::debug!("the name of {shown} is not durable (removed: {removed:?})");
+        LogError::Io {
+            action: "sync",
+            file: dir.display().to_string(),
+            source,
+        }
     })?;
     Ok(Segment {
         number: header.number,

@@ -12,7 +12,7 @@ use super::error::LogError;
 use super::fs::{read_all, read_full_at};
 use super::record::{Location, OwnedRecord, RECORD_HEADER_BYTES, Record};
 use super::recovery::{Damage, Fate, read_header, scan, walk};
-use super::segment::{DATA_START, Segment, file_name};
+use super::segment::{DATA_START, SealedSegment, Segment, file_name};
 
 /// The open segments by number; written by the log's owner when it begins one.
 pub(crate) type Segments = Arc<RwLock<BTreeMap<u32, Arc<Segment>>>>;
@@ -40,13 +40,14 @@ impl LogReader {
         lengths.collect()
     }
 
-    /// Reads a sealed segment whole and hands each intact record to `visit`, in order; what is
-    /// damaged is returned. Takes memory for one segment.
+    /// Reads a sealed segment whole and hands each intact record to `visit`, in order. Returned are
+    /// what tells it from others, unless a header that has to tell is damaged, and what is damaged
+    /// in it. Takes memory for one segment.
     pub fn walk(
         &self,
         number: u32,
         visit: &mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
-    ) -> Result<Vec<Damage>, LogError> {
+    ) -> Result<(Option<SealedSegment>, Vec<Damage>), LogError> {
         let (segment, next) = {
             let segments = self.segments.read();
             let next = segments.range(number.saturating_add(1)..).next();
@@ -76,7 +77,7 @@ impl LogReader {
         };
         let Some((header, _)) = read_header(&segment.path, number, &bytes)? else {
             let what = "neither copy of the segment's header is intact".to_owned();
-            return Ok(vec![damage((0, bytes.len(), what))]);
+            return Ok((None, vec![damage((0, bytes.len(), what))]));
         };
         let scan = scan(&bytes, &header, Fate::Sealed(end));
         let mut damaged = scan.damaged;
@@ -84,7 +85,8 @@ impl LogReader {
             let mut bad = |offset, bytes, what| damaged.push((offset, bytes, what));
             walk(&bytes, segment.seed, group, visit, &mut bad)?;
         }
-        Ok(damaged.into_iter().map(damage).collect())
+        let sealed = end.map(|end| header.sealed(end));
+        Ok((sealed, damaged.into_iter().map(damage).collect()))
     }
 
     /// The record at a location that `Log::stage` or `visit` gave, its checksum verified (A5).

@@ -38,7 +38,8 @@ use super::segment::{
 /// What opening a log found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// What is bad although it was synced, by segment and offset. It stays as it is.
+    /// What is bad although it was synced, by segment and offset, in what was read. It stays as it
+    /// is.
     pub damaged: Vec<Damage>,
     /// Copies of segment headers that were bad and were written again from the other copy.
     pub repaired: Vec<Damage>,

@@ -123,6 +123,19 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn File>,
 }
 
+/// A segment with a successor: nothing is appended to it any more, and all of it was synced before
+/// the successor had a name. What is equal to it is this segment: no other has its salt, and it was
+/// sealed once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedSegment {
+    /// As in its name.
+    pub number: u32,
+    /// What makes it differ from any other of this number.
+    pub salt: u64,
+    /// Where its last group ends, as its successor's header tells.
+    pub end: u32,
+}
+
 /// See the table above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
@@ -146,6 +159,15 @@ impl SegmentHeader {
         self.previous_end
             .filter(|end| end.segment == number && end.offset > 0)
             .map(|end| end.offset)
+    }
+
+    /// This segment, sealed, with the end that its successor tells.
+    pub(crate) fn sealed(&self, end: u32) -> SealedSegment {
+        SealedSegment {
+            number: self.number,
+            salt: self.salt,
+            end,
+        }
     }
 
     /// Both copies.

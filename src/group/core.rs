@@ -70,6 +70,9 @@ const APPENDS_IN_FLIGHT_MAX: usize = 256;
 /// Eight times what one batch of a worker can need, so that the workers keep the disk busy.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
+/// Bytes of applied entries kept in memory by one that is alone: nobody asks for them.
+const ALONE_BYTES_MAX: usize = 1 << 20;
+
 /// Bytes of entries that one batch hands out to be applied; keeps ticks and messages going while a
 /// peer catches up.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
@@ -412,7 +415,11 @@ impl Core {
     pub fn applied(&mut self, index: u64) {
         self.node.advance_apply_to(index);
         let wanted = self.wanted();
-        self.node.mut_store().window.trim(index, wanted);
+        let bytes_max = match self.configuration().peers().len() {
+            0 | 1 => ALONE_BYTES_MAX,
+            _ => usize::MAX,
+        };
+        self.node.mut_store().window.trim(index, wanted, bytes_max);
     }
 
     /// What this participant is at the moment.

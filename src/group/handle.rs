@@ -368,6 +368,9 @@ pub(super) struct Shared {
     is_alone: AtomicBool,
     /// Who takes part, as last applied.
     configuration: Mutex<Arc<Configuration>>,
+    /// The journal thread sleeps until it is told something; set and cleared by it, and cleared by
+    /// the Raft thread when it tells it.
+    pub(super) journal_sleeps: AtomicBool,
     /// Whether the Raft thread has ended. Guards no other field; taken to wait for `changed`.
     stopped: Mutex<bool>,
     /// Signalled when `serving` or `stopped` changes.
@@ -384,6 +387,7 @@ impl Shared {
             cut: AtomicU64::new(0),
             is_alone: AtomicBool::new(configuration.is_alone(own)),
             configuration: Mutex::new(Arc::new(configuration.clone())),
+            journal_sleeps: AtomicBool::new(false),
             stopped: Mutex::new(false),
             changed: Condvar::new(),
         }

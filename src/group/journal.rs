@@ -457,7 +457,7 @@ impl<'a> Replay<'a> {
                     }
                 }
             }
-            window.trim(state.commit, u64::MAX);
+            window.trim(state.commit, u64::MAX, usize::MAX);
         }
         Ok(())
     }

@@ -1,10 +1,15 @@
 //! The `journal` thread: merges the writes that wait into one, makes it durable, and says so.
 //!
-//! It owns the [`Journal`] and waits on its queue. Between two writes it cuts the journal where the
-//! Raft thread says that it may (`Shared::cut`); while nothing is written, that waits.
+//! It waits on its queue. Between two writes it cuts the journal where the Raft thread says that it
+//! may (`Shared::cut`); while nothing is written, that waits.
+//!
+//! The Raft thread of a group of one writes small things itself when nothing else is under way:
+//! two wake-ups cost a third of the sync. The [`Journal`] is under a lock for that, which is never
+//! waited for: whoever writes nothing at the time has it, and the Raft thread only tries.
 //!
 //! After [`IDLE_AFTER`] without a write it makes the journal's known-synced offset durable, once,
-//! and then sleeps until the next. When the queue is closed it does the same and ends.
+//! and then sleeps until the next, or until the Raft thread has written and says so. When the queue
+//! is closed it does the same and ends.
 //!
 //! # Failure
 //!
@@ -21,6 +26,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
 
 use crate::group::core::Persist;
 use crate::group::handle::Shared;
@@ -37,10 +43,19 @@ const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// saves nothing and makes the first of its proposals wait longer.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// What waits for the thread.
+pub(super) enum Task {
+    /// To be written.
+    Write(Persist),
+    /// The Raft thread has written: the time until the journal is idle begins anew.
+    Written,
+}
+
 /// The state of the thread.
 pub(super) struct JournalThread<O> {
-    pub(super) journal: Journal,
-    pub(super) writes: Receiver<Persist>,
+    /// See the header.
+    pub(super) journal: Arc<Mutex<Journal>>,
+    pub(super) writes: Receiver<Task>,
     pub(super) raft: Sender<Event<O>>,
     pub(super) shared: Arc<Shared>,
 }
@@ -64,24 +79,27 @@ impl<O> JournalThread<O> {
         loop {
             let Some(first) = self.next()? else {
                 self.cut()?;
-                self.journal.idle()?;
+                self.journal.lock().idle()?;
                 return Ok(Closed);
             };
             let mut bytes = first.bytes();
             group.push(first);
             while bytes < GROUP_BYTES_MAX {
-                let Ok(write) = self.writes.try_recv() else {
-                    break;
-                };
-                bytes += write.bytes();
-                group.push(write);
+                match self.writes.try_recv() {
+                    Ok(Task::Write(write)) => {
+                        bytes += write.bytes();
+                        group.push(write);
+                    }
+                    Ok(Task::Written) => {}
+                    Err(_) => break,
+                }
             }
             if let Some(Closed) = self.write(&mut group)? {
                 return Ok(Closed);
             }
             let number = group.last().map_or(0, |write| write.number);
             group.clear();
-            let journal_bytes = self.journal.bytes();
+            let journal_bytes = self.journal.lock().bytes();
             let event = Event::Persisted {
                 number,
                 journal_bytes,
@@ -94,28 +112,37 @@ impl<O> JournalThread<O> {
     }
 
     /// Cuts the journal, if there is a new place to cut it.
-    fn cut(&mut self) -> Result<(), JournalError> {
+    fn cut(&self) -> Result<(), JournalError> {
         match self.shared.cut.swap(0, Ordering::AcqRel) {
             0 => Ok(()),
-            index => self.journal.cut(index),
+            index => self.journal.lock().cut(index),
         }
     }
 
     /// The next write; none when the queue is closed.
-    fn next(&mut self) -> Result<Option<Persist>, JournalError> {
-        match self.writes.recv_timeout(IDLE_AFTER) {
-            Ok(write) => Ok(Some(write)),
-            Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => {
-                self.journal.idle()?;
-                Ok(self.writes.recv().ok())
+    fn next(&self) -> Result<Option<Persist>, JournalError> {
+        loop {
+            self.shared.journal_sleeps.store(false, Ordering::Release);
+            match self.writes.recv_timeout(IDLE_AFTER) {
+                Ok(Task::Write(write)) => return Ok(Some(write)),
+                Ok(Task::Written) => self.cut()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.shared.journal_sleeps.store(true, Ordering::Release);
+                    self.journal.lock().idle()?;
+                    match self.writes.recv() {
+                        Ok(Task::Write(write)) => return Ok(Some(write)),
+                        Ok(Task::Written) => self.cut()?,
+                        Err(_) => return Ok(None),
+                    }
+                }
             }
         }
     }
 
     /// Makes a group durable, however long the disk is full; `Closed` when told to end meanwhile.
-    fn write(&mut self, group: &mut Vec<Persist>) -> Result<Option<Closed>, JournalError> {
-        if self.journal.write(group)? == Written::Durable {
+    fn write(&self, group: &mut Vec<Persist>) -> Result<Option<Closed>, JournalError> {
+        if self.journal.lock().write(group)? == Written::Durable {
             return Ok(None);
         }
         log::error!("the journal's disk is full, writes wait for space");
@@ -123,12 +150,12 @@ impl<O> JournalThread<O> {
         loop {
             // What the Raft thread still hands over joins; it stops at its limit in flight.
             match self.writes.recv_timeout(FULL_RETRY_INTERVAL) {
-                Ok(write) => group.push(write),
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Task::Write(write)) => group.push(write),
+                Ok(Task::Written) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(Some(Closed)),
             }
             self.cut()?;
-            if self.journal.write(group)? == Written::Durable {
+            if self.journal.lock().write(group)? == Written::Durable {
                 log::info!("the journal's disk has space again");
                 self.shared.disk_full.store(false, Ordering::Relaxed);
                 return Ok(None);

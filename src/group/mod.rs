@@ -61,6 +61,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
@@ -337,10 +338,14 @@ impl<O: Send + 'static> Group<O> {
     {
         let clock = options.clock.clone();
         let parts = Parts::open(&options, machine)?;
-        let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX);
+        // One more for what tells it that something was written.
+        let (writes, queue) = bounded(WRITES_IN_FLIGHT_MAX + 1);
         let (peer, handle) = (parts.node.peer, parts.handle);
         let tasks = parts.task_queue.0.clone();
+        let disk = Arc::new(Mutex::new(parts.journal));
         let raft = RaftThread {
+            disk: disk.clone(),
+            shared: parts.shared.clone(),
             transport: connect(&handle, peer),
             node: parts.node,
             inbox: parts.inbox,
@@ -350,9 +355,9 @@ impl<O: Send + 'static> Group<O> {
             tick_interval: TICK_INTERVAL,
         };
         let inbox = handle.inbox();
-        let filler = parts.journal.filler();
+        let filler = disk.lock().filler();
         let journal = JournalThread {
-            journal: parts.journal,
+            journal: disk,
             writes: queue,
             raft: inbox.clone(),
             shared: parts.shared,
@@ -498,6 +503,15 @@ impl<S: StateMachine> Parts<S> {
     }
 }
 
+/// Opens the directory as [`Group::start`] does, brings `machine` to what is known to be committed,
+/// and starts nothing. Says what is behind that.
+pub fn inspect<S: StateMachine>(
+    options: &GroupOptions,
+    machine: &mut S,
+) -> Result<Recovered, GroupError> {
+    Ok(open(options, machine)?.recovered)
+}
+
 /// What a group starts from.
 struct Opened {
     identity: Identity,
@@ -584,9 +598,10 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
     };
     if !identity.is_ready {
         identity.is_ready = true;
-        identity.write(fs, &options.dir)?;
         log::info!("made peer {} in {dir}", identity.peer);
     }
+    // At each start: when its last write failed, it may be in the page cache only.
+    identity.write(fs, &options.dir)?;
     Ok(Opened {
         identity,
         files,

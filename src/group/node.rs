@@ -234,6 +234,11 @@ impl<S: StateMachine> Node<S> {
             .any(|peer| *peer != self.peer)
     }
 
+    /// Whether the last write that was handed out is the only one in flight, and no peer waits.
+    pub(super) fn writes_alone(&self) -> bool {
+        self.core.writes_in_flight() == 1 && !self.needs_ticks()
+    }
+
     /// A tick of time has passed.
     pub fn tick(&mut self, now: Instant) {
         self.core.tick();

@@ -12,12 +12,17 @@
 //! *unknown*, and the owner is told why.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
 use crate::group::core::Persist;
+use crate::group::handle::Shared;
+use crate::group::journal::{Journal, Written};
+use crate::group::journal_thread::Task as JournalTask;
 use crate::group::node::{Effects, Event, Node};
 use crate::group::proposals::Reason;
 use crate::group::snapshots::Task;
@@ -28,11 +33,18 @@ use crate::group::{GroupError, StateMachine, Transport};
 /// it, all of them going on at once would be refused although there is room for them.
 pub(super) const INBOX_MAX: usize = 4096;
 
+/// Entries of a write that the thread of one that is alone makes itself: that many come from one
+/// client or two. With more, the next ones gather while the journal thread writes.
+const OWN_ENTRIES_MAX: usize = 2;
+
 /// The state of the thread.
 pub(super) struct RaftThread<S: StateMachine> {
     pub(super) node: Node<S>,
     pub(super) inbox: Receiver<Event<S::Output>>,
-    pub(super) journal: Sender<Persist>,
+    pub(super) journal: Sender<JournalTask>,
+    /// The journal itself, for small writes of one that is alone; see `journal_thread`.
+    pub(super) disk: Arc<Mutex<Journal>>,
+    pub(super) shared: Arc<Shared>,
     /// To the `snapshot` thread.
     pub(super) tasks: Sender<Task>,
     pub(super) transport: Box<dyn Transport>,
@@ -64,7 +76,9 @@ impl<S: StateMachine> RaftThread<S> {
         loop {
             let now = self.clock.now();
             let effects = self.node.advance(now)?;
-            self.carry_out(effects);
+            if self.carry_out(effects)? {
+                continue;
+            }
             if self.node.is_finished(now) {
                 return Ok(());
             }
@@ -105,7 +119,9 @@ impl<S: StateMachine> RaftThread<S> {
         }
     }
 
-    fn carry_out(&mut self, effects: Effects) {
+    /// True if a write was made on the way: there is more to do at once.
+    fn carry_out(&mut self, effects: Effects) -> Result<bool, GroupError> {
+        let mut has_written = false;
         let Effects {
             writes,
             messages,
@@ -113,9 +129,7 @@ impl<S: StateMachine> RaftThread<S> {
             snapshot,
         } = effects;
         for write in writes {
-            // The journal's queue holds as many as may be in flight; it is gone only after it
-            // failed, which its last event says.
-            _ = self.journal.try_send(write);
+            has_written |= self.persist(write)?;
         }
         if !messages.is_empty() {
             self.transport.send(messages);
@@ -129,5 +143,33 @@ impl<S: StateMachine> RaftThread<S> {
                 _ = self.node.take(Event::SnapshotRefused, self.clock.now());
             }
         }
+        Ok(has_written)
+    }
+
+    /// Hands a write to the journal thread, or writes it if that is quicker and nobody waits
+    /// meanwhile: peers for heartbeats, or many proposals for the next write. True if it wrote.
+    fn persist(&mut self, write: Persist) -> Result<bool, GroupError> {
+        let is_small = write.entries.len() <= OWN_ENTRIES_MAX && self.node.writes_alone();
+        let disk = Arc::clone(&self.disk);
+        if let Some(mut journal) = disk.try_lock().filter(|_| is_small) {
+            let written = journal.write(std::slice::from_ref(&write));
+            // If the disk is full it waits for space over there.
+            if written.map_err(GroupError::Journal)? == Written::Durable {
+                let event = Event::Persisted {
+                    number: write.number,
+                    journal_bytes: journal.bytes(),
+                };
+                drop(journal);
+                self.node.take(event, self.clock.now())?;
+                if self.shared.journal_sleeps.swap(false, Ordering::AcqRel) {
+                    _ = self.journal.try_send(JournalTask::Written);
+                }
+                return Ok(true);
+            }
+        }
+        // The journal's queue holds as many as may be in flight; it is gone only after it failed,
+        // which its last event says.
+        _ = self.journal.try_send(JournalTask::Write(write));
+        Ok(false)
     }
 }

@@ -34,7 +34,7 @@ use crate::group::node::Event;
 use crate::group::window::Position;
 use crate::threads::StopSignal;
 
-pub(super) mod files;
+pub mod files;
 pub mod incoming;
 pub mod sending;
 #[cfg(test)]

@@ -168,11 +168,12 @@ impl Window {
     }
 
     /// Drops the oldest entries while there are too many bytes, none above `applied`; those above
-    /// `wanted` only when there are very many.
-    pub fn trim(&mut self, applied: u64, wanted: u64) {
+    /// `wanted` only when there are very many. `bytes_max` may lower the limit.
+    pub fn trim(&mut self, applied: u64, wanted: u64, bytes_max: usize) {
+        let unwanted_max = self.bytes_max.min(bytes_max);
         let bytes_max = |index| match index > wanted {
             true => self.bytes_max.saturating_mul(WANTED_FACTOR),
-            false => self.bytes_max,
+            false => unwanted_max,
         };
         while self.first_index() <= applied && self.bytes > bytes_max(self.first_index()) {
             let Some(oldest) = self.entries.pop_front() else {
@@ -226,10 +227,10 @@ mod tests {
         for index in 2..=9 {
             window.push(entry(index, index));
         }
-        window.trim(4, u64::MAX);
+        window.trim(4, u64::MAX, usize::MAX);
         assert_eq!((window.first_index(), window.last_index()), (5, 9));
         assert_eq!((window.term(4), window.term(3)), (Some(4), None));
-        window.trim(9, u64::MAX);
+        window.trim(9, u64::MAX, usize::MAX);
         assert_eq!((window.first_index(), window.last_index()), (8, 9));
         window.push(entry(10, 10));
         assert_eq!(window.last_index(), 10);
@@ -260,7 +261,7 @@ mod tests {
             (Some(1), None, None)
         );
         window.push(entry(2, 2));
-        window.trim(2, u64::MAX);
+        window.trim(2, u64::MAX, usize::MAX);
         assert_eq!(window.last(), Position { index: 2, term: 2 });
         assert_eq!(window.bytes(), 0);
     }

@@ -43,8 +43,8 @@ struct InboxState {
     /// How many events a worker waits for on `arrived`; 0 when none waits: signalling is then a
     /// wasted system call, and so it is for an event that only brings others nearer.
     awaited: usize,
-    /// Set while the batch is parked.
-    waker: Option<Waker>,
+    /// Set while the batch is parked, with the number of events that it waits for.
+    waker: Option<(Waker, usize)>,
 }
 
 impl Inbox {
@@ -53,14 +53,17 @@ impl Inbox {
         let is_good_news = event.is_good_news();
         let mut state = self.state.lock();
         state.events.push(event);
-        let waker = state.waker.take();
-        let is_due = !is_good_news || state.events.len() >= state.awaited;
+        let count = state.events.len();
+        let is_due = !is_good_news || count >= state.awaited;
+        let waker = state
+            .waker
+            .take_if(|(_, awaited)| !is_good_news || count >= *awaited);
         let is_awaited = state.awaited > 0;
         drop(state);
         if is_awaited && is_due {
             self.arrived.notify_one();
         }
-        if let Some(waker) = waker {
+        if let Some((waker, _)) = waker {
             waker.wake();
         }
     }
@@ -83,11 +86,12 @@ impl Inbox {
         mem::swap(&mut state.events, into);
     }
 
-    /// Wakes `waker` at the next event, or now if there is one.
-    fn arm(&self, waker: Waker) {
+    /// Wakes `waker` when there are `count` events, or one that changes what is waited for; now if
+    /// that is so already.
+    fn arm(&self, waker: Waker, count: usize) {
         let mut state = self.state.lock();
-        if state.events.is_empty() {
-            state.waker = Some(waker);
+        if state.events.len() < count && state.events.iter().all(Event::is_good_news) {
+            state.waker = Some((waker, count));
         } else {
             drop(state);
             waker.wake();
@@ -322,7 +326,7 @@ impl Parked for Run {
     }
 
     fn arm(&mut self, wake: Waker) {
-        self.inbox.arm(wake);
+        self.inbox.arm(wake, self.coordinator.answers_awaited());
     }
 
     fn resume(self: Box<Self>, may_wait: bool) -> Progress {

@@ -3,9 +3,9 @@
 //! | file | content | written |
 //! |---|---|---|
 //! | `cluster.id` | see `disk::cluster_file` | at the first start |
-//! | `member.id` | version 1, u64 member id | last of all when a new identity is made |
+//! | `member.id` | version 1, u64 member id | last of all when an identity is made; at each start |
 //! | `incarnation` | version 1, u64 count of starts | at each start, and when refused |
-//! | `fence` | see `replica::fence` | before the effect of a request that raises it |
+//! | `fence` | see `replica::fence` | before the effect of what raises it; at each start |
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
 //!
@@ -108,7 +108,7 @@ pub fn begin(
     random: &mut dyn FnMut() -> anyhow::Result<u64>,
 ) -> anyhow::Result<Identity> {
     let nonce = random()?;
-    let incarnation_path = data_dir.join("incarnation");
+    let (id_path, incarnation_path) = (data_dir.join("member.id"), data_dir.join("incarnation"));
     let (id, incarnation, fence) = match past {
         Past::Complete {
             id,
@@ -117,6 +117,10 @@ pub fn begin(
         } => {
             let incarnation = incarnation + 1;
             write_integer(fs, &incarnation_path, incarnation)?;
+            // Anew: when their last write failed, they may be in the page cache only, and what is
+            // done under them now must not outlive them.
+            atomic_file::write(fs, &fence_path(data_dir), &fence::encode(fence))?;
+            write_integer(fs, &id_path, id.0)?;
             (id, incarnation, fence)
         }
         Past::None => {
@@ -124,7 +128,7 @@ pub fn begin(
             let fence = Fence::default();
             atomic_file::write(fs, &fence_path(data_dir), &fence::encode(fence))?;
             write_integer(fs, &incarnation_path, 1)?;
-            write_integer(fs, &data_dir.join("member.id"), id.0)?;
+            write_integer(fs, &id_path, id.0)?;
             log::info!("new member id {id}");
             (id, 1, fence)
         }
@@ -263,6 +267,19 @@ mod tests {
             fs.heal();
         }
         assert_eq!(start(&fs).unwrap().id, id);
+    }
+
+    #[test]
+    fn what_a_start_found_outlives_it_though_its_write_failed() {
+        let fs = MemFileSystem::new();
+        start(&fs).unwrap();
+        let fence = Fence { term: 3, link: 1 };
+        let path = fence_path(Path::new(DIR));
+        fs.fail(Operation::SyncDir, 0, Fault::Io);
+        assert!(atomic_file::write(&fs, &path, &fence::encode(fence)).is_err());
+        assert_eq!(start(&fs).unwrap().fence, fence);
+        fs.crash(Loss::Everything);
+        assert_eq!(start(&fs).unwrap().fence, fence);
     }
 
     #[test]

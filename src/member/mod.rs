@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | `append` | engine, fence file | append queue, timer | queue closed, after a last sync |
 //! | `fill` (engine `log`) | the segment being zero-filled | request | stop signal |
-//! | `compact` (engine `log`) | the segment being compacted | timer | stop, between steps |
+//! | `compact` (engine `log`) | the segment it reads, hint files | timer | stop, between steps |
 //! | `read-N` | one fetch at a time | read queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
 //!

@@ -1,8 +1,10 @@
 //! What workers are given to do, and what waits until one of them is done.
 //!
-//! What the poller finds ready goes to a worker at once while few of them serve. Otherwise it waits
-//! behind the [`Gate`] until one is done, or for [`GATHER_DELAY`]: under load connections are then
-//! served together, and no worker is woken for each.
+//! With few connections, one that becomes ready while no worker serves is served by the poller
+//! itself, without waiting ([`super::workers::Worker::serve_here`]): a wake-up less for each
+//! request. What else the poller finds ready goes to a worker at once while few of them serve.
+//! Otherwise it waits behind the [`Gate`] until one is done, or for [`GATHER_DELAY`]: under load
+//! connections are then served together, and no worker is woken for each.
 
 use std::time::Duration;
 
@@ -67,6 +69,11 @@ impl Gate {
     /// A worker is about to serve.
     pub fn enter(&mut self) {
         self.serving += 1;
+    }
+
+    /// Whether no worker serves and no connection waits.
+    pub fn is_quiet(&self) -> bool {
+        self.serving == 0 && self.waiting.is_empty()
     }
 
     /// Connections became ready.

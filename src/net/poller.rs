@@ -1,7 +1,7 @@
 //! The `poll` thread: readiness, timers, new connections, and the course of a stop.
 //!
-//! It never blocks but in the poll itself and never touches a connection beyond moving it into the
-//! job queue.
+//! It never blocks but in the poll itself. It touches a connection only to move it into the job
+//! queue, or to serve one that is alone, without waiting.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::listener::Listener;
 use super::slots::Shared;
+use super::workers::Worker;
 use crate::clock::Instant;
 
 /// The listening socket's events; slots count from 0.
@@ -44,6 +45,7 @@ impl Poller {
     pub fn run(mut self, shared: &Arc<Shared>) {
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut ready = Vec::new();
+        let mut worker = Worker::new(Arc::clone(shared));
         loop {
             let now = shared.clock.now();
             let next_timer = shared.run_timers(now);
@@ -77,6 +79,9 @@ impl Poller {
                     WAKER => {}
                     Token(slot) => ready.extend(shared.take_ready(slot)),
                 }
+            }
+            if ready.len() == 1 && !shared.is_stopping() && shared.is_quiet() {
+                ready.drain(..).for_each(|seat| worker.serve_here(seat));
             }
         }
         shared.drop_all();

@@ -32,6 +32,10 @@ use super::{Handler, Limits, Parked, Waker};
 use crate::clock::{Clock, Instant};
 use crate::protocol::Sessions;
 
+/// Up to so many connections the poller serves one that is alone itself. With 64 it did so a third
+/// of the time, and each time kept the others waiting: 37,000 GETs a second instead of 47,000.
+const FEW_CONNECTIONS: usize = 4;
+
 /// Slots beyond the connection limit, for those being told that it is reached. When they are used
 /// up too, a connection is closed without a word.
 const REFUSALS_MAX: usize = 256;
@@ -179,6 +183,12 @@ impl Shared {
             self.send(Job::Serve(seats));
         }
         gate.opens_at()
+    }
+
+    /// Whether there are few clients, and none is served or waits to be: then waking a worker would
+    /// cost more than it gains.
+    pub fn is_quiet(&self) -> bool {
+        self.open() <= FEW_CONNECTIONS && self.gate.lock().is_quiet()
     }
 
     /// What a worker that is done with a job serves next without being woken for it; if there is

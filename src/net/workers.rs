@@ -38,6 +38,10 @@ const TURN_READS: usize = 16;
 /// See [`TURN_READS`].
 const TURN_BATCHES: usize = 32;
 
+/// Batches of writes that the poller's thread serves of one connection before a worker takes over,
+/// if each is answered on the spot: others may have become ready.
+const TURNS_HERE: usize = 2;
+
 /// Replies that have waited this long for later batches of their turn are sent before the next.
 const FLUSH_DELAY: Duration = Duration::from_millis(1);
 
@@ -144,7 +148,7 @@ impl Worker {
             };
             loop {
                 while !seats.is_empty() {
-                    seats = self.serve(seats);
+                    seats = self.serve(seats, true);
                 }
                 seats = self.shared.next_seats();
                 if seats.is_empty() {
@@ -154,10 +158,23 @@ impl Worker {
         }
     }
 
+    /// Serves a connection on the poller's thread, without waiting for anything; what takes longer
+    /// is parked, or queued for the workers.
+    pub fn serve_here(&mut self, seat: Seat) {
+        let mut seats = vec![seat];
+        for _ in 0..TURNS_HERE {
+            seats = self.serve(seats, false);
+            if seats.is_empty() {
+                break;
+            }
+        }
+        seats.into_iter().for_each(|seat| self.shared.enqueue(seat));
+    }
+
     /// Serves connections until each is handed on or has replies to a batch of writes; returns
-    /// these.
-    fn serve(&mut self, seats: Vec<Seat>) -> Vec<Seat> {
-        let is_alone = seats.len() == 1;
+    /// these. Waits for the handler only if it `may_wait`.
+    fn serve(&mut self, seats: Vec<Seat>, may_wait: bool) -> Vec<Seat> {
+        let is_alone = seats.len() == 1 && may_wait;
         let mut turns: VecDeque<Turn> = seats.into_iter().map(Turn::new).collect();
         let mut company = Company::default();
         while let Some(mut turn) = turns.pop_front() {
@@ -180,7 +197,7 @@ impl Worker {
         if company.riders.is_empty() {
             return Vec::new();
         }
-        let progress = self.begin(Batch::Writes(company.writes), true);
+        let progress = self.begin(Batch::Writes(company.writes), may_wait);
         self.absorb(company.riders, progress)
     }
 

@@ -136,7 +136,7 @@ impl Link {
         let bytes = frame.len();
         self.calls.insert(id, pending)?;
         log::debug!("call {id} to {}: {kind}, {bytes} bytes", self.calls.peer);
-        if let Err(error) = self.connection.sender().send(frame) {
+        if let Err(error) = self.connection.sender().send(frame, Some(deadline)) {
             // If the call is gone from the table, its completion was called: it has its outcome.
             if self.calls.remove(id).is_some() {
                 return Err(error.into());
@@ -152,7 +152,7 @@ impl Link {
         assert!(kind.is_one_way(), "{kind} posted");
         let frame = encode(CallId(0), term, request)?;
         log::debug!("post to {}: {kind}, {} bytes", self.calls.peer, frame.len());
-        Ok(self.connection.sender().send(frame)?)
+        Ok(self.connection.sender().send(frame, None)?)
     }
 
     /// Sends a request and waits for its outcome. Not from a completion.

@@ -78,7 +78,7 @@ impl Responder {
             unreachable!("a refusal is small");
         };
         log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
-        match sender.send(frame) {
+        match sender.send(frame, None) {
             Ok(()) | Err(SendError::Closed(_)) => (),
             Err(SendError::Busy) => {
                 log::warn!("closing the link with {}: it does not read", sender.peer);

@@ -11,7 +11,8 @@
 //! keep the order of the commits. What is acknowledged must find space later. So stores are taken
 //! only while the disk has twice the engine's reserve and room for all that is buffered; and should
 //! a neighbour take that within the interval, the records stay in memory, stores are refused, and
-//! each flush tries again. Releases then go to the engine directly.
+//! each flush tries again. Releases then go to the engine directly. After an error of the engine
+//! nothing more is taken.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{Key, Revision};
 use crate::storage::compaction::Step;
@@ -66,6 +68,8 @@ pub struct BufferedEngine {
     unwritten_bytes: u64,
     /// The last flush found no space.
     stuck: bool,
+    /// The wrapped engine failed: what would be acknowledged could not be written.
+    failed: bool,
 }
 
 /// What the engine shares with its readers.
@@ -104,6 +108,7 @@ impl BufferedEngine {
             unwritten: Vec::new(),
             unwritten_bytes: 0,
             stuck: false,
+            failed: false,
         }
     }
 
@@ -121,6 +126,50 @@ impl BufferedEngine {
                 None
             }
         }
+    }
+
+    fn check(&self) -> Result<(), Fatal> {
+        match self.failed {
+            false => Ok(()),
+            true => Err(Fatal {
+                context: "cannot take a record".to_owned(),
+                source: std::io::Error::other(LogError::Poisoned),
+            }),
+        }
+    }
+
+    /// Notes whether a call of the wrapped engine failed.
+    fn note<T>(&mut self, result: Result<T, Fatal>) -> Result<T, Fatal> {
+        self.failed |= result.is_err();
+        result
+    }
+
+    /// Hands what is not written to the wrapped engine.
+    fn write(&mut self) -> Result<(), Fatal> {
+        for (revision, record) in &self.unwritten {
+            match record {
+                Some((key, payload)) => {
+                    let staged = self.inner.store(*revision, key, payload)?;
+                    if staged == Staged::Conflict {
+                        return Err(conflict(*revision));
+                    }
+                }
+                None => self.inner.release(*revision)?,
+            }
+        }
+        let stuck = match self.inner.commit()? {
+            Committed::Done => {
+                self.forget_written(false);
+                false
+            }
+            Committed::StoresFull => {
+                self.forget_written(true);
+                !self.unwritten.is_empty()
+            }
+            Committed::Full => true,
+        };
+        self.note_space(stuck);
+        Ok(())
     }
 
     /// What the disk will need for changes, in bytes.
@@ -239,6 +288,7 @@ impl BufferedEngine {
 
 impl Engine for BufferedEngine {
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
+        self.check()?;
         match self.existing(revision) {
             Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
                 return Ok(known);
@@ -253,6 +303,7 @@ impl Engine for BufferedEngine {
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
+        self.check()?;
         let exists = match self.overlay.get(&revision) {
             Some(staged) => staged.is_some(),
             None => self.shared.length(revision).is_some(),
@@ -265,6 +316,7 @@ impl Engine for BufferedEngine {
     }
 
     fn commit(&mut self) -> Result<Committed, Fatal> {
+        self.check()?;
         let changes = std::mem::take(&mut self.staged);
         self.overlay.clear();
         if changes.is_empty() {
@@ -275,7 +327,8 @@ impl Engine for BufferedEngine {
         }
         let bytes = self.footprint(&changes);
         if self.stuck || !self.has_room(bytes) {
-            return self.commit_releases(&changes);
+            let committed = self.commit_releases(&changes);
+            return self.note(committed);
         }
         self.accept(changes, bytes);
         if self.unwritten_bytes >= FLUSH_BYTES {
@@ -295,30 +348,8 @@ impl Engine for BufferedEngine {
             self.note_space(false);
             return Ok(());
         }
-        for (revision, record) in &self.unwritten {
-            match record {
-                Some((key, payload)) => {
-                    let staged = self.inner.store(*revision, key, payload)?;
-                    if staged == Staged::Conflict {
-                        return Err(conflict(*revision));
-                    }
-                }
-                None => self.inner.release(*revision)?,
-            }
-        }
-        let stuck = match self.inner.commit()? {
-            Committed::Done => {
-                self.forget_written(false);
-                false
-            }
-            Committed::StoresFull => {
-                self.forget_written(true);
-                !self.unwritten.is_empty()
-            }
-            Committed::Full => true,
-        };
-        self.note_space(stuck);
-        Ok(())
+        let written = self.write();
+        self.note(written)
     }
 
     fn compact(&mut self, step: &Step) -> Result<bool, Fatal> {
@@ -327,7 +358,8 @@ impl Engine for BufferedEngine {
         if self.is_buffering() {
             return Ok(false);
         }
-        self.inner.compact(step)
+        let compacted = self.inner.compact(step);
+        self.note(compacted)
     }
 
     fn is_buffering(&self) -> bool {
@@ -337,7 +369,8 @@ impl Engine for BufferedEngine {
     fn idle(&mut self) -> Result<(), Fatal> {
         assert!(self.staged.is_empty(), "idle with a group staged");
         self.flush()?;
-        self.inner.idle()
+        let idle = self.inner.idle();
+        self.note(idle)
     }
 
     fn close(&mut self) -> Result<(), Fatal> {

@@ -1,4 +1,5 @@
-//! Compaction of the `log` engine: segments more than half released are rewritten and removed.
+//! Compaction of the `log` engine: segments more than half released are rewritten and removed, and
+//! those that stay get their hints ([`super::hints`]).
 //!
 //! One thread runs [`Compactor::run`]. It reads a segment and prepares [`Step`]s; the append thread
 //! executes them between its groups, so writes wait for one step at most: [`STEP_BYTES`] written
@@ -25,13 +26,21 @@
 //!
 //! A crash at any point leaves the records once or twice, in the order that rules.
 //!
+//! # Hints
+//!
+//! After each segment that is compacted, and at least each [`POLL_INTERVAL`], the newest sealed
+//! segment without a hint is read and given one: older ones are compacted earlier. The append
+//! thread has no part in it. A sealed segment's groups are never changed, so its hint stays right
+//! until both are removed, the hint first.
+//!
 //! # Space and failure
 //!
 //! Moving takes the live bytes of a segment, half of it at most, from the reserve if need be, but
 //! never its last quarter, which releases need; the segment with the fewest comes first, one with
 //! none needs no space. A segment with a damaged record stays as it is: what cannot be read cannot
-//! be judged, and its records must go on to be reported. Memory: one segment, and 16 bytes for each
-//! of its records.
+//! be judged, and its records must go on to be reported; it gets no hint, and keeps one that it
+//! has, which knows what the damaged bytes were. Hints leave the reserve alone. Memory: one
+//! segment, and 32 bytes for each of its records.
 //!
 //! Sources: Bitcask paper, section 2 (merge); Rosenblum and Ousterhout, "The Design and
 //! Implementation of a Log-Structured File System", section 3 (cleaning, greedy choice).
@@ -46,9 +55,10 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::disk::error::LogError;
-use crate::disk::log::LogRemover;
+use crate::disk::log::{LogRemover, SealedSegment};
 use crate::disk::record::{Location, Record};
 use crate::ids::Revision;
+use crate::storage::hints::{self, Entry};
 use crate::storage::log_engine::{KIND_RELEASE, KIND_STORE, Shared};
 
 /// Bytes of records that one step moves: a millisecond or two with its sync. Twice as much makes a
@@ -64,8 +74,8 @@ const GROUP_OVERHEAD_BYTES: u64 = 560;
 /// Dead copies forgotten under one hold of the index's lock.
 const FORGET_PER_LOCK: usize = 256;
 
-/// How often it looks for a segment to compact. A segment fills in half a second at full speed; at
-/// that rate one pass finds several.
+/// How often it looks for a segment to compact, and gives one its hint. A segment fills in half a
+/// second at full speed; at that rate one pass finds several.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The pause between two steps, which leaves the disk to the writes.
@@ -108,6 +118,8 @@ pub struct Compactor {
     postponed: BTreeMap<u32, u64>,
     /// Segments that cannot be compacted.
     damaged: BTreeSet<u32>,
+    /// Segments that have a good hint, or cannot get one in this run.
+    hinted: BTreeSet<u32>,
 }
 
 /// What became of a segment that was chosen.
@@ -134,36 +146,42 @@ fn cost(keep: &[&Entry]) -> u64 {
     bytes + steps * GROUP_OVERHEAD_BYTES
 }
 
-/// A record of the segment that is being compacted.
-struct Entry {
-    revision: Revision,
-    location: Location,
-    is_store: bool,
+/// What is in a segment that is not damaged.
+struct Content {
+    entries: Vec<Entry>,
+    /// What tells it from others; `None` if its successor does not tell where it ends.
+    sealed: Option<SealedSegment>,
 }
 
 impl Compactor {
-    pub(super) fn new(shared: Arc<Shared>, remover: LogRemover, reserve_bytes: u64) -> Compactor {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        remover: LogRemover,
+        reserve_bytes: u64,
+        hinted: BTreeSet<u32>,
+    ) -> Compactor {
         Compactor {
             shared,
             remover,
             reserve_bytes,
             postponed: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            hinted,
         }
     }
 
-    /// Compacts whatever should be, until `stop`.
+    /// Compacts whatever should be and writes hints, until `stop`.
     pub fn run(&mut self, stop: &crate::threads::StopSignal, submit: Submit<'_>) {
         while !stop.wait_timeout(POLL_INTERVAL) {
             let mut paced = |step| !stop.wait_timeout(STEP_PAUSE) && submit(step);
-            loop {
-                match self.compact_one(&mut paced) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(error) => {
-                        log::error!("compaction: {error}");
-                        break;
-                    }
+            let mut go_on = true;
+            while go_on && !stop.is_stopped() {
+                go_on = self.compact_one(&mut paced).unwrap_or_else(|error| {
+                    log::error!("compaction: {error}");
+                    false
+                });
+                if let Err(error) = self.hint_one() {
+                    log::warn!("{error}: a segment gets no hint, the next start reads it");
                 }
             }
         }
@@ -207,7 +225,7 @@ impl Compactor {
         length: u64,
         submit: Submit<'_>,
     ) -> Result<Outcome, LogError> {
-        let Some(entries) = self.read(segment)? else {
+        let Some(Content { entries, .. }) = self.read(segment)? else {
             return Ok(Outcome::Damaged);
         };
         let keep = self.to_keep(&entries);
@@ -231,14 +249,50 @@ impl Compactor {
                 .for_each(|revision| index.forget_copy(*revision));
         }
         log::info!("segment {segment} is compacted: {length} bytes, {cost} of them moved");
+        self.hinted.remove(&segment);
+        let (fs, dir) = self.remover.disk();
+        hints::remove(fs, dir, segment);
         if let Err(error) = self.remover.remove(segment) {
             log::warn!("{error}; it goes at the next start");
         }
         Ok(Outcome::Gone)
     }
 
-    /// The records of a segment; `None` if it is damaged.
-    fn read(&self, segment: u32) -> Result<Option<Vec<Entry>>, LogError> {
+    /// Gives the newest sealed segment that lacks a hint one; false if none does, or without space.
+    pub fn hint_one(&mut self) -> Result<bool, LogError> {
+        let sealed = self.shared.records.sealed()?;
+        let lacks =
+            |segment: &u32| !self.hinted.contains(segment) && !self.damaged.contains(segment);
+        let lacking = sealed.into_iter().rfind(|(segment, _)| lacks(segment));
+        let Some((segment, length)) = lacking else {
+            return Ok(false);
+        };
+        // A hint is shorter than its segment.
+        if self.remover.free_space() < self.reserve_bytes.saturating_add(length) {
+            return Ok(false);
+        }
+        // What fails now would fail each time.
+        self.hinted.insert(segment);
+        let Some(Content { entries, sealed }) = self.read(segment)? else {
+            self.damaged.insert(segment);
+            return Ok(true);
+        };
+        let Some(sealed) = sealed else {
+            log::warn!("segment {segment} gets no hint: it is not known where it ends");
+            return Ok(true);
+        };
+        let (fs, dir) = self.remover.disk();
+        match hints::write(fs, dir, &sealed, &entries) {
+            Err(LogError::Full) => {
+                self.hinted.remove(&segment);
+                Ok(false)
+            }
+            written => written.map(|()| true),
+        }
+    }
+
+    /// What is in a segment; `None` if it is damaged.
+    fn read(&self, segment: u32) -> Result<Option<Content>, LogError> {
         let mut entries = Vec::new();
         let mut unknown = false;
         let mut visit = |location, record: &Record<'_>| {
@@ -246,15 +300,17 @@ impl Compactor {
             entries.push(Entry {
                 revision: Revision::from_u64(record.number),
                 location,
+                payload_bytes: u32::try_from(record.payload.len()).unwrap_or(u32::MAX),
                 is_store: record.kind == KIND_STORE,
             });
             Ok(())
         };
-        let damaged = self.shared.records.walk(segment, &mut visit)?;
+        let (sealed, damaged) = self.shared.records.walk(segment, &mut visit)?;
         for damage in &damaged {
-            log::error!("{damage}: the segment is not compacted");
+            log::error!("{damage}: the segment is not compacted and gets no hint");
         }
-        Ok((damaged.is_empty() && !unknown).then_some(entries))
+        let intact = damaged.is_empty() && !unknown;
+        Ok(intact.then_some(Content { entries, sealed }))
     }
 
     /// Which of a segment's records must be moved, by the rules above.

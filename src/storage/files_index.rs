@@ -126,8 +126,12 @@ impl Shared {
             offset: 0,
             what,
         };
-        let (key, expected) = match entry {
-            Entry::Named { key, checksum, .. } => (key, *checksum),
+        let (key, length, expected) = match entry {
+            Entry::Named {
+                key,
+                length,
+                checksum,
+            } => (key, *length, *checksum),
             Entry::Damaged { what, .. } => return Err(damaged(what.clone())),
         };
         let payload = match self.fs.open(&path).and_then(|file| read_all(&*file)) {
@@ -140,6 +144,11 @@ impl Shared {
                 });
             }
         };
+        // The checksum does not cover the name's length, which is told without reading the file.
+        if payload.len() as u64 != u64::from(length) {
+            let what = format!("it should have {length} bytes and has {}", payload.len());
+            return Err(damaged(what));
+        }
         let found = file_name::checksum(revision, key, &payload);
         if found != expected {
             let what = format!("the checksum should be {expected:08x} and is {found:08x}");

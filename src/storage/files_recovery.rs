@@ -48,7 +48,8 @@ pub(super) fn recover(shared: &Shared, synced: bool) -> Result<(BTreeSet<u8>, Re
     fs.create_dir_all(dir).map_err(failed("make"))?;
     let format = dir.join(FORMAT_NAME);
     match atomic_file::read_integer(fs, &format)? {
-        Some(FORMAT_VERSION) => {}
+        // Written anew, below: after a failed sync it may be in the page cache only.
+        None | Some(FORMAT_VERSION) => {}
         Some(version) => {
             return Err(LogError::Version {
                 file: format.display().to_string(),
@@ -56,8 +57,8 @@ pub(super) fn recover(shared: &Shared, synced: bool) -> Result<(BTreeSet<u8>, Re
                 known: FORMAT_VERSION as u32,
             });
         }
-        None => atomic_file::write_integer(fs, &format, FORMAT_VERSION)?,
     }
+    atomic_file::write_integer(fs, &format, FORMAT_VERSION)?;
     let unsynced = dir.join(UNSYNCED_NAME);
     let is_unsure = fs.exists(&unsynced).map_err(failed("look at"))?;
     if is_unsure {

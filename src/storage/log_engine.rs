@@ -13,18 +13,19 @@
 //! stays in the index, so that it is reported as damaged and not as missing, until it is stored
 //! anew.
 //!
-//! Space comes back by [`crate::storage::compaction`]. A reader whose record is moved meanwhile
-//! looks it up again.
+//! Opening takes what the sealed segments hold from their hints ([`super::hints`]) and reads those
+//! without one, and the last. Space comes back by [`crate::storage::compaction`]. A reader whose
+//! record is moved meanwhile looks it up again.
 //!
 //! After any error but a full disk the log is poisoned and each call fails.
 //!
 //! Write modes: `sync`, and `unbuffered` after [`LogEngine::unsynced`], which ends a commit when
 //! the write has returned; `buffered` is [`super::buffer`] around that.
-//!
-//! Known limits: opening reads the whole log.
 
 mod compacting;
+mod replay;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ use crate::ids::{Key, Revision};
 use crate::storage::compaction::Step;
 use crate::storage::location_index::{LocationIndex, Place};
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
+use replay::Replay;
 
 /// The kind of a record that holds a message.
 pub const KIND_STORE: u8 = 1;
@@ -55,6 +57,8 @@ pub struct LogEngine {
     log: Log,
     /// Whether a commit ends with a sync.
     synced: bool,
+    /// The segments whose hints were good when it was opened.
+    hinted: BTreeSet<u32>,
     /// What is committed; shared with the readers, written by [`Engine::commit`] alone.
     shared: Arc<Shared>,
     /// The group in call order, as the index takes it after the commit.
@@ -81,16 +85,16 @@ enum Change {
 }
 
 impl LogEngine {
-    /// Opens the log in `dir`, or makes one, and reads it whole. What recovery cut or found damaged
-    /// is in [`Recovery`], for the caller to report.
+    /// Opens the log in `dir`, or makes one. What recovery cut or found damaged is in [`Recovery`],
+    /// for the caller to report.
     pub fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
         options: LogOptions,
     ) -> Result<(LogEngine, Recovery), LogError> {
-        let mut index = LocationIndex::default();
-        let mut visit = |location, record: &Record<'_>| replay(&mut index, dir, location, record);
-        let (log, recovery) = Log::open(fs, dir, options, &mut visit)?;
+        let mut replay = Replay::new(&*fs, dir);
+        let (log, recovery) = Log::open_known(Arc::clone(&fs), dir, options, &mut replay)?;
+        let (index, hinted) = replay.finish();
         let shared = Arc::new(Shared {
             records: log.reader(),
             dir: dir.to_owned(),
@@ -99,6 +103,7 @@ impl LogEngine {
         let engine = LogEngine {
             log,
             synced: true,
+            hinted,
             shared,
             changes: Vec::new(),
             overlay: FxHashMap::default(),
@@ -282,7 +287,7 @@ impl Reader for Shared {
             }
         };
         let damaged = |what| ReadError::Damaged {
-            file: segment_path(&self.dir, place.location),
+            file: segment_path(&self.dir, place.location.segment),
             offset: u64::from(place.location.offset),
             what,
         };
@@ -305,30 +310,8 @@ impl Reader for Shared {
     }
 }
 
-/// Takes one record of the log into the index, in the log's order.
-fn replay(
-    index: &mut LocationIndex,
-    dir: &Path,
-    location: Location,
-    record: &Record<'_>,
-) -> Result<(), LogError> {
-    let revision = Revision::from_u64(record.number);
-    match record.kind {
-        KIND_STORE => _ = index.insert(revision, place(location, record.payload.len())),
-        KIND_RELEASE => _ = index.remove(revision),
-        kind => {
-            return Err(LogError::Damaged {
-                file: segment_path(dir, location),
-                offset: u64::from(location.offset),
-                what: format!("record of unknown kind {kind}: written by a newer version?"),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn segment_path(dir: &Path, location: Location) -> String {
-    let path = dir.join(segment::file_name(location.segment));
+fn segment_path(dir: &Path, number: u32) -> String {
+    let path = dir.join(segment::file_name(number));
     path.display().to_string()
 }
 

@@ -14,6 +14,7 @@ pub mod file_name;
 pub mod files_engine;
 mod files_index;
 mod files_recovery;
+pub mod hints;
 pub mod location_index;
 pub mod log_engine;
 pub mod model;
@@ -98,7 +99,8 @@ pub enum Committed {
     /// There is no space for its stores, which are forgotten; its releases reached the write mode,
     /// from the reserve if need be.
     StoresFull,
-    /// There is no space even for its releases; all of the group is forgotten.
+    /// There is no space even for its releases; all of the group is forgotten, but for releases
+    /// that took effect before the disk refused one. Releasing them again is harmless.
     Full,
 }
 

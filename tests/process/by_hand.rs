@@ -16,6 +16,9 @@ use crate::support::wait_until;
 use crate::support::workload::{self, Work};
 use crate::{get_all, set_all};
 
+/// Connections that are open during a reload; a process may have 1,024 files on many systems.
+const OPEN: usize = 300;
+
 /// A directory as of a clone of the repository, with certificates.
 struct Terminals {
     dir: TempDir,
@@ -180,7 +183,11 @@ fn sighup_takes_up_a_new_tolerance_and_new_certificates_and_drops_no_connection(
     wait_until_up(&mut client, 2);
     set_all(&mut client, "k", 0..10, "v");
 
-    let work = Work::start(address, workload::writers(4, 4));
+    let links = || terminals.log("leader-1").matches("link up").count();
+    let links_before = links();
+    // Some at rest, and some that write.
+    let mut at_rest: Vec<Client> = (0..OPEN).map(|_| Client::connect(address)).collect();
+    let work = Work::start(address, workload::writers(16, 4));
     fs::write(terminals.path("config/tolerance.conf"), "TOLERANCE=1\n").expect("written");
     leader.signal(Signal::HUP);
     wait_until("the tolerance is 1", Duration::from_secs(5), || {
@@ -221,6 +228,11 @@ fn sighup_takes_up_a_new_tolerance_and_new_certificates_and_drops_no_connection(
         writers.iter().all(|writer| !writer.is_broken),
         "a connection was dropped"
     );
+    assert_eq!(links(), links_before, "a member's link was dropped");
+    for client in &mut at_rest {
+        let reply = client.try_command("GET k-0");
+        assert_eq!(reply.expect("a connection was dropped"), "v-0");
+    }
     workload::check_with(&mut client, &mut writers, 10);
     assert_eq!(client.status()["tolerance"], 1);
     get_all(&mut client, "k", 0..10, "v");

@@ -32,6 +32,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The socket, for whoever reads in a way of his own; every reply must have been taken.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.stream.buffer().is_empty(), "every reply was taken");
+        self.stream.into_inner()
+    }
+
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)

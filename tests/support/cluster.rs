@@ -296,6 +296,29 @@ impl Cluster {
         tolerex(&[args, &["--addr", &address]].concat())
     }
 
+    /// Runs `tolerex bench` against this cluster; gives what it found.
+    pub fn bench(&self, flags: &str) -> serde_json::Value {
+        let dir = self.dir().to_str().expect("UTF-8");
+        let mut args = vec!["bench", "--json", "--data-dir", dir];
+        args.extend(flags.split_whitespace());
+        let output = tolerex(&args);
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{flags}: {errors}");
+        // Not a terminal: no progress.
+        assert!(errors.is_empty(), "{errors}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// The resident memory of a process, in bytes.
+    pub fn resident_bytes(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid(name)));
+        let status = status.expect("it runs");
+        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+        let field = fields.find(|(field, _)| *field == "VmRSS");
+        let kib = field.and_then(|(_, value)| value.trim().split(' ').next()?.parse::<u64>().ok());
+        kib.expect("a number") * 1024
+    }
+
     /// `cluster.json`.
     pub fn manifest(&self) -> serde_json::Value {
         let text = fs::read(self.dir().join("cluster.json")).expect("cluster.json");

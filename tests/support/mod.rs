@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod figures;
 pub mod history;
 pub mod linearize;
 pub mod load;

@@ -142,6 +142,11 @@ impl LogRemover {
         remove_files(&*self.fs, &self.dir, &[number])
     }
 
+    /// The file system and the log's directory, for files beside the segments.
+    pub fn disk(&self) -> (&dyn FileSystem, &Path) {
+        (&*self.fs, &self.dir)
+    }
+
     /// Bytes that the log's disk has room for; `u64::MAX` if that is not known.
     pub fn free_space(&self) -> u64 {
         self.fs.free_space(&self.dir).unwrap_or(u64::MAX)

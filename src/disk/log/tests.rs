@@ -288,3 +288,25 @@ fn removing_segments_is_all_or_nothing_through_any_failure_and_crash() {
         }
     }
 }
+
+#[test]
+fn a_segment_whose_name_is_not_durable_is_not_trusted() {
+    let fs = MemFileSystem::new();
+    // The first is that of the directory as it was found.
+    fs.fail(Operation::SyncDir, 1, Fault::Io);
+    let disk = Arc::new(fs.clone());
+    let opened = Log::open(disk, Path::new("/log"), OPTIONS, &mut |_, _| Ok(()));
+    assert!(matches!(opened, Err(LogError::Io { .. })));
+    let (mut log, _) = open_small(&fs);
+    let record = Record {
+        kind: 1,
+        number: 7,
+        key: b"",
+        payload: b"x",
+    };
+    log.stage(&record).expect("staged");
+    log.write().expect("written");
+    log.sync().expect("synced");
+    fs.crash(Loss::Everything);
+    assert_eq!(open_small(&fs).1, [7]);
+}

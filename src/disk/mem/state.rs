@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Fault, Loss, Operation, Unsynced};
 use crate::disk::segment::SECTOR_BYTES;
@@ -23,17 +24,20 @@ pub(super) struct Disk {
     pub(super) generation: u64,
     pub(super) capacity: Option<u64>,
     pub(super) armed: Vec<Armed>,
+    /// Calls that could have been made to fail, so far.
+    pub(super) calls: u64,
     /// What was done, while it is recorded.
     pub(super) trace: Option<Vec<String>>,
 }
 
+/// Forks of a disk share the bytes until one of them changes them.
 #[derive(Clone, Default)]
 pub(super) struct Inode {
     pub(super) path: PathBuf,
     /// As it is seen.
-    pub(super) content: Vec<u8>,
+    pub(super) content: Arc<Vec<u8>>,
     /// As it is on the disk.
-    pub(super) durable: Vec<u8>,
+    pub(super) durable: Arc<Vec<u8>>,
     pub(super) unsynced: Vec<(u64, Change)>,
 }
 
@@ -85,6 +89,7 @@ impl Disk {
 
     /// Whether this call is to fail, and how; counts it.
     pub(super) fn fault(&mut self, operation: Operation) -> Option<Fault> {
+        self.calls += 1;
         let applies =
             |armed: &Armed| armed.operation == operation || armed.operation == Operation::Any;
         let due = self
@@ -146,10 +151,10 @@ impl Disk {
             for (number, change) in std::mem::take(&mut file.unsynced) {
                 match kept.get(&number).copied().unwrap_or(0) {
                     0 => {}
-                    bytes => change.apply(&mut file.durable, bytes),
+                    bytes => change.apply(Arc::make_mut(&mut file.durable), bytes),
                 }
             }
-            file.content.clone_from(&file.durable);
+            file.content = Arc::clone(&file.durable);
         }
         for (number, change) in std::mem::take(&mut self.unsynced_names) {
             if kept.get(&number).copied().unwrap_or(0) > 0 {
@@ -247,6 +252,19 @@ impl Change {
     }
 }
 
+impl Inode {
+    /// Changes the bytes that are seen and those on the disk, which are mostly the same.
+    pub(super) fn rot(&mut self, mut change: impl FnMut(&mut Vec<u8>)) {
+        let is_shared = Arc::ptr_eq(&self.content, &self.durable);
+        change(Arc::make_mut(&mut self.content));
+        if is_shared {
+            self.durable = Arc::clone(&self.content);
+        } else {
+            change(Arc::make_mut(&mut self.durable));
+        }
+    }
+}
+
 impl NameChange {
     pub(super) fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
         match self {
@@ -316,7 +334,7 @@ impl Disk {
                 data: data_fits[start..end].to_vec(),
             };
             let file = self.file(inode);
-            change.apply(&mut file.content, usize::MAX);
+            change.apply(Arc::make_mut(&mut file.content), usize::MAX);
             file.unsynced.push((number, change));
             start = end;
         }
@@ -331,7 +349,7 @@ impl Disk {
             return Err(fault_error(fault));
         }
         for (_, change) in changes {
-            change.apply(&mut file.durable, usize::MAX);
+            change.apply(Arc::make_mut(&mut file.durable), usize::MAX);
         }
         let name = name_of(&file.path);
         self.note(|| format!("sync {name}"));

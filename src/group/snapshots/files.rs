@@ -67,7 +67,7 @@ const SYNC_BYTES: u64 = 4 << 20;
 
 /// How a write ended that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::group) enum Written {
+pub enum Written {
     /// It is on disk under its name.
     Durable {
         /// The file's length.
@@ -81,19 +81,19 @@ pub(in crate::group) enum Written {
 
 /// A snapshot that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::group) struct Found {
+pub struct Found {
     /// The last entry that is in it.
-    pub(in crate::group) position: Position,
+    pub position: Position,
     /// Who takes part, there.
-    pub(in crate::group) configuration: Configuration,
+    pub configuration: Configuration,
     /// It came from a peer.
-    pub(in crate::group) is_received: bool,
+    pub is_received: bool,
     /// The file's length.
-    pub(in crate::group) bytes: u64,
+    pub bytes: u64,
 }
 
 /// What a snapshot is restored from.
-pub(in crate::group) enum Piece<'a> {
+pub enum Piece<'a> {
     /// The next chunk.
     Chunk(&'a [u8]),
     /// There are no more.
@@ -105,20 +105,23 @@ pub(in crate::group) enum Piece<'a> {
 
 /// The files of a directory.
 #[derive(Clone)]
-pub(in crate::group) struct SnapshotFiles {
-    pub(in crate::group) fs: Arc<dyn FileSystem>,
-    pub(in crate::group) dir: PathBuf,
-    pub(in crate::group) owner: PeerId,
+pub struct SnapshotFiles {
+    /// Where they are.
+    pub fs: Arc<dyn FileSystem>,
+    /// Their directory; nothing else is in it.
+    pub dir: PathBuf,
+    /// The peer whose data directory it is.
+    pub owner: PeerId,
     /// Who takes part in a snapshot of version 1.
-    pub(in crate::group) founders: Configuration,
+    pub founders: Configuration,
     /// Free space that stays for the journal.
-    pub(in crate::group) reserve_bytes: u64,
+    pub reserve_bytes: u64,
 }
 
 impl SnapshotFiles {
     /// Restores the newest snapshot, if there is one. Then removes all other files of the
     /// directory, which is made when missing.
-    pub(in crate::group) fn open(
+    pub fn open(
         &self,
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<Option<Found>, LogError> {
@@ -151,7 +154,7 @@ impl SnapshotFiles {
     }
 
     /// Restores the snapshot that was received and [`installed`](Self::install).
-    pub(in crate::group) fn restore_received(
+    pub fn restore_received(
         &self,
         index: u64,
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
@@ -164,7 +167,7 @@ impl SnapshotFiles {
     }
 
     /// Checks the file that was received whole, which is to be the snapshot of `position`.
-    pub(in crate::group) fn check_received(
+    pub fn check_received(
         &self,
         position: Position,
         configuration: &Configuration,
@@ -186,7 +189,7 @@ impl SnapshotFiles {
     }
 
     /// Gives the file that was received its name, durably.
-    pub(in crate::group) fn install(&self, index: u64) -> Result<(), LogError> {
+    pub fn install(&self, index: u64) -> Result<(), LogError> {
         let name = Name {
             index,
             is_own: false,
@@ -196,14 +199,19 @@ impl SnapshotFiles {
 
     fn rename(&self, temporary: &Path, name: Name) -> Result<(), LogError> {
         let path = self.dir.join(name.to_string());
-        self.fs
-            .rename(temporary, &path)
-            .and_then(|()| self.fs.sync_dir(&self.dir))
-            .map_err(|source| io_error("rename", &path, source))
+        let failed = |source| io_error("rename", &path, source);
+        self.fs.rename(temporary, &path).map_err(failed)?;
+        self.fs.sync_dir(&self.dir).map_err(|source| {
+            // It may be seen for as long as the machine runs and never be on the disk: the next
+            // start must not remove others because of it.
+            let removed = self.fs.remove(&path);
+            log::debug!("its name is not durable (removed: {removed:?})");
+            failed(source)
+        })
     }
 
     /// The file that is being received, made anew.
-    pub(in crate::group) fn create_received(&self) -> std::io::Result<Arc<dyn File>> {
+    pub fn create_received(&self) -> std::io::Result<Arc<dyn File>> {
         let path = self.dir.join(RECEIVED_NAME);
         if self.fs.exists(&path)? {
             self.fs.remove(&path)?;
@@ -212,7 +220,7 @@ impl SnapshotFiles {
     }
 
     /// The file of a durable snapshot, own or received, to be sent to a peer.
-    pub(in crate::group) fn open_file(&self, index: u64) -> std::io::Result<Arc<dyn File>> {
+    pub fn open_file(&self, index: u64) -> std::io::Result<Arc<dyn File>> {
         let open = |is_own| {
             let name = Name { index, is_own };
             self.fs.open(&self.dir.join(name.to_string()))
@@ -250,7 +258,7 @@ impl SnapshotFiles {
 
     /// Writes a snapshot; durable when this returns `Durable`. The source is dropped as soon as it
     /// is exhausted.
-    pub(in crate::group) fn write(
+    pub fn write(
         &self,
         position: Position,
         configuration: &Configuration,
@@ -324,7 +332,7 @@ impl SnapshotFiles {
     }
 
     /// Whether there is no room for so many more bytes.
-    pub(in crate::group) fn is_full(&self, bytes: u64) -> bool {
+    pub fn is_full(&self, bytes: u64) -> bool {
         let needed = self.reserve_bytes + bytes;
         // If the free space is not known, the write itself will tell.
         let free = self.fs.free_space(&self.dir);
@@ -333,7 +341,7 @@ impl SnapshotFiles {
 
     /// Removes the snapshots before that at `index`, which is durable. One that cannot be removed
     /// stays until the next start.
-    pub(in crate::group) fn remove_older(&self, index: u64) {
+    pub fn remove_older(&self, index: u64) {
         let remove = || -> std::io::Result<()> {
             let names = self.fs.list(&self.dir)?;
             for older in names.iter().filter_map(|name| parse_name(name)) {

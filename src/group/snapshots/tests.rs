@@ -255,6 +255,19 @@ fn no_flipped_bit_and_no_cut_is_restored() {
 }
 
 #[test]
+fn a_snapshot_whose_name_is_not_durable_is_not_restored() {
+    let fs = MemFileSystem::new();
+    let files = files(&fs);
+    restore(&files).unwrap();
+    write(&files, 3, &vec![b"old".to_vec()]).unwrap();
+    fs.fail(Operation::SyncDir, 0, Fault::Io);
+    assert!(write(&files, 9, &vec![b"new".to_vec()]).is_err());
+    let (found, state) = restore(&files).unwrap();
+    assert_eq!(found.map(|found| found.position.index), Some(3));
+    assert_eq!(state, [b"old"]);
+}
+
+#[test]
 fn left_overs_go_and_the_newest_stays() {
     let fs = MemFileSystem::new();
     let files = files(&fs);

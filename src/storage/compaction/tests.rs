@@ -1,4 +1,5 @@
-//! Compaction step by step on the disk in memory, with every failure and crash, beside the model.
+//! Compaction and the writing of hints, step by step on the disk in memory, with every failure and
+//! crash, beside the model. Each opening is compared with one without hints.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +14,8 @@ use crate::ids::Key;
 use crate::storage::log_engine::LogEngine;
 use crate::storage::model::ModelEngine;
 use crate::storage::{Committed, Engine};
+
+const DIR: &str = "log";
 
 type Contents = BTreeMap<u64, Bytes>;
 
@@ -31,10 +34,22 @@ fn open(fs: &MemFileSystem) -> (LogEngine, Compactor) {
         salt: 1,
     };
     let disk = Arc::new(fs.clone());
-    let (engine, recovery) = LogEngine::open(disk, Path::new("log"), options).unwrap();
+    let (engine, recovery) = LogEngine::open(disk, Path::new(DIR), options).unwrap();
     assert_eq!(recovery.damaged, []);
     let compactor = engine.compactor();
     (engine, compactor)
+}
+
+/// Opens a copy of the disk without its hints, which must give the same index.
+fn check_hints(fs: &MemFileSystem) {
+    let (with, without) = (fs.fork(), fs.fork());
+    for segment in hints::list(&without, DIR.as_ref()).unwrap() {
+        hints::remove(&without, DIR.as_ref(), segment);
+    }
+    let (_, with) = open(&with);
+    let (_, without) = open(&without);
+    assert!(without.hinted.is_empty());
+    assert!(*with.shared.index.read() == *without.shared.index.read());
 }
 
 impl Rig {
@@ -68,7 +83,7 @@ impl Rig {
         self.model.commit().unwrap();
     }
 
-    /// Compacts until there is nothing to do; false if the disk failed.
+    /// Compacts and writes hints until there is nothing to do; false if the disk failed.
     fn compact(&mut self) -> bool {
         self.compact_but(u64::MAX)
     }
@@ -86,10 +101,11 @@ impl Rig {
             done.unwrap_or(false)
         };
         for _ in 0..1000 {
-            match self.compactor.compact_one(&mut submit) {
-                Ok(true) => {}
-                Ok(false) => return !failed,
-                Err(_) => return false,
+            let compacted = self.compactor.compact_one(&mut submit);
+            match (compacted, self.compactor.hint_one()) {
+                (Ok(false), Ok(false)) => return !failed,
+                (Ok(_), Ok(_)) => {}
+                (Err(_), _) | (_, Err(_)) => return false,
             }
         }
         panic!("compaction does not end");
@@ -97,6 +113,7 @@ impl Rig {
 
     fn reopen(&mut self) {
         let counted = self.copies();
+        check_hints(&self.fs);
         (self.engine, self.compactor) = open(&self.fs);
         self.check();
         assert_eq!(counted, self.copies(), "dead copies as the log has them");
@@ -125,11 +142,12 @@ impl Rig {
         fs.heal();
         fs.crash(loss);
         for _ in 0..2 {
+            check_hints(&fs);
             let (mut engine, mut compactor) = open(&fs);
             assert_eq!(contents(&engine), expected(&self.model));
             // What is left to do is done, and loses and resurrects nothing either.
             let mut submit = |step| engine.compact(&step).unwrap();
-            while compactor.compact_one(&mut submit).unwrap() {}
+            while compactor.compact_one(&mut submit).unwrap() || compactor.hint_one().unwrap() {}
             assert_eq!(contents(&engine), expected(&self.model));
             fs.crash(Loss::Everything);
         }
@@ -308,6 +326,11 @@ fn a_damaged_segment_stays_and_goes_on_to_be_reported() {
     assert!(rig.compact());
     let path = Path::new("log/00000001.log");
     assert!(rig.fs.exists(path).unwrap());
+    let hints = hints::list(&rig.fs, DIR.as_ref()).unwrap();
+    assert!(
+        !hints.contains(&1),
+        "it would hide the damage from the next opening"
+    );
     let (disk, dir) = (Arc::new(rig.fs.clone()), Path::new("log"));
     let (_, recovery) = LogEngine::open(disk, dir, LogOptions::default()).unwrap();
     assert_eq!(recovery.damaged.len(), 1);
@@ -337,9 +360,56 @@ enum Act {
     Store(u64, usize),
     Release(u64),
     Commit,
-    /// Compaction, cut off before a step.
+    /// Compaction and hints, cut off before a step.
     Compact(u64),
+    /// Something happens to a hint.
+    Spoil(Spoil, usize),
     Crash(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Spoil {
+    Flip,
+    Cut,
+    Remove,
+    /// It is replaced by the one of another segment.
+    Exchange,
+}
+
+impl Rig {
+    /// Spoils one of the hints, if there is any, in one of its places.
+    fn spoil(&self, what: Spoil, choice: usize) {
+        let there = hints::list(&self.fs, DIR.as_ref()).unwrap();
+        let path = |at: usize| {
+            Some(hints::path(
+                DIR.as_ref(),
+                *there.get(at % there.len().max(1))?,
+            ))
+        };
+        let Some(chosen) = path(choice) else {
+            return;
+        };
+        let length = self.fs.content(&chosen).unwrap().len();
+        let place = (choice / 7 % length.max(1)) as u64;
+        match what {
+            Spoil::Flip => _ = self.fs.flip_bit(&chosen, place, choice as u8),
+            Spoil::Cut => self.fs.open(&chosen).unwrap().set_len(place).unwrap(),
+            Spoil::Remove => self.fs.remove(&chosen).unwrap(),
+            Spoil::Exchange => {
+                let other = path(choice + 1).unwrap();
+                let content = self.fs.content(&other).unwrap();
+                let file = self.fs.open(&chosen).unwrap();
+                file.set_len(0).unwrap();
+                file.write_all_at(&content, 0).unwrap();
+            }
+        }
+    }
+}
+
+fn any_spoil() -> impl Strategy<Value = Act> {
+    let kinds = [Spoil::Flip, Spoil::Cut, Spoil::Remove, Spoil::Exchange];
+    let kind = prop::sample::select(kinds.to_vec());
+    (kind, any::<usize>()).prop_map(|(kind, choice)| Act::Spoil(kind, choice))
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
@@ -348,6 +418,7 @@ fn any_act() -> impl Strategy<Value = Act> {
         8 => (0u64..20).prop_map(Act::Release),
         4 => Just(Act::Commit),
         2 => (0u64..12).prop_map(Act::Compact),
+        1 => any_spoil(),
         1 => any::<u64>().prop_map(Act::Crash),
     ]
 }
@@ -355,8 +426,8 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Any life with compaction, cut off anywhere, and crashes behaves as the model, and counts the
-    /// dead copies as the log has them.
+    /// Any life with compaction and hints, cut off anywhere, and with spoilt hints and crashes, is
+    /// that of the model, and has the index that the records of the log give.
     #[test]
     fn it_behaves_as_the_model(acts in prop::collection::vec(any_act(), 0..120)) {
         let mut rig = Rig::new();
@@ -376,6 +447,7 @@ proptest! {
                     rig.compact_but(steps);
                     rig.check();
                 }
+                Act::Spoil(what, choice) => rig.spoil(what, choice),
                 Act::Crash(seed) => {
                     rig.commit();
                     rig.fs.crash(Loss::Random(seed));
@@ -388,4 +460,155 @@ proptest! {
         rig.check();
         rig.reopen();
     }
+}
+
+#[test]
+fn a_hint_that_is_cut_or_has_a_flipped_bit_is_passed_over_and_written_again() {
+    let mut rig = used();
+    while rig.compactor.hint_one().unwrap() {}
+    let path = hints::path(DIR.as_ref(), 2);
+    let good = rig.fs.content(&path).unwrap();
+    let check = |fs: &MemFileSystem| {
+        check_hints(fs);
+        let (engine, mut compactor) = open(fs);
+        assert!(!fs.exists(&path).unwrap());
+        assert_eq!(contents(&engine), expected(&rig.model));
+        assert!(compactor.hint_one().unwrap());
+        assert_eq!(fs.content(&path).unwrap(), good);
+        assert!(!compactor.hint_one().unwrap(), "the others were good");
+    };
+    for at in 0..good.len() as u64 {
+        let (cut, flipped) = (rig.fs.fork(), rig.fs.fork());
+        cut.open(&path).unwrap().set_len(at).unwrap();
+        check(&cut);
+        assert!(flipped.flip_bit(&path, at, (at % 8) as u8));
+        check(&flipped);
+    }
+    rig.fs.remove(&path).unwrap();
+    check(&rig.fs);
+}
+
+#[test]
+fn hints_of_an_older_log_and_of_segments_that_are_gone_are_not_believed_and_go() {
+    let mut rig = used();
+    while rig.compactor.hint_one().unwrap() {}
+    // The same segments, made by another opening and of other content.
+    let fs = MemFileSystem::new();
+    let options = LogOptions {
+        segment_bytes: 4 << 10,
+        reserve_bytes: 0,
+        salt: 2,
+    };
+    let disk = Arc::new(fs.clone());
+    let (mut engine, _) = LogEngine::open(disk, DIR.as_ref(), options).unwrap();
+    for number in 100..140 {
+        let (revision, payload) = (Revision::from_u64(number), Bytes::from(vec![1; 300]));
+        let stored = engine.store(revision, &Key::Id(number), &payload);
+        stored.unwrap();
+        if number % 3 == 0 {
+            engine.commit().unwrap();
+        }
+    }
+    engine.commit().unwrap();
+    drop(engine);
+    let old = hints::list(&rig.fs, DIR.as_ref()).unwrap();
+    let last = fs.list(DIR.as_ref()).unwrap().len();
+    assert!(old.len() > last, "{old:?}");
+    for &segment in &old {
+        let path = hints::path(DIR.as_ref(), segment);
+        let file = fs.create(&path).unwrap();
+        let content = rig.fs.content(&path).unwrap();
+        file.write_all_at(&content, 0).unwrap();
+    }
+    check_hints(&fs);
+    let (engine, compactor) = open(&fs);
+    assert_eq!(engine.reader().counters().records, 40);
+    assert!(compactor.hinted.is_empty());
+    assert!(hints::list(&fs, DIR.as_ref()).unwrap().is_empty());
+}
+
+#[test]
+fn a_segment_takes_its_hint_along() {
+    let mut rig = used();
+    while rig.compactor.hint_one().unwrap() {}
+    let before = hints::list(&rig.fs, DIR.as_ref()).unwrap();
+    assert_eq!(
+        before.len(),
+        rig.segments() - 1,
+        "all but the last have one"
+    );
+    assert!(rig.compact());
+    let after = hints::list(&rig.fs, DIR.as_ref()).unwrap();
+    assert_eq!(after.len(), rig.segments() - 1);
+    assert!(!after.contains(&1));
+}
+
+/// With a good hint, damage in its segment is found when a record is read: that one is reported
+/// with file and offset, all others are right, and nothing is missing or comes back.
+#[test]
+fn damage_behind_a_good_hint_is_reported_by_the_read_and_never_returned() {
+    let mut rig = used();
+    while rig.compactor.hint_one().unwrap() {}
+    let expected = expected(&rig.model);
+    let place = rig
+        .compactor
+        .shared
+        .index
+        .read()
+        .find(Revision::from_u64(3));
+    let location = place.unwrap().location;
+    let path = format!("{DIR}/{:08}.log", location.segment);
+    let length = rig.fs.content(path.as_ref()).unwrap().len() as u64;
+    let mut reported = 0;
+    for at in 0..length {
+        let fs = rig.fs.fork();
+        assert!(fs.flip_bit(path.as_ref(), at, (at % 8) as u8));
+        let (engine, _) = open(&fs);
+        let reader = engine.reader();
+        for number in 0..40 {
+            match reader.fetch(Revision::from_u64(number)) {
+                Ok(found) => {
+                    let payload = found.map(|(_, payload)| payload);
+                    assert_eq!(
+                        payload.as_ref(),
+                        expected.get(&number),
+                        "{number}, byte {at}"
+                    );
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(
+                        expected.contains_key(&number) && error.contains(&path),
+                        "{error}"
+                    );
+                    reported += 1;
+                }
+            }
+        }
+        let start = u64::from(location.offset);
+        if (start..start + u64::from(location.length)).contains(&at) {
+            let error = reader.fetch(Revision::from_u64(3)).unwrap_err().to_string();
+            assert!(error.contains(&format!("offset {start}")), "{error}");
+        }
+    }
+    assert!(reported >= location.length);
+}
+
+#[test]
+fn a_segment_that_is_shorter_than_its_end_is_read_whatever_its_hint_says() {
+    let mut rig = used();
+    while rig.compactor.hint_one().unwrap() {}
+    let path = Path::new("log/00000002.log");
+    let end = rig.fs.content(path).unwrap().len() as u64 - 512;
+    rig.fs.open(path).unwrap().set_len(end).unwrap();
+    let disk = Arc::new(rig.fs.clone());
+    let (_, recovery) = LogEngine::open(disk, DIR.as_ref(), LogOptions::default()).unwrap();
+    let reported: Vec<String> = recovery.damaged.iter().map(ToString::to_string).collect();
+    assert!(
+        reported
+            .iter()
+            .all(|damage| damage.contains("log/00000002.log")),
+        "{reported:?}"
+    );
+    assert_eq!(reported.len(), 1);
 }

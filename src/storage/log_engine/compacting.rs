@@ -14,6 +14,7 @@ impl LogEngine {
             self.shared.clone(),
             self.log.remover(),
             self.log.reserve_bytes(),
+            self.hinted.clone(),
         )
     }
 
