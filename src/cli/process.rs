@@ -212,10 +212,14 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
         Err(_) if !config.tolerance_conf.exists() => TOLERANCE_DEFAULT,
         Err(error) => return Err(ToolError::usage(format!("bad configuration:\n  {error}"))),
     };
-    let bootstrap = if config.bootstrap {
-        Bootstrap::New
-    } else {
-        Bootstrap::Existing
+    let bootstrap = match (config.bootstrap, config.join) {
+        (true, true) => {
+            let text = "bootstrap makes a new group, join waits to be added to one: give one";
+            return Err(ToolError::usage(format!("bad configuration:\n  {text}")));
+        }
+        (true, false) => Bootstrap::New,
+        (false, true) => Bootstrap::Join,
+        (false, false) => Bootstrap::Existing,
     };
     let tls = tls_settings(&config.tls, &config.expected_leader_cn);
     Ok(leader::server::Settings {
@@ -225,6 +229,7 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
         bootstrap,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
+        rpc_advertise: config.rpc_advertise.clone(),
         client_advertise: config.hatokuse_advertise.clone(),
         tls,
         limits: coordinator::Limits {

@@ -63,6 +63,15 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "make a new group in an empty data directory; nothing is done where one exists",
     },
     Setting {
+        name: "join",
+        kind: Kind::Switch,
+        default: "false",
+        originals: &[],
+        short_flags: &[],
+        meaning: "in an empty data directory, wait to be added to a group, under a new id; nothing \
+                  is done where one exists",
+    },
+    Setting {
         name: "hatokuse_bind",
         kind: Kind::Bind,
         default: "127.0.0.1:6666",
@@ -294,6 +303,7 @@ pub struct LeaderConfig {
     pub data_dir: PathBuf,
     pub cluster_id: Option<ClusterId>,
     pub bootstrap: bool,
+    pub join: bool,
     pub hatokuse_bind: SocketAddr,
     pub hatokuse_advertise: Option<String>,
     pub insecure: bool,
@@ -371,6 +381,7 @@ fn build(values: &Values) -> LeaderConfig {
         data_dir: values.path("data_dir"),
         cluster_id: values.cluster("cluster_id"),
         bootstrap: values.switch("bootstrap"),
+        join: values.switch("join"),
         hatokuse_bind: values.bind("hatokuse_bind"),
         hatokuse_advertise: values.addresses("hatokuse_advertise").pop(),
         insecure: values.switch("insecure"),

@@ -202,6 +202,9 @@ impl<S: StateMachine> Node<S> {
             }),
             Event::Message(message) => log_dropped(self.core.step(&message)),
             Event::Unreachable(peer) => self.core.unreachable(peer),
+            // One of its own is being drawn from the state that would go. The next attempt of the
+            // peer comes when that is done.
+            Event::SnapshotReceived(_) if self.schedule.is_running() => {}
             Event::SnapshotReceived(message) => log_dropped(self.core.step_snapshot(&message)),
             Event::SnapshotSent { to, arrived } => self.core.snapshot_sent(to, arrived),
             Event::Persisted {

@@ -102,6 +102,11 @@ impl Schedule {
             && self.journal_bytes >= self.not_before
     }
 
+    /// Whether one is being written.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// A peer needs a new one.
     pub(super) fn want(&mut self) {
         self.is_wanted = true;

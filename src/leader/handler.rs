@@ -35,9 +35,9 @@ impl Handler for ClientHandler {
         let requests = batch.reply_count();
         let failed = |failure| Progress::Done(vec![Reply::Failed(failure); requests]);
         // A follower answers at once, without waiting for an election.
-        let leader = None;
+        let leader = || self.shared.leader_address();
         let Some(term) = self.shared.serving_term() else {
-            return failed(Failure::NotLeader { leader });
+            return failed(Failure::NotLeader { leader: leader() });
         };
         let Some(tolerance) = self.shared.view.metadata.tolerance() else {
             return failed(Failure::Busy);
@@ -46,7 +46,7 @@ impl Handler for ClientHandler {
         debug!("batch {number}: {}", describe(&batch));
         let needed = Coordinator::revisions_needed(&batch);
         let Some(revisions) = self.shared.view.allot(term, needed) else {
-            return failed(Failure::NotLeader { leader });
+            return failed(Failure::NotLeader { leader: leader() });
         };
         let coordinator = Coordinator::new(batch, revisions, tolerance, self.shared.limits)
             .expect("only a status needs no coordinator");

@@ -10,6 +10,7 @@ use std::time::Duration;
 use log::{debug, info, warn};
 
 use crate::coordinator::release::Release;
+use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome};
 use crate::ids::MemberId;
 use crate::leader::state::Shared;
 use crate::rpc::link::CallError;
@@ -60,11 +61,33 @@ impl Housekeeping {
         let shared = &self.shared;
         dial_registered(shared, &mut self.targets);
         if let Some(term) = shared.serving_term() {
+            describe_itself(shared, term);
             while let Some(release) = shared.view.next_release(term) {
                 send(shared, term, release);
             }
         }
     }
+}
+
+/// Sees to it that the others, and clients through them, know where the active leader is reached.
+fn describe_itself(shared: &Shared, term: u64) {
+    let Some(peer) = shared.group.status().leader else {
+        return;
+    };
+    let address = PeerAddress {
+        name: shared.name.clone(),
+        rpc: shared.rpc_address.clone(),
+        client: shared.client_address.clone(),
+    };
+    if shared.group.configuration().addresses.get(&peer) == Some(&address) {
+        return;
+    }
+    let change = ConfigurationChange::Describe(peer, address);
+    shared.group.change(term, change, |outcome| match outcome {
+        ProposalOutcome::Applied(()) => info!("the group knows where this leader is reached"),
+        // The next round tries again.
+        other => debug!("the group was not told where this leader is reached: {other:?}"),
+    });
 }
 
 /// Makes the targets of the links those of the registry.

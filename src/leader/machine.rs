@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use log::info;
 use parking_lot::RwLock;
 
-use crate::group::{Leadership, SnapshotSource, StateMachine};
+use crate::group::{Configuration, Leadership, SnapshotSource, StateMachine};
 use crate::ids::Key;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
@@ -77,6 +77,18 @@ impl Metadata {
     /// The current record of a message.
     pub fn find(&self, key: &Key) -> Option<Entry> {
         self.entry(key)
+    }
+
+    /// Forgets all, on a leader that does not serve; no snapshot is being taken.
+    fn clear(&self) {
+        let tables = &self.tables;
+        assert_eq!(tables.snapshot.load(Ordering::Acquire), 0, "no snapshot");
+        for shard in &tables.shards {
+            *shard.write() = ShardCell::default();
+        }
+        *tables.sets.write() = ReplicaSets::default();
+        tables.messages.store(0, Ordering::Release);
+        tables.tolerance.store(0, Ordering::Release);
     }
 
     /// How many messages there are.
@@ -242,6 +254,18 @@ impl StateMachine for Machine {
             | Applied::Retired => {}
         }
         applied
+    }
+
+    fn reset(&mut self) {
+        let metadata = &self.view.metadata;
+        metadata.clear();
+        self.state = State::new(metadata.clone());
+        self.restore = Restore::default();
+    }
+
+    fn configuration(&mut self, configuration: &Configuration) {
+        self.view.peers.configure(configuration);
+        self.view.ring();
     }
 
     fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {

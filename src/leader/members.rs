@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use crate::clock::Clock;
-use crate::group::ProposalOutcome;
-use crate::ids::MemberId;
+use crate::group::{IncomingChunk, ProposalOutcome};
+use crate::ids::{MemberId, PeerId};
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command, Registration};
 use crate::rpc::PeerInfo;
 use crate::rpc::link::Link;
-use crate::rpc::message::{Refusal, RegisterRequest, Request, Response, Role};
+use crate::rpc::message::{
+    JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role, SnapshotChunk,
+};
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
 
@@ -26,6 +28,62 @@ impl MemberService {
     /// For all connections of members.
     pub fn new(shared: Arc<Shared>) -> MemberService {
         MemberService { shared }
+    }
+
+    /// Raft messages of another leader: one that takes part, or any while this one waits to be
+    /// added. A leader that was removed is not listened to.
+    fn raft(&self, peer: &PeerInfo, request: RaftRequest) {
+        let id = PeerId(peer.node_id);
+        if !self.is_peer(id) {
+            debug!("a message of {peer}, which takes no part, is dropped");
+            return;
+        }
+        let peers = &self.shared.view.peers;
+        peers.heard(id, &request.address, &peer.name);
+        for message in request.messages {
+            self.shared.group.message(message);
+        }
+    }
+
+    fn is_peer(&self, id: PeerId) -> bool {
+        let peers = self.shared.group.configuration().peers();
+        peers.is_empty() || peers.contains(&id)
+    }
+
+    fn snapshot(&self, peer: &PeerInfo, chunk: SnapshotChunk, responder: Responder) {
+        let from = PeerId(peer.node_id);
+        if !self.is_peer(from) {
+            let refusal = Refusal::Other("not a peer".to_owned());
+            return responder.send(Response::Refused(refusal));
+        }
+        let chunk = IncomingChunk {
+            from,
+            transfer: chunk.transfer,
+            offset: chunk.offset,
+            bytes: chunk.bytes,
+            end: chunk.end,
+        };
+        self.shared.group.receive_chunk(chunk, move |result| {
+            responder.send(match result {
+                Ok(()) => Response::Snapshot,
+                Err(error) => Response::Refused(Refusal::Other(error.to_string())),
+            });
+        });
+    }
+
+    /// Whether this leader can be added to the group of `peer`.
+    fn join(&self, peer: &PeerInfo) -> Response {
+        let configuration = self.shared.group.configuration();
+        let is_free = configuration.peers().is_empty();
+        if !is_free && !configuration.peers().contains(&PeerId(peer.node_id)) {
+            let name = &self.shared.name;
+            let refusal = format!("{name} is in another group: it must be started with --join");
+            return Response::Refused(Refusal::Other(refusal));
+        }
+        Response::Join(JoinAnswer {
+            rpc: self.shared.rpc_address.clone(),
+            client: self.shared.client_address.clone(),
+        })
     }
 
     /// Proposes the registration; the answer follows when it is applied.
@@ -99,10 +157,10 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
 impl Service for MemberService {
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal> {
         match peer.role {
-            Role::Member => Ok(()),
-            Role::Leader | Role::Client => {
-                Err(Refusal::Other("only members connect here".to_owned()))
-            }
+            Role::Member | Role::Leader => Ok(()),
+            Role::Client => Err(Refusal::Other(
+                "only members and leaders connect here".to_owned(),
+            )),
         }
     }
 
@@ -123,10 +181,9 @@ impl Service for MemberService {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());
                 responder.send(Response::Refused(refusal));
             }
-            Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => {
-                let refusal = Refusal::Other("this leader has no peers".to_owned());
-                responder.send(Response::Refused(refusal));
-            }
+            Request::Raft(request) => self.raft(peer, request),
+            Request::Snapshot(chunk) => self.snapshot(peer, chunk, responder),
+            Request::Join(_) => responder.send(self.join(peer)),
         }
     }
 

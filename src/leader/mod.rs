@@ -36,6 +36,7 @@ pub mod housekeeping;
 pub mod links;
 pub mod machine;
 pub mod members;
+pub mod peers;
 pub mod server;
 pub mod state;
 pub mod status;

@@ -18,19 +18,22 @@ use anyhow::{Context, anyhow, bail};
 use log::{info, warn};
 use parking_lot::Mutex;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, sleep};
 use crate::cluster::{Cluster, MemberView, Strategy};
 use crate::coordinator::Limits;
 use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
 use crate::disk::lock::DirLock;
 use crate::disk::log::LogOptions;
-use crate::group::{Bootstrap, Group, GroupError, GroupOptions, NoPeers, ProposalOutcome, Timing};
+use crate::group::{
+    self, Bootstrap, Group, GroupError, GroupHandle, GroupOptions, ProposalOutcome, Timing,
+};
 use crate::ids::{ClusterId, MemberId};
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping::Housekeeping;
 use crate::leader::machine::Machine;
 use crate::leader::members::{LinkEvents, MemberService};
+use crate::leader::peers::{PeerEvents, PeerTransport};
 use crate::leader::state::{Shared, View};
 use crate::metadata::command::{Applied, Change, Command};
 use crate::net;
@@ -44,6 +47,8 @@ use crate::threads::{self, StopSignal, Thread};
 
 /// How long what was taken from clients is finished at a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long another leader may take to take over at a stop.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the other parts may take to stop, together.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a start waits for links to members that were registered before. A member that runs
@@ -73,6 +78,8 @@ pub struct Settings {
     pub rpc_bind: SocketAddr,
     /// Where clients connect.
     pub client_bind: SocketAddr,
+    /// What other leaders are told of `rpc_bind`; `None`: as bound.
+    pub rpc_advertise: Option<String>,
     /// What clients are told of `client_bind`; `None`: as bound.
     pub client_advertise: Option<String>,
     /// Certificates.
@@ -153,6 +160,7 @@ impl Leader {
         let view = Arc::new(View::new(Cluster::new(settings.strategy, seed)));
         let failure = Arc::new(Mutex::new(None));
         let group = start_group(&settings, fs, &clock, &view, &stop, &failure)?;
+        let is_alone = group.handle().configuration().is_alone(group.peer());
         let identity = LocalIdentity {
             cluster_id: settings.cluster_id,
             name: settings.name.clone(),
@@ -170,6 +178,21 @@ impl Leader {
         ));
         let advertised = settings.client_advertise.clone();
         let client_address = advertised.unwrap_or_else(|| addresses.client.to_string());
+        let advertised = settings.rpc_advertise.clone();
+        let rpc_address = advertised.unwrap_or_else(|| addresses.rpc.to_string());
+        let peers = Pool::new(
+            identity.clone(),
+            Arc::clone(&tls),
+            Arc::clone(&clock),
+            Arc::new(PeerEvents::new(group.handle())),
+        );
+        view.peers.open(
+            group.peer(),
+            rpc_address.clone(),
+            peers,
+            group.handle(),
+            Arc::clone(&clock),
+        );
         let shared = Arc::new(Shared::new(
             Arc::clone(&clock),
             settings.limits,
@@ -177,7 +200,7 @@ impl Leader {
             group.handle(),
             Arc::clone(&pool) as _,
             settings.cache_bytes,
-            (settings.name.clone(), client_address),
+            (settings.name.clone(), client_address, rpc_address),
         ));
         let mut leader = Leader {
             clock,
@@ -194,7 +217,8 @@ impl Leader {
             addresses,
             _lock: lock,
         };
-        match leader.open(&settings, identity, rpc_listener, client_listener) {
+        let listeners = (rpc_listener, client_listener);
+        match leader.open(&settings, identity, listeners, is_alone) {
             Ok(()) => Ok(leader),
             Err(error) => match leader.stop_parts() {
                 Ok(()) => Err(error),
@@ -208,8 +232,8 @@ impl Leader {
         &mut self,
         settings: &Settings,
         identity: LocalIdentity,
-        rpc_listener: TcpListener,
-        client_listener: TcpListener,
+        (rpc_listener, client_listener): (TcpListener, TcpListener),
+        is_alone: bool,
     ) -> anyhow::Result<()> {
         let house = Housekeeping::new(Arc::clone(&self.shared));
         let stop = self.stop_house.clone();
@@ -226,9 +250,12 @@ impl Leader {
         )
         .context("cannot start the rpc server")?;
         self.rpc = Some(rpc);
-        self.wait_serving()?;
-        ensure_tolerance(&self.shared, settings.tolerance)?;
-        self.wait_for_links();
+        // In a group of several another one may serve; this one answers clients at once.
+        if is_alone {
+            self.wait_serving()?;
+            ensure_tolerance(&self.shared, settings.tolerance)?;
+            self.wait_for_links();
+        }
         self.clients = Some(start_clients(client_listener, settings, &self.shared)?);
         Ok(())
     }
@@ -280,8 +307,24 @@ impl Leader {
         Ok(())
     }
 
+    /// Hands leadership to another leader, if there is one, while clients are still answered: they
+    /// are told where it is.
+    fn hand_over(&self) {
+        let group = &self.shared.group;
+        let serves = || group.status().role == group::Role::Leader;
+        if !serves() || group.configuration().is_alone(self.group.peer()) {
+            return;
+        }
+        let give_up = self.clock.now() + HAND_OVER_TIMEOUT;
+        group.transfer(None);
+        while serves() && self.clock.now() < give_up {
+            sleep(LINKS_POLL);
+        }
+    }
+
     /// Stops what was started, in order; an error if the journal failed or a thread goes on.
     fn stop_parts(self) -> anyhow::Result<()> {
+        self.hand_over();
         let mut late = Vec::new();
         let mut keep =
             |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
@@ -299,6 +342,7 @@ impl Leader {
         }
         keep(self.pool.stop(deadline));
         self.group.stop();
+        keep(self.shared.view.peers.stop(deadline));
         if let Some(error) = self.failure.lock().take() {
             return Err(anyhow!(error).context("the journal failed"));
         }
@@ -394,11 +438,10 @@ fn start_group(
             stop.stop();
         }),
     };
-    Ok(Group::start(
-        options,
-        Machine::new(Arc::clone(view)),
-        |_, _| Box::new(NoPeers),
-    )?)
+    let peers = Arc::clone(&view.peers);
+    let machine = Machine::new(Arc::clone(view));
+    let connect = |_: &GroupHandle<Applied>, _| Box::new(PeerTransport::new(peers)) as Box<_>;
+    Ok(Group::start(options, machine, connect)?)
 }
 
 /// Sets the tolerance of a new group; warns when the one in force is another.

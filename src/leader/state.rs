@@ -25,6 +25,7 @@ use crate::ids::{Fence, Key, MemberId, Revision};
 use crate::leader::command_time::CommandTime;
 use crate::leader::links::{MemberLink, MemberLinks};
 use crate::leader::machine::Metadata;
+use crate::leader::peers::Peers;
 use crate::metadata::command::Applied;
 use crate::metadata::replica_sets::ReplicaSet;
 
@@ -41,6 +42,8 @@ pub struct View {
     pub metadata: Metadata,
     /// The members: registry, liveness, load.
     pub cluster: Mutex<Cluster>,
+    /// The other leaders.
+    pub peers: Arc<Peers>,
     releases: Mutex<Releases>,
     /// Holds one ring for the `house` thread; a second one adds nothing.
     bell: (Sender<()>, Receiver<()>),
@@ -60,6 +63,7 @@ impl View {
         View {
             metadata: Metadata::default(),
             cluster: Mutex::new(cluster),
+            peers: Arc::default(),
             releases: Mutex::new(Releases {
                 queue: ReleaseQueue::new(),
                 term: 0,
@@ -184,6 +188,8 @@ pub struct Shared {
     pub name: String,
     /// Where clients reach this leader, `host:port`.
     pub client_address: String,
+    /// Where members and other leaders do.
+    pub rpc_address: String,
     /// The highest term of a fence that a member has executed and that was above this leader's:
     /// another one led that term, or this disk was rolled back. It serves in later terms only.
     deposed: AtomicU64,
@@ -201,7 +207,7 @@ impl Shared {
         group: GroupHandle<Applied>,
         links: Arc<dyn MemberLinks>,
         cache_bytes: usize,
-        (name, client_address): (String, String),
+        (name, client_address, rpc_address): (String, String, String),
     ) -> Shared {
         Shared {
             time: CommandTime::new(&*clock),
@@ -213,6 +219,7 @@ impl Shared {
             cache: Cache::new(cache_bytes),
             name,
             client_address,
+            rpc_address,
             deposed: AtomicU64::new(0),
             batches: AtomicU64::new(0),
         }
@@ -223,6 +230,14 @@ impl Shared {
         let status = self.group.status();
         let is_deposed = status.term <= self.deposed.load(Ordering::Relaxed);
         (status.serving && !is_deposed).then_some(status.term)
+    }
+
+    /// Where clients reach the active leader, `host:port`, as far as this one knows.
+    pub fn leader_address(&self) -> Option<String> {
+        let leader = self.group.status().leader?;
+        let configuration = self.group.configuration();
+        let address = configuration.addresses.get(&leader)?;
+        (!address.client.is_empty()).then(|| address.client.clone())
     }
 
     /// A number for a batch.

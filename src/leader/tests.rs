@@ -76,6 +76,7 @@ impl Rig {
             bootstrap: Bootstrap::New,
             rpc_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             client_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            rpc_advertise: None,
             client_advertise: None,
             tls: self.tls("leader-1"),
             limits: Limits::default(),

@@ -15,8 +15,10 @@ use tolerex::group::core::{HardState, ORIGIN, Persist};
 use tolerex::group::identity::Identity;
 use tolerex::group::journal::{Journal, Written};
 use tolerex::group::snapshots::files::{SnapshotFiles, Written as SnapshotWritten};
-use tolerex::group::window::{LogEntry, Position};
-use tolerex::group::{Bootstrap, GroupOptions, SnapshotSource, StateMachine, inspect};
+use tolerex::group::window::{EntryKind, LogEntry, Position};
+use tolerex::group::{
+    Bootstrap, Configuration, GroupOptions, SnapshotSource, StateMachine, Timing, inspect,
+};
 use tolerex::ids::PeerId;
 use tolerex::threads::StopSignal;
 
@@ -65,6 +67,7 @@ fn data(index: u64) -> Vec<u8> {
 
 fn entry(index: u64) -> LogEntry {
     LogEntry {
+        kind: EntryKind::Command,
         index,
         term: TERM,
         data: data(index).into(),
@@ -87,6 +90,7 @@ fn group_options(fs: &MemFileSystem) -> GroupOptions {
         bootstrap: Bootstrap::New,
         log: log_options(),
         snapshot_bytes: 1 << 20,
+        timing: Timing::default(),
         on_failure: Box::new(|error| panic!("{error}")),
     }
 }
@@ -174,12 +178,21 @@ impl Life {
             fs: fs.clone(),
             dir: Path::new(DIR).join("snapshots"),
             owner,
+            founders: Configuration::of([owner]),
             reserve_bytes: 0,
         };
         let found = files.open(&mut |_| Ok(())).map_err(ended)?;
         let start = found.map_or(ORIGIN, |found| found.position);
         let dir = Path::new(DIR).join("journal");
-        let opened = Journal::open(fs, &dir, log_options(), owner, start, 1 << 20, &mut |_| ());
+        let opened = Journal::open(
+            fs,
+            &dir,
+            log_options(),
+            owner,
+            super::start_at(start, owner),
+            1 << 20,
+            &mut |_| (),
+        );
         let (journal, recovered) = opened.map_err(ended)?;
         // An entry that was written and not acknowledged may be there: it counts.
         let last = recovered.expect("a hard state").window.last_index();
@@ -194,6 +207,7 @@ impl Life {
         let last = first + first % 2;
         let write = Persist {
             number: first,
+            reset: None,
             entries: (first..=last).map(entry).collect(),
             hard_state: HardState {
                 term: TERM,
@@ -228,7 +242,11 @@ impl Life {
         };
         let state: Vec<Vec<u8>> = (2..=self.acknowledged).map(data).collect();
         let source = Box::new(Chunks(state.into_iter()));
-        match open.files.write(position, source, &StopSignal::default()) {
+        let configuration = open.files.founders.clone();
+        match open
+            .files
+            .write(position, &configuration, source, &StopSignal::default())
+        {
             Ok(SnapshotWritten::Durable { .. }) => {
                 open.files.remove_older(position.index);
                 let cut = open.journal.cut(position.index);

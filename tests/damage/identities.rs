@@ -31,7 +31,7 @@ pub fn start(
     cluster_file::bind(fs.as_ref(), dir, ClusterId(7))?;
     let past = identity::examine(fs.as_ref(), dir, options.engine)?;
     let store = opening::open(fs, dir, options)?;
-    let identity = identity::begin(fs.as_ref(), dir, past)?;
+    let identity = identity::begin(fs.as_ref(), dir, past, &mut || Ok(fastrand::u64(..)))?;
     Ok((store, identity))
 }
 

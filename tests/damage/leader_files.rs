@@ -15,8 +15,10 @@ use tolerex::group::core::{HardState, ORIGIN, Persist, Recovered};
 use tolerex::group::identity::Identity;
 use tolerex::group::journal::{Journal, Written};
 use tolerex::group::snapshots::files::{SnapshotFiles, Written as SnapshotWritten};
-use tolerex::group::window::{LogEntry, Position};
-use tolerex::group::{Bootstrap, GroupOptions, SnapshotSource, StateMachine, inspect};
+use tolerex::group::window::{EntryKind, LogEntry, Position};
+use tolerex::group::{
+    Bootstrap, Configuration, GroupOptions, SnapshotSource, StateMachine, Timing, inspect,
+};
 use tolerex::ids::{Key, MemberId, PeerId, Revision};
 use tolerex::metadata::command::{Change, Command, Operation, Registration};
 use tolerex::metadata::replica_sets::ReplicaSet;
@@ -75,6 +77,7 @@ fn open(fs: &MemFileSystem) -> Result<(Recorder, Recovered), String> {
         bootstrap: Bootstrap::Existing,
         log: log_options(),
         snapshot_bytes: 1 << 20,
+        timing: Timing::default(),
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let mut machine = Recorder::default();
@@ -88,6 +91,7 @@ fn entry(index: u64) -> LogEntry {
         .map(|at| (index as usize * 31 + at * 7) as u8)
         .collect();
     LogEntry {
+        kind: EntryKind::Command,
         index,
         term: TERM,
         data: data.into(),
@@ -98,6 +102,7 @@ fn entry(index: u64) -> LogEntry {
 fn append(journal: &mut Journal, indices: std::ops::Range<u64>) {
     let write = Persist {
         number: 0,
+        reset: None,
         hard_state: HardState {
             term: TERM,
             vote: Some(OWNER),
@@ -120,7 +125,15 @@ fn new_group(start: Position) -> (MemFileSystem, Journal) {
     };
     identity.write(&fs, Path::new("group")).expect("written");
     let disk = Arc::new(fs.clone());
-    let opened = Journal::open(disk, dir, log_options(), OWNER, start, 1 << 20, &mut |_| ());
+    let opened = Journal::open(
+        disk,
+        dir,
+        log_options(),
+        OWNER,
+        super::start_at(start, OWNER),
+        1 << 20,
+        &mut |_| (),
+    );
     let (journal, recovered) = opened.expect("a journal");
     assert!(recovered.is_none());
     (fs, journal)
@@ -302,6 +315,7 @@ fn snapshot() -> Sample {
         fs: Arc::new(fs.clone()),
         dir: PathBuf::from("group/snapshots"),
         owner: OWNER,
+        founders: Configuration::of([OWNER]),
         reserve_bytes: 0,
     };
     files.open(&mut |_| Ok(())).expect("made");
@@ -311,7 +325,8 @@ fn snapshot() -> Sample {
     };
     let chunks = chunks(10);
     let source = Box::new(Chunks(chunks.clone().into_iter()));
-    let written = files.write(position, source, &StopSignal::default());
+    let configuration = files.founders.clone();
+    let written = files.write(position, &configuration, source, &StopSignal::default());
     assert!(matches!(written, Ok(SnapshotWritten::Durable { .. })));
     let path = PathBuf::from(format!("group/snapshots/{:020}.snapshot", 10));
     let read = move |fs: &MemFileSystem| {

@@ -52,7 +52,20 @@ mod member_files;
 mod segments;
 
 use campaign::{Sample, Share};
+use tolerex::group::Configuration;
+use tolerex::group::journal::Start;
+use tolerex::group::window::Position;
+use tolerex::ids::PeerId;
 use tolerex::storage::{EngineKind, WriteMode};
+
+/// A journal of `owner` alone begins behind `position`.
+fn start_at(position: Position, owner: PeerId) -> Start {
+    Start {
+        position,
+        configuration: Configuration::of([owner]),
+        is_received: false,
+    }
+}
 
 const SHORT: Share = Share {
     first: 64,

@@ -165,7 +165,11 @@ impl Leader {
             parts.handle.clone(),
             links.clone(),
             0,
-            (format!("leader-{number}"), format!("leader-{number}:1")),
+            (
+                format!("leader-{number}"),
+                format!("leader-{number}:1"),
+                format!("leader-{number}:2"),
+            ),
         ));
         self.running = Some(Running {
             clock,

@@ -1,0 +1,330 @@
+//! The way to the other leaders of the group: links kept open to all that take part, Raft messages
+//! on them, snapshots beside them.
+//!
+//! A leader dials each peer and sends on its own link; what the peer sends comes on the peer's. A
+//! peer is dialled where its last message said that it is reached, else where the configuration
+//! says so: after a change of address the others learn the new one from the first message.
+//!
+//! Owns the pool of links and a thread `snap-<name>` for each snapshot that is being sent. A message
+//! for which there is no link, or no room on it, is lost; Raft is told and sends it again. A
+//! snapshot goes chunk by chunk, each answered before the next, [`SNAPSHOT_BYTES_PER_SECOND`] at
+//! most, so that a peer that catches up does not slow down the others.
+//!
+//! Lock: the table of targets, held for a few instructions; the pool is called under it and does not
+//! block.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use log::{info, warn};
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Instant};
+use crate::group::{Configuration, GroupHandle, OutgoingSnapshot, Transport};
+use crate::ids::PeerId;
+use crate::metadata::command::Applied;
+use crate::rpc::link::Link;
+use crate::rpc::message::{RaftRequest, Request, Response, SnapshotChunk};
+use crate::rpc::pool::{Pool, PoolEvents};
+use crate::threads::{self, StopSignal, Threads};
+
+/// Bytes of a snapshot that are sent in a second. A tenth of what the loopback takes and half of a
+/// 1 Gbit/s network: commits go on beside it. 1,000,000 messages are some 40 MB.
+const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
+
+/// How long a peer may take to answer a chunk: it syncs the file with the last one.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Messages in one frame, and their bytes, at most.
+const FRAME_MESSAGES_MAX: usize = 1024;
+const FRAME_BYTES_MAX: usize = 8 << 20;
+
+/// The other leaders, as all threads share them.
+#[derive(Default)]
+pub struct Peers {
+    /// There once the group is open: its id is in our Hello.
+    own: OnceLock<Own>,
+    targets: Mutex<Targets>,
+    /// Of the threads that send snapshots.
+    stop: StopSignal,
+    snapshots: Mutex<Threads>,
+}
+
+struct Own {
+    id: PeerId,
+    /// Where our RPC is reached, for each message.
+    address: String,
+    pool: Pool<PeerId>,
+    group: GroupHandle<Applied>,
+    clock: Arc<dyn Clock>,
+}
+
+#[derive(Default)]
+struct Targets {
+    /// Where each peer of the configuration is reached, and its name.
+    configured: BTreeMap<PeerId, (String, String)>,
+    /// The same, as its last message said.
+    heard: BTreeMap<PeerId, (String, String)>,
+}
+
+impl Peers {
+    /// The group is open: from here on peers are dialled.
+    pub fn open(
+        &self,
+        id: PeerId,
+        address: String,
+        pool: Pool<PeerId>,
+        group: GroupHandle<Applied>,
+        clock: Arc<dyn Clock>,
+    ) {
+        let own = Own {
+            id,
+            address,
+            pool,
+            group,
+            clock,
+        };
+        assert!(self.own.set(own).is_ok(), "opened once");
+        let targets = self.targets.lock();
+        self.dial(&targets);
+    }
+
+    /// From here on these take part.
+    pub fn configure(&self, configuration: &Configuration) {
+        let mut targets = self.targets.lock();
+        let peers = configuration.peers();
+        let gone = |peer: &PeerId| !peers.contains(peer);
+        for peer in targets.configured.keys().filter(|peer| gone(peer)) {
+            if let Some(own) = self.own.get() {
+                own.pool.remove(*peer);
+            }
+        }
+        let target = |(peer, address): (&PeerId, &crate::group::PeerAddress)| {
+            (*peer, (address.rpc.clone(), address.name.clone()))
+        };
+        targets.configured = configuration.addresses.iter().map(target).collect();
+        // A leader that waits to be added knows its peers from their messages alone.
+        if !peers.is_empty() {
+            targets.heard.retain(|peer, _| peers.contains(peer));
+        }
+        self.dial(&targets);
+    }
+
+    /// A message of `peer`, whose name is `name`, says that it is reached at `address`.
+    pub fn heard(&self, peer: PeerId, address: &str, name: &str) {
+        let mut targets = self.targets.lock();
+        let known = targets.heard.get(&peer);
+        if known.is_some_and(|known| known.0 == address && known.1 == name) {
+            return;
+        }
+        info!("peer {name} ({peer}) is reached at {address}");
+        let target = (address.to_owned(), name.to_owned());
+        targets.heard.insert(peer, target);
+        self.dial(&targets);
+    }
+
+    fn dial(&self, targets: &Targets) {
+        let Some(own) = self.own.get() else {
+            return;
+        };
+        let known = targets.configured.iter().chain(&targets.heard);
+        let known: BTreeMap<_, _> = known.collect();
+        for (peer, (address, name)) in known {
+            if *peer != own.id && !address.is_empty() {
+                own.pool.set(*peer, address, name);
+            }
+        }
+    }
+
+    /// Ends the links and the threads until `deadline`; names those that are late.
+    pub fn stop(&self, deadline: Instant) -> Result<(), Vec<String>> {
+        self.stop.stop();
+        let Some(own) = self.own.get() else {
+            return Ok(());
+        };
+        let links = own.pool.stop(deadline);
+        let threads = std::mem::take(&mut *self.snapshots.lock());
+        let snapshots = threads.join(&*own.clock, deadline);
+        match (links, snapshots) {
+            (Ok(()), other) | (other, Ok(())) => other,
+            (Err(mut late), Err(more)) => {
+                late.extend(more);
+                Err(late)
+            }
+        }
+    }
+
+    /// Sends to one peer, in order.
+    fn post(&self, to: PeerId, messages: Vec<Bytes>) {
+        let Some(own) = self.own.get() else {
+            return;
+        };
+        let sent = own.pool.link(to).is_some_and(|link| {
+            split(messages).into_iter().all(|messages| {
+                let address = own.address.clone();
+                let request = Request::Raft(RaftRequest { address, messages });
+                link.post(0, request).is_ok()
+            })
+        });
+        if !sent {
+            own.group.unreachable(to);
+        }
+    }
+}
+
+/// Frames of messages, in order.
+fn split(messages: Vec<Bytes>) -> Vec<Vec<Bytes>> {
+    let mut frames: Vec<Vec<Bytes>> = Vec::new();
+    let mut bytes = 0;
+    for message in messages {
+        let is_full = |frame: &Vec<Bytes>| {
+            frame.len() >= FRAME_MESSAGES_MAX || bytes + message.len() > FRAME_BYTES_MAX
+        };
+        match frames.last_mut().filter(|frame| !is_full(frame)) {
+            Some(frame) => {
+                bytes += message.len();
+                frame.push(message);
+            }
+            None => {
+                bytes = message.len();
+                frames.push(vec![message]);
+            }
+        }
+    }
+    frames
+}
+
+/// What the Raft thread sends with.
+pub struct PeerTransport {
+    peers: Arc<Peers>,
+}
+
+impl PeerTransport {
+    /// To these.
+    pub fn new(peers: Arc<Peers>) -> PeerTransport {
+        PeerTransport { peers }
+    }
+}
+
+impl Transport for PeerTransport {
+    fn send(&mut self, messages: Vec<crate::group::Outgoing>) {
+        let mut by_peer: BTreeMap<PeerId, Vec<Bytes>> = BTreeMap::new();
+        for message in messages {
+            let queue = by_peer.entry(message.to).or_default();
+            queue.push(message.bytes.into());
+        }
+        for (peer, messages) in by_peer {
+            self.peers.post(peer, messages);
+        }
+    }
+
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot) {
+        let peers = Arc::clone(&self.peers);
+        let to = snapshot.to;
+        let body = move || {
+            let arrived = peers.send_snapshot(snapshot);
+            if let Some(own) = peers.own.get() {
+                own.group.snapshot_sent(to, arrived);
+            }
+        };
+        match threads::spawn("snap", body) {
+            Ok(thread) => self.peers.snapshots.lock().push(thread),
+            Err(error) => {
+                warn!("no thread to send a snapshot: {error}");
+                if let Some(own) = self.peers.own.get() {
+                    own.group.snapshot_sent(to, false);
+                }
+            }
+        }
+    }
+}
+
+impl Peers {
+    /// The body of a thread that sends a snapshot; whether it has arrived.
+    fn send_snapshot(&self, snapshot: OutgoingSnapshot) -> bool {
+        let Some(own) = self.own.get() else {
+            return false;
+        };
+        let to = snapshot.to;
+        info!("a snapshot goes to peer {to}");
+        match self.send_chunks(own, snapshot) {
+            Ok(()) => {
+                info!("peer {to} has the snapshot");
+                true
+            }
+            Err(error) => {
+                warn!("the snapshot for peer {to} did not arrive: {error}");
+                false
+            }
+        }
+    }
+
+    fn send_chunks(&self, own: &Own, mut snapshot: OutgoingSnapshot) -> anyhow::Result<()> {
+        let link = own.pool.link(snapshot.to);
+        let link = link.ok_or_else(|| anyhow::anyhow!("there is no link"))?;
+        let transfer = fastrand::u64(..);
+        while let Some(chunk) = snapshot.next_chunk(transfer)? {
+            let began = own.clock.now();
+            let length = chunk.bytes.len() as u64;
+            let request = Request::Snapshot(SnapshotChunk {
+                transfer: chunk.transfer,
+                offset: chunk.offset,
+                bytes: chunk.bytes,
+                end: chunk.end,
+            });
+            match link.call_wait(0, request, began + CHUNK_TIMEOUT)? {
+                Response::Snapshot => {}
+                other => anyhow::bail!("{other:?}"),
+            }
+            let took = own.clock.now().since(began);
+            let due = Duration::from_micros(length * 1_000_000 / SNAPSHOT_BYTES_PER_SECOND);
+            if self.stop.wait_timeout(due.saturating_sub(took)) {
+                anyhow::bail!("told to stop");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Told by the pool when the link to a peer opens or breaks.
+pub struct PeerEvents {
+    group: GroupHandle<Applied>,
+}
+
+impl PeerEvents {
+    /// For the pool.
+    pub fn new(group: GroupHandle<Applied>) -> PeerEvents {
+        PeerEvents { group }
+    }
+}
+
+impl PoolEvents<PeerId> for PeerEvents {
+    fn up(&self, _peer: PeerId, _link: &Arc<Link>) {}
+
+    fn down(&self, peer: PeerId) {
+        self.group.unreachable(peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_split_by_count_and_bytes_in_their_order() {
+        let message = |n: usize| Bytes::from(vec![n as u8; 3 << 20]);
+        let frames = split((0..5).map(message).collect());
+        let first: Vec<Vec<u8>> = frames
+            .iter()
+            .map(|frame| frame.iter().map(|message| message[0]).collect())
+            .collect();
+        assert_eq!(first, [vec![0, 1], vec![2, 3], vec![4]]);
+        let many = split(vec![Bytes::from_static(b"x"); FRAME_MESSAGES_MAX + 1]);
+        assert_eq!(
+            many.iter().map(Vec::len).collect::<Vec<_>>(),
+            [FRAME_MESSAGES_MAX, 1]
+        );
+    }
+}
