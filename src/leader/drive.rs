@@ -328,8 +328,8 @@ impl Parked for Run {
         self.inbox.arm(wake, self.coordinator.answers_awaited());
     }
 
-    fn resume(self: Box<Self>) -> Progress {
-        self.go_on(true)
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+        self.go_on(may_wait)
     }
 }
 

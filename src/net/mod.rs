@@ -69,8 +69,8 @@ pub trait Parked: Send {
     fn deadline(&self) -> Instant;
     /// Takes the waker, to call [`Waker::wake`] when something happened, at once if it has.
     fn arm(&mut self, wake: Waker);
-    /// Goes on, on any worker.
-    fn resume(self: Box<Self>) -> Progress;
+    /// Goes on, on any worker; waits there only if it `may_wait`.
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress;
 }
 
 /// Puts a parked batch back in the job queue. Cheap, idempotent, callable from any thread and with
