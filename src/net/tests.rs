@@ -59,15 +59,15 @@ fn first_word(batch: &Batch) -> String {
 }
 
 impl Handler for FakeHandler {
-    fn begin(&self, batch: Batch, _may_wait: bool) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
         let word = first_word(&batch);
         let wait = match word.as_str() {
-            "block" => {
-                let mut gate = self.gate.0.lock();
-                gate.blocked += 1;
-                self.gate.1.wait_while(&mut gate, |gate| !gate.is_open);
+            "block" if may_wait => {
+                block(&self.gate);
                 Duration::ZERO
             }
+            // It blocks when it is resumed, which it is at once.
+            "block" => Duration::from_secs(60),
             "park" | "race" | "early" => Duration::from_secs(60),
             "doze" => Duration::from_millis(150),
             _ => Duration::ZERO,
@@ -86,6 +86,13 @@ impl Handler for FakeHandler {
     }
 }
 
+/// Holds up this thread until the gate is open.
+fn block(gate: &(Mutex<Gate>, Condvar)) {
+    let mut state = gate.0.lock();
+    state.blocked += 1;
+    gate.1.wait_while(&mut state, |state| !state.is_open);
+}
+
 impl Parked for FakeParked {
     fn deadline(&self) -> Instant {
         self.deadline
@@ -95,11 +102,19 @@ impl Parked for FakeParked {
         match self.word.as_str() {
             "race" => self.racer.send(wake).expect("the racer runs"),
             "early" => wake.wake(),
+            // By another thread, or it would be resumed here again and again.
+            "block" => self.racer.send(wake).expect("the racer runs"),
             _ => self.gate.0.lock().wakers.push(wake),
         }
     }
 
-    fn resume(self: Box<Self>, _may_wait: bool) -> Progress {
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+        if self.word == "block" && !may_wait {
+            return Progress::Parked(self);
+        }
+        if self.word == "block" {
+            block(&self.gate);
+        }
         Progress::Done(self.store.lock().execute(self.batch))
     }
 }

@@ -143,7 +143,7 @@ impl Worker {
         while let Ok(job) = jobs.recv() {
             let mut seats = match job {
                 Job::Serve(seats) => seats,
-                Job::Resume { riders, batch } => self.absorb(riders, batch.resume(true)),
+                Job::Resume { riders, batch } => self.absorb(riders, batch.resume(true), true),
                 Job::End => return,
             };
             loop {
@@ -186,7 +186,7 @@ impl Worker {
                     let progress = self.begin(batch, is_alone);
                     let Turn { seat, .. } = turn;
                     let rider = Rider { seat, requests: 0 };
-                    let back = self.absorb(vec![rider], progress).pop();
+                    let back = self.absorb(vec![rider], progress, may_wait).pop();
                     turns.extend(back.map(|seat| Turn { seat, ..turn }));
                 }
                 Next::Again => self.shared.enqueue(turn.seat),
@@ -198,7 +198,7 @@ impl Worker {
             return Vec::new();
         }
         let progress = self.begin(Batch::Writes(company.writes), may_wait);
-        self.absorb(company.riders, progress)
+        self.absorb(company.riders, progress, may_wait)
     }
 
     fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
@@ -210,7 +210,7 @@ impl Worker {
     }
 
     /// Gives each connection its replies, or parks them all. Returns those that have replies.
-    fn absorb(&self, mut riders: Vec<Rider>, mut progress: Progress) -> Vec<Seat> {
+    fn absorb(&self, mut riders: Vec<Rider>, mut progress: Progress, may_wait: bool) -> Vec<Seat> {
         loop {
             match progress {
                 Progress::Done(replies) => return complete(riders, replies),
@@ -223,7 +223,9 @@ impl Worker {
                     }
                     match self.shared.park(riders, parked) {
                         None => return Vec::new(),
-                        Some((back, parked)) => (riders, progress) = (back, parked.resume(true)),
+                        Some((back, parked)) => {
+                            (riders, progress) = (back, parked.resume(may_wait));
+                        }
                     }
                 }
             }
