@@ -275,6 +275,11 @@ impl StateMachine for Machine {
         }))
     }
 
+    fn reset(&mut self) {
+        self.state.clear();
+        self.restore = Restore::default();
+    }
+
     fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
         let restored = self.restore.chunk(&mut self.state, chunk);
         restored.map_err(|error| error.to_string())

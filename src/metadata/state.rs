@@ -163,6 +163,29 @@ impl<S: Shards> State<S> {
         }
     }
 
+    /// Forgets everything, as before the first command. A snapshot that is being taken keeps what
+    /// it has to hold.
+    pub fn clear(&mut self) {
+        for shard in 0..self.shards.shard_count() {
+            if self.shards.read_shard(shard, |shard| !shard.is_empty()) {
+                self.shards
+                    .write_shard(shard, |shard| _ = std::mem::take(shard));
+            }
+        }
+        self.shards.write_sets(|sets| {
+            let used: Vec<_> = sets.iter().collect();
+            for (id, _, named) in used {
+                sets.release(id, named);
+            }
+        });
+        self.members = Members::default();
+        self.settings = Settings::default();
+        self.tokens = Tokens::default();
+        self.messages = 0;
+        self.applied_index = 0;
+        self.changed.clear();
+    }
+
     /// Applies the command of the log entry at `index`, which was proposed in `entry_term`.
     pub fn apply(&mut self, index: u64, entry_term: u64, command: &Command) -> Applied {
         self.advance(index);

@@ -138,6 +138,29 @@ fn what_is_written_after_the_index_is_not_in_it() {
 }
 
 #[test]
+fn a_state_that_is_cleared_takes_another_one_and_keeps_the_snapshot_being_taken() {
+    let mut other = State::new(PlainShards::new(2));
+    apply(&mut other, member(1, "other"));
+    apply(&mut other, Change::Write(vec![set(word("y"), 7, &[1], 70)]));
+    let mut capture = other.begin_snapshot(9);
+    let chunks = rest_of(&mut capture, &mut other);
+
+    let mut state = small_state(4);
+    let digest = state.digest();
+    let mut capture = state.begin_snapshot(20);
+    state.clear();
+    let mut restored = Restore::default();
+    for chunk in &chunks {
+        restored.chunk(&mut state, chunk).expect("valid");
+    }
+    restored.finish(&mut state).expect("whole");
+    assert_eq!(state.digest(), other.digest());
+    let kept = rest_of(&mut capture, &mut state);
+    let kept = restore(&kept, 4).expect("valid");
+    assert_eq!(kept.digest(), digest);
+}
+
+#[test]
 fn a_snapshot_that_was_given_up_leaves_nothing_behind() {
     let mut state = small_state(4);
     let mut capture = state.begin_snapshot(100);
