@@ -43,7 +43,7 @@ use raft::{RawNode, StateRole};
 use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
 use crate::group::window::{EntryKind, LogEntry, Position, Window};
-use crate::ids::{PeerId, Revision};
+use crate::ids::PeerId;
 
 mod membership;
 mod messages;
@@ -248,7 +248,7 @@ impl Core {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..raft::Config::default()
         };
-        check_recovered(&recovered)?;
+        storage::check(&recovered)?;
         let is_alone = recovered.configuration.is_alone(config.id);
         let storage = MemoryLog {
             hard_state: recovered.hard_state,
@@ -469,26 +469,6 @@ impl Core {
             batch.messages.extend(messages::encode(messages));
         }
     }
-}
-
-/// The crate panics on what it does not expect of its storage; say what is wrong instead.
-fn check_recovered(recovered: &Recovered) -> Result<(), CoreError> {
-    let HardState { term, commit, .. } = recovered.hard_state;
-    let window = &recovered.window;
-    if commit + 1 < window.first_index() || commit > window.last_index() {
-        return Err(CoreError(format!(
-            "commit index {commit} is outside the log {}..={}",
-            window.first_index(),
-            window.last_index()
-        )));
-    }
-    if term < window.last().term || term > Revision::TERM_MAX - 1 {
-        return Err(CoreError(format!(
-            "term {term} does not fit a log that ends in term {}",
-            window.last().term
-        )));
-    }
-    Ok(())
 }
 
 fn log_entry(entry: Entry) -> LogEntry {

@@ -79,18 +79,6 @@ impl Metadata {
         self.entry(key)
     }
 
-    /// Forgets all, on a leader that does not serve; no snapshot is being taken.
-    fn clear(&self) {
-        let tables = &self.tables;
-        assert_eq!(tables.snapshot.load(Ordering::Acquire), 0, "no snapshot");
-        for shard in &tables.shards {
-            *shard.write() = ShardCell::default();
-        }
-        *tables.sets.write() = ReplicaSets::default();
-        tables.messages.store(0, Ordering::Release);
-        tables.tolerance.store(0, Ordering::Release);
-    }
-
     /// How many messages there are.
     pub fn message_count(&self) -> u64 {
         self.tables.messages.load(Ordering::Acquire)
@@ -254,13 +242,6 @@ impl StateMachine for Machine {
             | Applied::Retired => {}
         }
         applied
-    }
-
-    fn reset(&mut self) {
-        let metadata = &self.view.metadata;
-        metadata.clear();
-        self.state = State::new(metadata.clone());
-        self.restore = Restore::default();
     }
 
     fn configuration(&mut self, configuration: &Configuration) {

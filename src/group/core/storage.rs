@@ -11,10 +11,10 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::{HardState, LogEntry, membership};
+use super::{CoreError, HardState, LogEntry, Recovered, membership};
 use crate::group::configuration::Configuration;
 use crate::group::window::{EntryKind, Position, Window};
-use crate::ids::PeerId;
+use crate::ids::{PeerId, Revision};
 
 /// See the header of this file.
 pub(super) struct MemoryLog {
@@ -119,4 +119,25 @@ fn raft_entry(entry: &LogEntry) -> Entry {
         data: entry.data.clone(),
         ..Entry::default()
     }
+}
+
+/// Whether what a journal held is a state of Raft. The crate panics on what it does not expect of
+/// its storage; this says what is wrong instead.
+pub(super) fn check(recovered: &Recovered) -> Result<(), CoreError> {
+    let HardState { term, commit, .. } = recovered.hard_state;
+    let window = &recovered.window;
+    if commit + 1 < window.first_index() || commit > window.last_index() {
+        return Err(CoreError(format!(
+            "commit index {commit} is outside the log {}..={}",
+            window.first_index(),
+            window.last_index()
+        )));
+    }
+    if term < window.last().term || term > Revision::TERM_MAX - 1 {
+        return Err(CoreError(format!(
+            "term {term} does not fit a log that ends in term {}",
+            window.last().term
+        )));
+    }
+    Ok(())
 }
