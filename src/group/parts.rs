@@ -20,7 +20,7 @@ use super::window::{LogEntry, Position, Window};
 use super::{Bootstrap, Configuration, GroupError, GroupOptions, StateMachine, logger};
 
 /// The journal's place in the group's directory.
-const JOURNAL_DIR: &str = "journal";
+pub(super) const JOURNAL_DIR: &str = "journal";
 
 /// Bytes of applied entries kept in memory for peers that lag a little.
 const WINDOW_BYTES_MAX: usize = 16 << 20;

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use fastrand::Rng;
 use parking_lot::Mutex;
 
+use super::core::Persist;
+use super::node::Event;
+use super::snapshots::Task;
 use super::*;
 use crate::clock::{Instant, ManualClock};
 use crate::disk::mem::{Loss, MemFileSystem};

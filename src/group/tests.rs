@@ -8,6 +8,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
+use std::path::Path;
+
+use super::parts::JOURNAL_DIR;
+use super::raft_thread::INBOX_MAX;
 use super::*;
 use crate::clock::SystemClock;
 use crate::disk::fs::{File, OsFileSystem};

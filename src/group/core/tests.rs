@@ -3,6 +3,7 @@
 use protobuf::Message as _;
 
 use super::*;
+use crate::ids::Revision;
 
 fn quiet() -> slog::Logger {
     slog::Logger::root(slog::Discard, slog::o!())
