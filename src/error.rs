@@ -48,6 +48,12 @@ pub enum Failure {
     /// The token of a bulk write was forgotten before all of it was stored; the rest was not.
     #[error("token expired before the bulk write was complete")]
     TokenExpired,
+    /// The group of leaders was not changed: what is wrong, and what is accepted.
+    #[error("{reason}")]
+    NotChanged {
+        /// For a person.
+        reason: String,
+    },
     /// A bulk write failed on the way.
     #[error("{reason} (stored {})", Stored(*stored))]
     BulkPartial {
@@ -80,6 +86,7 @@ impl Failure {
             | Failure::Busy
             | Failure::TooManyTokens
             | Failure::TokenInUse
+            | Failure::NotChanged { .. }
             | Failure::TokenExpired => Outcome::Failed,
         }
     }

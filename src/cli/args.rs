@@ -73,6 +73,18 @@ pub enum Command {
         #[command(flatten)]
         at: ClusterArgs,
     },
+    /// Show the group of leaders, or change it.
+    Group {
+        /// What to change; nothing: show it.
+        #[command(subcommand)]
+        action: Option<GroupAction>,
+        /// One JSON object on one line.
+        #[arg(long)]
+        json: bool,
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
+    },
     /// Talk to a leader, line by line.
     Shell {
         /// The cluster.
@@ -97,6 +109,36 @@ pub enum Command {
         /// What to make.
         #[command(subcommand)]
         action: CertsAction,
+    },
+}
+
+/// `tolerex group ...`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum GroupAction {
+    /// Add a leader that was started with --join; it gets a vote once it has caught up.
+    Add {
+        /// Its RPC address.
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
+    },
+    /// Remove a leader: it takes part no more.
+    Remove {
+        /// Its id or its name, as the table shows them.
+        id: String,
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
+    },
+    /// Make another leader the active one.
+    Transfer {
+        /// Its id or its name, as the table shows them.
+        id: String,
+        /// The cluster.
+        #[command(flatten)]
+        at: ClusterArgs,
     },
 }
 
@@ -167,7 +209,7 @@ pub struct UpArgs {
     /// Number of members [default: 3, or as many as the data directory has].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub members: Option<u16>,
-    /// Number of leaders: 1, until the leader group exists [default: 1].
+    /// Number of leaders, 1, 3 or 5: a minority may fail [default: 1, or as many as there are].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=5))]
     pub leaders: Option<u16>,
     /// How many members hold each message, 1 to 7 [default: 2]. Only for a new data directory.
@@ -523,6 +565,8 @@ mod tests {
             "tolerex set 1",
             "tolerex get 1 --addr a:1 --data-dir d",
             "tolerex certs issue d --name n",
+            "tolerex group add",
+            "tolerex group fly 1",
         ] {
             assert_eq!(parse(line).map(|_| ()).expect_err(line).exit_code(), 2);
         }

@@ -59,7 +59,12 @@ pub const HINTS_MAX: usize = 3;
 
 /// The client address of the active leader: one that has just confirmed that it leads.
 pub fn active_leader(at: &ClusterArgs) -> Result<String, ToolError> {
-    let mut turns = VecDeque::from(addresses(at)?);
+    find_active(addresses(at)?)
+}
+
+/// The active leader, asked for at these addresses in turn, and where they say that it is.
+pub fn find_active(addresses: Vec<String>) -> Result<String, ToolError> {
+    let mut turns = VecDeque::from(addresses);
     let mut hints = 0;
     let mut tried = Vec::new();
     while let Some(address) = turns.pop_front() {

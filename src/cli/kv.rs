@@ -114,7 +114,7 @@ fn classify(line: &[u8]) -> Answer {
 }
 
 /// Sends a request to the active leader; gives the payload of a value, nothing for a write.
-fn ask(at: &ClusterArgs, request: &[u8], is_write: bool) -> Result<Vec<u8>, ToolError> {
+pub fn ask(at: &ClusterArgs, request: &[u8], is_write: bool) -> Result<Vec<u8>, ToolError> {
     let mut turns = VecDeque::from(cluster::addresses(at)?);
     let mut hints = 0;
     let mut tried = Vec::new();

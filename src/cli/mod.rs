@@ -8,6 +8,7 @@ pub mod args;
 pub mod certs;
 pub mod cluster;
 pub mod exit;
+pub mod group;
 pub mod kv;
 pub mod load;
 pub mod process;
@@ -49,6 +50,7 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Get { key, at } => kv::get(&at, &key),
         Command::Del { key, at } => kv::del(&at, &key),
         Command::Status { json, watch, at } => status::run(&at, json, watch),
+        Command::Group { action, json, at } => group::run(action.as_ref(), json, &at),
         Command::Stop(args) => control::run(Verb::Stop, &args),
         Command::Kill(args) => control::run(Verb::Kill, &args),
         Command::Start(args) => control::run(Verb::Start, &args),

@@ -64,7 +64,12 @@ fn ask(addresses: &[String], json: bool) -> Result<Vec<u8>, ToolError> {
 
 /// The table of `STATUS`, without the empty line at its end.
 pub fn table(session: &mut Session) -> io::Result<Vec<u8>> {
-    session.send(b"STATUS\r\n")?;
+    table_of(session, b"STATUS\r\n")
+}
+
+/// The table that answers a command, without the empty line at its end.
+pub fn table_of(session: &mut Session, command: &[u8]) -> io::Result<Vec<u8>> {
+    session.send(command)?;
     let mut table = Vec::new();
     for _ in 0..TABLE_LINES_MAX {
         let line = session.line()?;

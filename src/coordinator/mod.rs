@@ -187,11 +187,12 @@ impl Coordinator {
                 .filter(|write| matches!(write, Write::Set { .. }))
                 .count() as u64,
             Batch::Bulk { count, .. } => *count,
-            Batch::Reads(_) | Batch::Where(_) | Batch::Count | Batch::Status => 0,
+            Batch::Reads(_) | Batch::Where(_) | Batch::Count => 0,
+            Batch::Status | Batch::Group(_) => 0,
         }
     }
 
-    /// A coordinator for the batch, unless it needs none (`Status`). `revisions` holds exactly as
+    /// A coordinator for the batch, unless it needs none (`Status`, `Group`). `revisions` holds exactly as
     /// many as needed; its first tells the term that the leader serves in.
     pub fn new(
         batch: Batch,
@@ -220,7 +221,7 @@ impl Coordinator {
                 let bulk = BulkWrite::new(count, payload, token, revisions, tolerance, limits);
                 Coordinator::Bulk(bulk)
             }
-            Batch::Status => return None,
+            Batch::Status | Batch::Group(_) => return None,
         })
     }
 

@@ -8,6 +8,7 @@ use crate::coordinator::Coordinator;
 use crate::error::Failure;
 use crate::ids::Key;
 use crate::leader::drive::Run;
+use crate::leader::group_admin;
 use crate::leader::state::Shared;
 use crate::leader::status;
 use crate::net::{Handler, Progress};
@@ -32,6 +33,9 @@ impl Handler for ClientHandler {
             let status = status::cluster_status(&self.shared);
             return Progress::Done(vec![Reply::Status(Box::new(status))]);
         }
+        if let Batch::Group(request) = batch {
+            return group_admin::begin(&self.shared, request);
+        }
         let requests = batch.reply_count();
         let failed = |failure| Progress::Done(vec![Reply::Failed(failure); requests]);
         // A follower answers at once, without waiting for an election.
@@ -49,7 +53,7 @@ impl Handler for ClientHandler {
             return failed(Failure::NotLeader { leader: leader() });
         };
         let coordinator = Coordinator::new(batch, revisions, tolerance, self.shared.limits)
-            .expect("only a status needs no coordinator");
+            .expect("only these need no coordinator");
         Run::new(self.shared.clone(), coordinator, number, term).go_on(may_wait)
     }
 }
@@ -73,5 +77,6 @@ fn describe(batch: &Batch) -> String {
         Batch::Where(key) => format!("WHERE {key}"),
         Batch::Count => "COUNT".to_owned(),
         Batch::Status => "STATUS".to_owned(),
+        Batch::Group(request) => format!("GROUP {request:?}"),
     }
 }

@@ -12,6 +12,7 @@
 //! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
 //! | `journal`, `fill` | the journal's files | queues | queues closed |
 //! | `snapshot` | the snapshot being written | its queue | queue closed; stop signal |
+//! | `admin` | a change of the group | the network, the group | its deadline; stop signal |
 //! | `house` | targets of the pool, releases under way | the bell | stop signal |
 //!
 //! # A write, thread by thread
@@ -31,6 +32,7 @@
 
 pub mod command_time;
 pub mod drive;
+pub mod group_admin;
 pub mod handler;
 pub mod housekeeping;
 pub mod links;

@@ -22,13 +22,13 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
-use crate::group::{Configuration, GroupHandle, OutgoingSnapshot, Transport};
+use crate::group::{Configuration, GroupHandle, OutgoingSnapshot, PeerAddress, Transport};
 use crate::ids::PeerId;
 use crate::metadata::command::Applied;
 use crate::rpc::link::Link;
-use crate::rpc::message::{RaftRequest, Request, Response, SnapshotChunk};
+use crate::rpc::message::{JoinRequest, RaftRequest, Request, Response, SnapshotChunk};
 use crate::rpc::pool::{Pool, PoolEvents};
-use crate::threads::{self, StopSignal, Threads};
+use crate::threads::{self, StopSignal, Thread, Threads};
 
 /// Bytes of a snapshot that are sent in a second. A tenth of what the loopback takes and half of a
 /// 1 Gbit/s network: commits go on beside it. 1,000,000 messages are some 40 MB.
@@ -36,6 +36,9 @@ const SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// How long a peer may take to answer a chunk: it syncs the file with the last one.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a leader that is to be added may take to answer.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Messages in one frame, and their bytes, at most.
 const FRAME_MESSAGES_MAX: usize = 1024;
@@ -50,6 +53,8 @@ pub struct Peers {
     /// Of the threads that send snapshots.
     stop: StopSignal,
     snapshots: Mutex<Threads>,
+    /// The thread `admin`, which changes the group; one at a time.
+    admin: Mutex<Option<Thread>>,
 }
 
 struct Own {
@@ -138,6 +143,47 @@ impl Peers {
         }
     }
 
+    /// Runs `body` on the thread `admin`; false if that is busy, or there cannot be one.
+    pub fn run_admin(&self, body: impl FnOnce() + Send + 'static) -> bool {
+        let mut admin = self.admin.lock();
+        if admin.as_ref().is_some_and(|thread| !thread.is_finished()) || self.stop.is_stopped() {
+            return false;
+        }
+        if let Some(ended) = admin.take() {
+            ended.join();
+        }
+        match threads::spawn("admin", body) {
+            Ok(thread) => *admin = Some(thread),
+            Err(error) => warn!("no thread to change the group: {error}"),
+        }
+        admin.is_some()
+    }
+
+    /// Waits; true when it is time to end.
+    pub fn rest(&self, time: Duration) -> bool {
+        self.stop.wait_timeout(time)
+    }
+
+    /// Asks the leader whose RPC is at `address` to belong to this group: who it is. Blocks for
+    /// some seconds at most.
+    pub fn invite(&self, address: &str) -> anyhow::Result<(PeerId, PeerAddress)> {
+        let own = self.own.get();
+        let own = own.ok_or_else(|| anyhow::anyhow!("this leader is not open yet"))?;
+        let link = own.pool.visit(address)?;
+        let peer = PeerId(link.peer().node_id);
+        let name = link.peer().name.clone();
+        let founders = own.group.configuration().voters.iter().copied().collect();
+        let request = Request::Join(JoinRequest { founders });
+        match link.call_wait(0, request, own.clock.now() + JOIN_TIMEOUT)? {
+            Response::Join(answer) => {
+                let (rpc, client) = (answer.rpc, answer.client);
+                Ok((peer, PeerAddress { name, rpc, client }))
+            }
+            Response::Refused(refusal) => anyhow::bail!("{refusal}"),
+            other => anyhow::bail!("it answers something else: {other:?}"),
+        }
+    }
+
     /// Ends the links and the threads until `deadline`; names those that are late.
     pub fn stop(&self, deadline: Instant) -> Result<(), Vec<String>> {
         self.stop.stop();
@@ -145,7 +191,12 @@ impl Peers {
             return Ok(());
         };
         let links = own.pool.stop(deadline);
-        let threads = std::mem::take(&mut *self.snapshots.lock());
+        let mut threads = std::mem::take(&mut *self.snapshots.lock());
+        self.admin
+            .lock()
+            .take()
+            .into_iter()
+            .for_each(|thread| threads.push(thread));
         let snapshots = threads.join(&*own.clock, deadline);
         match (links, snapshots) {
             (Ok(()), other) | (other, Ok(())) => other,

@@ -237,7 +237,9 @@ impl Shared {
         let leader = self.group.status().leader?;
         let configuration = self.group.configuration();
         let address = configuration.addresses.get(&leader)?;
-        (!address.client.is_empty()).then(|| address.client.clone())
+        let client = &address.client;
+        // Nobody is sent to where they come from: a leader that does not serve yet is none.
+        (!client.is_empty() && *client != self.client_address).then(|| client.clone())
     }
 
     /// A number for a batch.

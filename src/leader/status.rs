@@ -29,7 +29,10 @@ pub fn cluster_status(shared: &Shared) -> ClusterStatus {
     ClusterStatus {
         node: shared.name.clone(),
         role: if is_serving { "leader" } else { "follower" }.to_owned(),
-        leader: is_serving.then(|| shared.client_address.clone()),
+        leader: match is_serving {
+            true => Some(shared.client_address.clone()),
+            false => shared.leader_address(),
+        },
         term: group.term,
         tolerance: shared.view.metadata.tolerance().unwrap_or(0),
         strategy: cluster.strategy().to_string(),

@@ -227,7 +227,8 @@ mod tests {
         match batch {
             Batch::Writes(writes) => writes.len(),
             Batch::Reads(keys) => keys.len(),
-            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
+            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count => 1,
+            Batch::Status | Batch::Group(_) => 1,
         }
     }
 

@@ -47,6 +47,10 @@ pub enum Reply {
     Count(u64),
     /// What this node knows of the cluster.
     Status(Box<ClusterStatus>),
+    /// What this node knows of the group of leaders.
+    Group(Box<GroupTable>),
+    /// The group of leaders is as was asked.
+    GroupChanged,
     /// It was not done, or its outcome is unknown.
     Failed(Failure),
 }
@@ -130,4 +134,83 @@ pub struct MemberStatus {
     pub free: Option<u64>,
     /// Milliseconds since its last heartbeat or answer; absent before the first.
     pub last_seen_ms: Option<u64>,
+}
+
+/// The answer to `GROUP`; its JSON form is the serialisation of this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GroupTable {
+    /// The answering node's name.
+    pub node: String,
+    /// Client address of the active leader, when it is known.
+    pub leader: Option<String>,
+    /// The Raft term.
+    pub term: u64,
+    /// All that take part, by name.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One leader in [`GroupTable`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PeerStatus {
+    /// Its id, 16 hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub rpc: String,
+    /// Where clients reach it.
+    pub client: String,
+    /// What it takes part as.
+    pub role: PeerRole,
+    /// How it is, as far as the answering node knows.
+    pub state: PeerState,
+    /// Its journal is known to agree up to this entry; known to the active leader only.
+    pub matched: Option<u64>,
+}
+
+/// What a leader takes part as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerRole {
+    /// It has a vote.
+    Voter,
+    /// It has none, until it has caught up.
+    Learner,
+    /// It loses its vote with the change that is under way.
+    Leaving,
+}
+
+impl fmt::Display for PeerRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PeerRole::Voter => "voter",
+            PeerRole::Learner => "learner",
+            PeerRole::Leaving => "leaving",
+        })
+    }
+}
+
+/// How a leader is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// It is the active one.
+    Leader,
+    /// It follows.
+    Follower,
+    /// The active leader has not heard of it for an election time-out.
+    Silent,
+    /// The answering node is not the active leader.
+    Unknown,
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PeerState::Leader => "leader",
+            PeerState::Follower => "follower",
+            PeerState::Silent => "silent",
+            PeerState::Unknown => "unknown",
+        })
+    }
 }

@@ -69,6 +69,21 @@ pub enum Batch {
     Count,
     /// What this node knows of the cluster; answered with or without a leader elected.
     Status,
+    /// About the group of leaders.
+    Group(GroupRequest),
+}
+
+/// What is asked of the group of leaders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupRequest {
+    /// Who takes part; answered by each leader with what it knows.
+    View,
+    /// The leader whose RPC is there (`host:port`) takes part from here on.
+    Add(String),
+    /// The leader with this id or name takes part no more.
+    Remove(String),
+    /// The leader with this id or name becomes the active one.
+    Transfer(String),
 }
 
 impl Batch {
@@ -77,7 +92,8 @@ impl Batch {
         match self {
             Batch::Writes(writes) => writes.len(),
             Batch::Reads(keys) => keys.len(),
-            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count | Batch::Status => 1,
+            Batch::Bulk { .. } | Batch::Where(_) | Batch::Count => 1,
+            Batch::Status | Batch::Group(_) => 1,
         }
     }
 }

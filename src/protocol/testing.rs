@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::reply::{ClusterStatus, MemberState, MemberStatus, ReplicaStatus, Reply};
-use super::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, Write};
+use super::reply::{
+    ClusterStatus, GroupTable, MemberState, MemberStatus, PeerRole, PeerState, PeerStatus,
+    ReplicaStatus, Reply,
+};
+use super::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, GroupRequest, Write};
 use crate::error::Failure;
 use crate::ids::{Key, Revision, Token};
 
@@ -76,6 +79,8 @@ impl FakeStore {
             Batch::Where(key) => vec![self.locate(&key)],
             Batch::Count => vec![Reply::Count(self.messages.len() as u64)],
             Batch::Status => vec![Reply::Status(Box::new(self.status()))],
+            Batch::Group(GroupRequest::View) => vec![Reply::Group(Box::new(self.group()))],
+            Batch::Group(_) => vec![Reply::GroupChanged],
         }
     }
 
@@ -131,6 +136,27 @@ impl FakeStore {
             replicas: vec![
                 replica(1, MemberState::Up),
                 replica(3, MemberState::Suspect),
+            ],
+        }
+    }
+
+    fn group(&self) -> GroupTable {
+        let peer = |number: u16, role, state, matched| PeerStatus {
+            id: format!("{:016x}", 0xb0 + number),
+            name: format!("leader-{number}"),
+            rpc: format!("127.0.0.1:{}", 5455 + 100 * number),
+            client: format!("127.0.0.1:{}", 6566 + 100 * number),
+            role,
+            state,
+            matched,
+        };
+        GroupTable {
+            node: "leader-1".to_owned(),
+            leader: Some("127.0.0.1:6666".to_owned()),
+            term: 3,
+            peers: vec![
+                peer(1, PeerRole::Voter, PeerState::Leader, Some(1200)),
+                peer(2, PeerRole::Learner, PeerState::Silent, None),
             ],
         }
     }

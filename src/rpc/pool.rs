@@ -133,6 +133,23 @@ impl<T: Target> Pool<T> {
         }
     }
 
+    /// Dials a leader that is no target, for a call or two: a link that passes by. Blocks as
+    /// [`Link::dial`] does.
+    pub fn visit(&self, address: &str) -> Result<Arc<Link>, GreetingError> {
+        let expected = Expected {
+            role: Role::Leader,
+            name: None,
+            node_id: None,
+        };
+        let Shared {
+            identity,
+            tls,
+            clock,
+            ..
+        } = &*self.shared;
+        Link::dial(address, &expected, tls, identity, 0, Arc::clone(clock))
+    }
+
     /// Keeps a link to `target` at `address` (`host:port`), whose Hello must carry `name` and the
     /// id. Setting the same again does nothing, other values replace the link. Does not block.
     pub fn set(&self, target: T, address: &str, name: &str) {

@@ -186,7 +186,8 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
             if let Some(strategy) = asked.strategy {
                 flag("strategy", strategy.as_str().to_owned());
             }
-            args.push(format!("--bootstrap={}", plan.bootstrap));
+            let is_first = setup::is_first(planned);
+            args.push(format!("--bootstrap={}", plan.bootstrap && is_first));
         }
         Role::Member => {
             flag("leaders", setup::leader_addresses(&plan.processes));

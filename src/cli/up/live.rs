@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::super::cluster;
 use super::super::session::Session;
 use super::super::status;
 use crate::threads::{self, StopSignal, Thread};
@@ -17,14 +18,14 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts the thread `table`, which gives the table, or why there is none, again and again.
 pub fn watch(
-    address: String,
+    addresses: Vec<String>,
     stop: StopSignal,
     on_table: impl Fn(String) + Send + 'static,
 ) -> Result<Thread> {
     let body = move || {
         let mut session = None;
         while !stop.is_stopped() {
-            on_table(match ask(&mut session, &address) {
+            on_table(match ask(&mut session, &addresses) {
                 Ok(table) => table,
                 Err(error) => {
                     session = None;
@@ -37,13 +38,22 @@ pub fn watch(
     threads::spawn("table", body).context("cannot start a thread")
 }
 
-fn ask(session: &mut Option<Session>, address: &str) -> io::Result<String> {
+fn ask(session: &mut Option<Session>, addresses: &[String]) -> io::Result<String> {
     let open = match session {
         Some(open) => open,
-        None => session.insert(Session::open(address)?),
+        None => {
+            let active = cluster::find_active(addresses.to_vec())
+                .map_err(|error| io::Error::other(error.text))?;
+            session.insert(Session::open(&active)?)
+        }
     };
     let table = status::table(open)?;
-    Ok(String::from_utf8_lossy(&table).into_owned())
+    let table = String::from_utf8_lossy(&table).into_owned();
+    // Another one leads by now, and knows more of the members.
+    if table.contains("role: follower") {
+        *session = None;
+    }
+    Ok(table)
 }
 
 /// The end of a terminal, where the table stands.

@@ -22,7 +22,6 @@ mod wish;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -201,9 +200,10 @@ impl Up {
                 _ = ready.send(Event::Status(readiness));
             },
         )?];
-        if let (true, Some(address)) = (self.is_live(), self.client_address()) {
+        if self.is_live() {
             let sender = sender.clone();
-            let table = live::watch(address.to_string(), stop.clone(), move |table| {
+            let addresses = self.plan.client_addresses();
+            let table = live::watch(addresses, stop.clone(), move |table| {
                 _ = sender.try_send(Event::Table(table));
             });
             threads.push(table?);
@@ -214,11 +214,6 @@ impl Up {
     /// Whether somebody looks at a live table.
     fn is_live(&self) -> bool {
         !self.args.quiet && io::stdout().is_terminal()
-    }
-
-    fn client_address(&self) -> Option<SocketAddr> {
-        let mut leaders = self.plan.of_role(Role::Leader);
-        leaders.find_map(|leader| leader.addresses.hatokuse)
     }
 
     fn watch_children(&mut self) -> Result<(), ToolError> {
@@ -293,15 +288,17 @@ impl Up {
         // A leader that is started again finds the group that exists.
         self.plan.bootstrap = false;
         self.table = self.is_live().then(live::Table::default);
-        let Some(address) = self.client_address() else {
-            return Ok(()); // A plan has a leader.
-        };
+        let address = &readiness.leader;
         let (members, tolerance) = (readiness.registered, readiness.tolerance);
         let lost = tolerance.saturating_sub(1);
-        let (ip, port) = (address.ip(), address.port());
+        let (ip, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        let of = match self.plan.of_role(Role::Leader).count() {
+            1 => String::new(),
+            leaders => format!(" of {leaders} leaders"),
+        };
         let noun = if members == 1 { "member" } else { "members" };
         print(&format!(
-            "ready: {address}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); try: \
+            "ready: {address}{of}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); try: \
              printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
         ));
         Ok(())

@@ -1,6 +1,8 @@
-//! Whether a local cluster serves: asks the leader for `STATUS JSON` until it does.
+//! Whether a local cluster serves: asks the active leader for `STATUS JSON` until it does.
 //!
-//! The thread `ready` ends when all members are registered and up, or when it is told to stop.
+//! The thread `ready` ends when all members are registered and up and all leaders have a vote, or
+//! when it is told to stop. In a cluster that is being set up it adds the leaders to the group:
+//! never later, as one that was removed, or has lost its data, is the user's to add.
 
 use std::io;
 use std::time::Duration;
@@ -21,9 +23,11 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Readiness {
     /// How many members hold each message; 0 while no active leader has said so.
     pub tolerance: usize,
+    /// Where clients reach the active leader.
+    pub leader: String,
     /// Members that are up.
     pub registered: usize,
-    /// Names of those that are expected and not up.
+    /// Names of members that are expected and not up, and of leaders without a vote.
     pub missing: Vec<String>,
 }
 
@@ -53,6 +57,7 @@ impl Readiness {
 #[derive(Deserialize)]
 struct Status {
     role: String,
+    leader: Option<String>,
     tolerance: usize,
     members: Vec<MemberStatus>,
 }
@@ -63,6 +68,29 @@ struct MemberStatus {
     state: String,
 }
 
+/// As much of `GROUP JSON` as is needed here.
+#[derive(Deserialize)]
+struct GroupStatus {
+    peers: Vec<PeerStatus>,
+}
+
+#[derive(Deserialize)]
+struct PeerStatus {
+    name: String,
+    role: String,
+}
+
+/// Who should be there.
+struct Expected {
+    members: Vec<String>,
+    /// Where clients reach the leaders.
+    addresses: Vec<String>,
+    /// Names and RPC addresses of the leaders.
+    leaders: Vec<(String, String)>,
+    /// Whether leaders that take no part are added.
+    adds: bool,
+}
+
 /// Starts the thread `ready`; `on_change` gets each answer that differs from the one before.
 pub fn watch(
     plan: &Plan,
@@ -70,15 +98,19 @@ pub fn watch(
     on_change: impl Fn(Readiness) + Send + 'static,
 ) -> Result<Thread> {
     let members = plan.of_role(Role::Member);
-    let expected: Vec<String> = members.map(|planned| planned.name.clone()).collect();
-    let leader = plan
-        .of_role(Role::Leader)
-        .find_map(|leader| leader.addresses.hatokuse);
-    let address = leader.context("a plan has a leader")?.to_string();
+    let leaders = plan.of_role(Role::Leader);
+    let expected = Expected {
+        members: members.map(|planned| planned.name.clone()).collect(),
+        addresses: plan.client_addresses(),
+        leaders: leaders
+            .map(|planned| (planned.name.clone(), planned.addresses.rpc.to_string()))
+            .collect(),
+        adds: plan.bootstrap,
+    };
     let body = move || {
         let mut last = Readiness::default();
         while !stop.is_stopped() {
-            if let Ok(answer) = ask(&address, &expected)
+            if let Ok(answer) = ask(&expected)
                 && answer != last
             {
                 last = answer;
@@ -93,10 +125,46 @@ pub fn watch(
     threads::spawn("ready", body).context("cannot start a thread")
 }
 
-fn ask(address: &str, expected: &[String]) -> io::Result<Readiness> {
-    let mut session = Session::open(address)?;
-    session.send(b"STATUS JSON\r\n")?;
-    read(&session.line()?, expected)
+/// The answer of the active leader, or of any while there is none.
+fn ask(expected: &Expected) -> io::Result<Readiness> {
+    let mut found = Err(io::Error::other("there is no leader"));
+    for address in &expected.addresses {
+        let Ok(mut session) = Session::open(address) else {
+            continue;
+        };
+        session.send(b"STATUS JSON\r\n")?;
+        let mut readiness = read(&session.line()?, &expected.members)?;
+        if readiness.tolerance > 0 {
+            readiness.missing.extend(gather(&mut session, expected)?);
+            return Ok(readiness);
+        }
+        found = Ok(readiness);
+    }
+    found
+}
+
+/// Adds the leaders that take no part, if that is our task; gives those without a vote.
+fn gather(session: &mut Session, expected: &Expected) -> io::Result<Vec<String>> {
+    if expected.leaders.len() == 1 {
+        return Ok(Vec::new());
+    }
+    session.send(b"GROUP JSON\r\n")?;
+    let group: GroupStatus = serde_json::from_slice(&session.line()?)?;
+    let mut missing = Vec::new();
+    for (name, rpc) in &expected.leaders {
+        let peer = group.peers.iter().find(|peer| peer.name == *name);
+        if peer.is_some_and(|peer| peer.role == "voter") {
+            continue;
+        }
+        missing.push(name.clone());
+        // The one that leads adds itself: it says where it is reached.
+        if peer.is_none() && expected.adds && group.peers.iter().all(|peer| !peer.name.is_empty()) {
+            session.send(format!("GROUP ADD {rpc}\r\n").as_bytes())?;
+            // It may not be there yet: the next round tries again.
+            session.line()?;
+        }
+    }
+    Ok(missing)
 }
 
 fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
@@ -114,6 +182,7 @@ fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
         } else {
             0
         },
+        leader: status.leader.unwrap_or_default(),
         registered: up.len(),
         missing: missing.into_iter().cloned().collect(),
     })
@@ -150,7 +219,7 @@ mod tests {
         let readiness = Readiness {
             tolerance: 5,
             registered: 3,
-            missing: Vec::new(),
+            ..Readiness::default()
         };
         let complaint = readiness.complaint();
         assert!(

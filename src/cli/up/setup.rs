@@ -69,6 +69,13 @@ impl Plan {
             .iter()
             .filter(move |process| process.role == role)
     }
+
+    /// Where clients reach the leaders.
+    pub fn client_addresses(&self) -> Vec<String> {
+        let leaders = self.of_role(Role::Leader);
+        let addresses = leaders.filter_map(|leader| leader.addresses.hatokuse);
+        addresses.map(|address| address.to_string()).collect()
+    }
 }
 
 /// The row of a process in `cluster.json`.
@@ -94,8 +101,10 @@ pub fn plan(
     existing: Option<&Manifest>,
 ) -> Result<Vec<Planned>, ToolError> {
     let count = |role| existing.map(|manifest| manifest.of_role(role).count());
-    if args.leaders.is_some_and(|leaders| leaders > 1) {
-        let text = "--leaders: more than one leader comes with the leader group; accepted: 1";
+    if let Some(leaders) = args.leaders.filter(|leaders| leaders % 2 == 0) {
+        let text = format!(
+            "--leaders {leaders}: an even number survives no more than one less; accepted: 1, 3, 5"
+        );
         return Err(ToolError::usage(text));
     }
     if let (Some(asked), Some(present)) = (args.leaders, count(Role::Leader))
@@ -119,9 +128,13 @@ pub fn plan(
     if existing.is_none() {
         check_tolerance(args.tolerance, members)?;
     }
-    let leader = std::iter::once((Role::Leader, 1));
-    let all = leader.chain((1..=members).map(|number| (Role::Member, number)));
-    all.map(|(role, number)| {
+    let leaders = match (args.leaders, count(Role::Leader)) {
+        (_, Some(present)) => u16::try_from(present).unwrap_or(u16::MAX),
+        (asked, None) => asked.unwrap_or(1),
+    };
+    let leaders = (1..=leaders).map(|number| (Role::Leader, number));
+    let all = leaders.chain((1..=members).map(|number| (Role::Member, number)));
+    let planned = all.map(|(role, number)| {
         let name = format!("{}-{number}", role.as_str());
         Ok(Planned {
             role,
@@ -129,8 +142,30 @@ pub fn plan(
             addresses: ports::addresses(role, number, args.port_offset)?,
             name,
         })
-    })
-    .collect()
+    });
+    let planned: Vec<Planned> = planned.collect::<Result<_, ToolError>>()?;
+    existing.map_or(Ok(()), |existing| check_addresses(&planned, existing))?;
+    Ok(planned)
+}
+
+/// Leaders of a group know each other by their addresses: were all to move at once, none would
+/// find another.
+fn check_addresses(planned: &[Planned], existing: &Manifest) -> Result<(), ToolError> {
+    if existing.of_role(Role::Leader).count() == 1 {
+        return Ok(());
+    }
+    for row in existing.of_role(Role::Leader) {
+        let place = planned.iter().find(|planned| planned.name == row.name);
+        let rpc = place.map(|planned| planned.addresses.rpc.to_string());
+        if let Some(rpc) = rpc.filter(|rpc| *rpc != row.rpc) {
+            return Err(ToolError::usage(format!(
+                "--port-offset: {} would move to {rpc}, and the other leaders know it at {}; \
+                 accepted: the offset with which the cluster was set up",
+                row.name, row.rpc
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_tolerance(asked: Option<u8>, members: u16) -> Result<(), ToolError> {
@@ -314,6 +349,9 @@ fn render_config(
             if let Some(strategy) = args.strategy {
                 put("strategy", strategy.as_str().to_owned());
             }
+            if !is_first(planned) {
+                table.insert("join".to_owned(), true.into());
+            }
         }
         Role::Member => {
             put("leaders", leader_addresses(all));
@@ -332,6 +370,11 @@ fn render_config(
          {table}",
         planned.name
     )
+}
+
+/// Whether it is the leader that makes the group; the others wait to be added.
+pub fn is_first(planned: &Planned) -> bool {
+    planned.role == Role::Leader && planned.name == "leader-1"
 }
 
 /// The leaders' RPC addresses, with commas.

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 
 use crate::ids::{Key, Token};
-use crate::protocol::request::BULK_COUNT_MAX;
+use crate::protocol::request::{BULK_COUNT_MAX, GroupRequest};
 
 /// One parsed command, or what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,13 @@ pub enum Command {
     Count,
     /// `STATUS`, `STATUS JSON`.
     Status {
+        /// Whether as JSON.
+        json: bool,
+    },
+    /// `GROUP`, `GROUP JSON`, `GROUP ADD`, `GROUP REMOVE`, `GROUP TRANSFER`.
+    Group {
+        /// What is asked.
+        request: GroupRequest,
         /// Whether as JSON.
         json: bool,
     },
@@ -96,7 +103,12 @@ const GETB_USAGE: &str = "GETB <id>";
 const WHERE_USAGE: &str = "WHERE <id>";
 const COUNT_USAGE: &str = "COUNT";
 const STATUS_USAGE: &str = "STATUS or STATUS JSON";
+const GROUP_USAGE: &str =
+    "GROUP, GROUP JSON, GROUP ADD <host:port>, GROUP REMOVE <id> or GROUP TRANSFER <id>";
 const PROMPT_USAGE: &str = "PROMPT ON or PROMPT OFF";
+
+/// The longest address, id or name of a leader, in bytes.
+const GROUP_ARGUMENT_BYTES_MAX: usize = 255;
 
 /// What a line is, before its payload is cut out of the buffer.
 #[derive(Debug, PartialEq, Eq)]
@@ -207,6 +219,8 @@ fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
         }
     } else if is("STATUS") {
         parse_status(line, at)
+    } else if is("GROUP") {
+        parse_group(line, at)
     } else if is("PROMPT") {
         parse_prompt(line, at)
     } else if is("HELP") {
@@ -274,6 +288,28 @@ fn parse_status(line: &[u8], at: usize) -> Command {
     } else {
         Command::Invalid(Problem::Usage(STATUS_USAGE))
     }
+}
+
+fn parse_group(line: &[u8], at: usize) -> Command {
+    let (verb, at) = next_word(line, at);
+    let (argument, at) = next_word(line, at);
+    let invalid = Command::Invalid(Problem::Usage(GROUP_USAGE));
+    let (Ok(argument), true) = (std::str::from_utf8(argument), is_over(line, at)) else {
+        return invalid;
+    };
+    if argument.len() > GROUP_ARGUMENT_BYTES_MAX {
+        return invalid;
+    }
+    let text = argument.to_owned();
+    let (request, json) = match (verb.to_ascii_uppercase().as_slice(), !argument.is_empty()) {
+        (b"", false) => (GroupRequest::View, false),
+        (b"JSON", false) => (GroupRequest::View, true),
+        (b"ADD", true) => (GroupRequest::Add(text), false),
+        (b"REMOVE", true) => (GroupRequest::Remove(text), false),
+        (b"TRANSFER", true) => (GroupRequest::Transfer(text), false),
+        _ => return invalid,
+    };
+    Command::Group { request, json }
 }
 
 fn parse_prompt(line: &[u8], at: usize) -> Command {

@@ -73,6 +73,10 @@ impl HatokuseSession {
             Command::Count => (Work::Alone(Batch::Count), Form::Reply),
             Command::Status { json: false } => (Work::Alone(Batch::Status), Form::Reply),
             Command::Status { json: true } => (Work::Alone(Batch::Status), Form::JsonReply),
+            Command::Group { request, json } => {
+                let form = if json { Form::JsonReply } else { Form::Reply };
+                (Work::Alone(Batch::Group(request)), form)
+            }
             Command::Empty => return self.local(Form::Empty),
             Command::Help => return self.local(Form::Help),
             Command::Prompt(on) => return self.local(Form::Prompt(on)),

@@ -161,6 +161,7 @@ fn describe(batch: &Batch) -> String {
         Batch::Where(key) => format!("where {key}"),
         Batch::Count => "count".into(),
         Batch::Status => "status".into(),
+        Batch::Group(request) => format!("{request:?}").to_lowercase(),
     }
 }
 

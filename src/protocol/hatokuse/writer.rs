@@ -10,7 +10,7 @@ use super::{Identity, Limits};
 use crate::error::Failure;
 use crate::ids::{InvalidKey, InvalidToken, Revision};
 use crate::protocol::output::Output;
-use crate::protocol::reply::{ClusterStatus, ReplicaStatus, Reply};
+use crate::protocol::reply::{ClusterStatus, GroupTable, ReplicaStatus, Reply};
 
 /// The answer to a connection for which there is no room.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"ERROR: too many connections\r\n";
@@ -32,7 +32,7 @@ Commands:\r
   GETB <key>              VALUE <revision> <bytes>, then the message\r
   WHERE <key>             the members that hold a message\r
   COUNT                   the number of messages\r
-  STATUS | STATUS JSON    the state of the cluster\r
+  STATUS | GROUP [JSON]   the state of the cluster, of the group of leaders\r
   PROMPT ON | PROMPT OFF  show or hide the prompt\r
   HELP                    this list\r
   QUIT | EXIT             leave\r
@@ -45,7 +45,7 @@ pub enum Form {
     Reply,
     /// A reply to GETB: a message with its revision and length.
     FramedReply,
-    /// A reply to STATUS JSON.
+    /// A reply to STATUS JSON or GROUP JSON.
     JsonReply,
     /// Nothing but the prompt.
     Empty,
@@ -138,7 +138,7 @@ impl Writer {
     /// Writes the reply to a request.
     pub fn reply(&mut self, form: Form, reply: Reply) {
         match reply {
-            Reply::Stored { .. } | Reply::Deleted => self.text("OK\r\n"),
+            Reply::Stored { .. } | Reply::Deleted | Reply::GroupChanged => self.text("OK\r\n"),
             Reply::NotFound => self.text("NOT_FOUND\r\n"),
             Reply::Value { revision, payload } => self.value(form, revision, payload),
             Reply::BulkStored { first, last } => {
@@ -153,6 +153,7 @@ impl Writer {
             }
             Reply::Count(count) => self.format(format_args!("{count}\r\n")),
             Reply::Status(status) => self.status(form, &status),
+            Reply::Group(table) => self.group(form, &table),
             Reply::Failed(failure) => self.error(format_args!("{failure}")),
         }
         self.prompt();
@@ -197,14 +198,42 @@ impl Writer {
 
     fn status(&mut self, form: Form, status: &ClusterStatus) {
         if form == Form::JsonReply {
-            match serde_json::to_string(status) {
-                Ok(json) => self.text(&json),
-                Err(error) => return self.error(format_args!("status not available: {error}")),
-            }
-        } else {
-            self.table(status);
+            return self.json(status);
         }
+        self.table(status);
         self.text("\r\n");
+    }
+
+    fn group(&mut self, form: Form, table: &GroupTable) {
+        if form == Form::JsonReply {
+            return self.json(table);
+        }
+        let leader = table.leader.as_deref().unwrap_or("none");
+        self.format(format_args!("leader: {leader}\r\nterm: {}\r\n", table.term));
+        let head = ["id", "name", "rpc", "client", "role", "state", "matched"];
+        let mut rows = vec![head.map(str::to_owned)];
+        for peer in &table.peers {
+            rows.push([
+                peer.id.clone(),
+                peer.name.clone(),
+                peer.rpc.clone(),
+                peer.client.clone(),
+                peer.role.to_string(),
+                peer.state.to_string(),
+                peer.matched
+                    .map_or("-".to_owned(), |index| index.to_string()),
+            ]);
+        }
+        self.columns(&rows, 6);
+        self.text("\r\n");
+    }
+
+    /// On one line.
+    fn json(&mut self, value: &impl serde::Serialize) {
+        match serde_json::to_string(value) {
+            Ok(json) => self.format(format_args!("{json}\r\n")),
+            Err(error) => self.error(format_args!("status not available: {error}")),
+        }
     }
 
     /// One fact a line, then one member a line, in columns. There is no empty line but the last.
@@ -261,12 +290,12 @@ impl Writer {
                     .map_or("-".to_owned(), |ms| format!("{ms} ms ago")),
             ]);
         }
-        self.columns(&rows);
+        self.columns(&rows, 4);
     }
 
-    /// Words to the left, the numbers behind the fourth column to the right.
-    fn columns(&mut self, rows: &[[String; 8]]) {
-        let mut widths = [0; 8];
+    /// The first `words` columns to the left, the numbers behind them to the right.
+    fn columns<const N: usize>(&mut self, rows: &[[String; N]], words: usize) {
+        let mut widths = [0; N];
         for row in rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = cell.chars().count().max(*width);
@@ -275,7 +304,7 @@ impl Writer {
         for row in rows {
             for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
                 let gap = if index == 0 { "" } else { "  " };
-                if index < 4 {
+                if index < words {
                     self.format(format_args!("{gap}{cell:<width$}"));
                 } else {
                     self.format(format_args!("{gap}{cell:>width$}"));
