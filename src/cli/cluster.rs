@@ -62,6 +62,16 @@ pub fn active_leader(at: &ClusterArgs) -> Result<String, ToolError> {
     find_active(addresses(at)?)
 }
 
+/// The addresses with that of the active leader before them, if there are several and it is found.
+pub fn leader_first(mut addresses: Vec<String>) -> Vec<String> {
+    if addresses.len() > 1
+        && let Ok(active) = find_active(addresses.clone())
+    {
+        addresses.insert(0, active);
+    }
+    addresses
+}
+
 /// The active leader, asked for at these addresses in turn, and where they say that it is.
 pub fn find_active(addresses: Vec<String>) -> Result<String, ToolError> {
     let mut turns = VecDeque::from(addresses);

@@ -32,10 +32,7 @@ pub fn run(action: Option<&GroupAction>, json: bool, at: &ClusterArgs) -> Result
 
 /// What the active leader says, or any, while there is none.
 fn show(at: &ClusterArgs, json: bool) -> Result<(), ToolError> {
-    let mut addresses = cluster::addresses(at)?;
-    if let Ok(active) = cluster::find_active(addresses.clone()) {
-        addresses.insert(0, active);
-    }
+    let addresses = cluster::leader_first(cluster::addresses(at)?);
     let text = cluster::first(&addresses, |session| {
         if json {
             session.send(b"GROUP JSON\r\n")?;

@@ -169,7 +169,7 @@ fn form(line: &[u8]) -> Form {
     match (words.next(), words.next(), words.next(), words.next()) {
         (None, ..) => Form::Nothing,
         (Some("PROMPT"), ..) => Form::Prompt,
-        (Some("STATUS"), None, ..) | (Some("HELP"), ..) => Form::Lines,
+        (Some("STATUS" | "GROUP"), None, ..) | (Some("HELP"), ..) => Form::Lines,
         (Some("GETB"), ..) => Form::Value,
         (Some("QUIT" | "EXIT"), ..) => Form::Last,
         (Some("SETB"), Some(_), Some(bytes), None) => match bytes.parse() {
@@ -184,7 +184,7 @@ impl Shell {
     /// Opens a session, with the first leader that answers.
     fn connect(&mut self) -> Result<(), ToolError> {
         let mut tried = Vec::new();
-        for address in &self.addresses {
+        for address in &cluster::leader_first(self.addresses.clone()) {
             let opened = Session::open(address)
                 .and_then(|session| session.wait_for_replies(REPLY_TIMEOUT).map(|()| session));
             match opened {

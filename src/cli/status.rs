@@ -49,7 +49,7 @@ pub fn run(at: &ClusterArgs, json: bool, watch: bool) -> Result<(), ToolError> {
 }
 
 fn ask(addresses: &[String], json: bool) -> Result<Vec<u8>, ToolError> {
-    let text = cluster::first(addresses, |session| {
+    let text = cluster::first(&cluster::leader_first(addresses.to_vec()), |session| {
         if json {
             session.send(b"STATUS JSON\r\n")?;
             return Ok([session.line()?, b"\n".to_vec()].concat());

@@ -175,7 +175,7 @@ fn add(shared: &Shared, term: u64, configuration: &Configuration, address: &str)
     }
     let invited = shared.view.peers.invite(address);
     let (peer, found) = invited.map_err(|error| {
-        let text = format!("{address}: {error:#}; accepted: a leader started with --join");
+        let text = format!("{address}: {error}; accepted: a leader started with --join");
         refused(text)
     })?;
     let configuration = shared.group.configuration();
@@ -197,7 +197,15 @@ fn remove(shared: &Shared, term: u64, peer: PeerId) -> Changed {
         let text = "this is the active leader: GROUP TRANSFER <id> of another one comes first";
         return Err(refused(text));
     }
-    propose(shared, term, &ConfigurationChange::Remove(peer))
+    propose(shared, term, &ConfigurationChange::Remove(peer))?;
+    // Its vote counts until the joint configuration has ended.
+    let give_up = shared.clock.now() + CHANGE_TIMEOUT;
+    while shared.group.configuration().peers().contains(&peer) {
+        if shared.clock.now() >= give_up || shared.view.peers.rest(RETRY_INTERVAL) {
+            return Err(timed_out());
+        }
+    }
+    Ok(())
 }
 
 fn transfer(shared: &Shared, peer: PeerId) -> Changed {

@@ -9,6 +9,7 @@ mod support;
 
 mod by_hand;
 mod damage;
+mod failover;
 mod faults;
 mod identity;
 mod members;

@@ -80,23 +80,36 @@ pub fn run(command: &mut Command, timeout: Duration) -> Output {
 pub struct Ports {
     /// For `--port-offset`.
     pub offset: u16,
-    _sign: UdpSocket,
+    _signs: Vec<UdpSocket>,
 }
 
 impl Ports {
     /// Looks for free ports, below those that the system gives to outgoing connections.
     pub fn find() -> Ports {
+        Ports::find_for(1)
+    }
+
+    /// The same for so many leaders: each has the place of another cluster's first one.
+    pub fn find_for(leaders: u16) -> Ports {
         for _ in 0..1000 {
             let offset = fastrand::u16(50..1250) * OFFSET_STEP;
-            if let Ok(sign) = UdpSocket::bind(("127.0.0.1", 6666 + offset)) {
-                return Ports {
-                    offset,
-                    _sign: sign,
-                };
+            let signs = (0..leaders).map(|place| 6666 + offset + 100 * place);
+            let signs: Result<Vec<_>, _> = signs
+                .map(|port| UdpSocket::bind(("127.0.0.1", port)))
+                .collect();
+            if let Ok(_signs) = signs {
+                return Ports { offset, _signs };
             }
         }
         panic!("no free ports");
     }
+}
+
+/// How many leaders these flags of `tolerex up` ask for.
+fn leaders_of(flags: &[&str]) -> u16 {
+    let mut rest = flags.iter().skip_while(|flag| **flag != "--leaders");
+    let count = rest.nth(1).and_then(|count| count.parse().ok());
+    count.unwrap_or(1)
 }
 
 /// A cluster that `tolerex up` runs.
@@ -144,7 +157,7 @@ impl Cluster {
             dir: tempfile::tempdir().expect("a directory"),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             small_disk,
-            ports: Ports::find(),
+            ports: Ports::find_for(leaders_of(flags)),
             up: None,
             drain: None,
         };
@@ -159,7 +172,10 @@ impl Cluster {
         for _ in 0..10 {
             match self.try_up() {
                 Ok(()) => return,
-                Err(text) if text.contains("is taken") => self.ports = Ports::find(),
+                Err(text) if text.contains("is taken") => {
+                    let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+                    self.ports = Ports::find_for(leaders_of(&flags));
+                }
                 Err(text) => panic!("tolerex up: {text}"),
             }
         }
@@ -253,10 +269,19 @@ impl Cluster {
         if is_leader {
             command.args(["--hatokuse-bind", &text(name, "hatokuse")]);
         } else {
-            command.args(["--leaders", &text("leader-1", "rpc")]);
+            command.args(["--leaders", &self.leaders("rpc").join(",")]);
         }
         command.envs(self.environment.iter().cloned());
         command
+    }
+
+    /// A field of all leaders in `cluster.json`, in their order.
+    pub fn leaders(&self, field: &str) -> Vec<String> {
+        let manifest = self.manifest();
+        let rows = manifest["processes"].as_array().expect("rows");
+        let leaders = rows.iter().filter(|row| row["role"] == "leader");
+        let text = |row: &serde_json::Value| row[field].as_str().expect("text").to_owned();
+        leaders.map(text).collect()
     }
 
     /// The log of a process that was started by hand.
