@@ -198,8 +198,8 @@ fn nonsense_is_usage() {
         (&["get", "k", "--addr", "x"], "accepted: host:port"),
         (&["get", "k", "--data-dir", empty], "holds no cluster.json"),
         (
-            &["up", "--leaders", "3", "--data-dir", new],
-            "comes with the leader group",
+            &["up", "--leaders", "2", "--data-dir", new],
+            "accepted: 1, 3, 5",
         ),
         (
             &["up", "--members", "1", "--data-dir", new],

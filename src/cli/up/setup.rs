@@ -103,7 +103,7 @@ pub fn plan(
     let count = |role| existing.map(|manifest| manifest.of_role(role).count());
     if let Some(leaders) = args.leaders.filter(|leaders| leaders % 2 == 0) {
         let text = format!(
-            "--leaders {leaders}: an even number survives no more than one less; accepted: 1, 3, 5"
+            "--leaders {leaders}: survives no more losses than one fewer; accepted: 1, 3, 5"
         );
         return Err(ToolError::usage(text));
     }
@@ -574,5 +574,37 @@ mod tests {
             error.contains("leader-1.crt but not ca.crt and ca.key"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_first_of_several_leaders_makes_the_group_and_none_moves_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let three = UpArgs {
+            leaders: Some(3),
+            ..args(dir.path())
+        };
+        let plan = set_up(&three).expect("set up");
+        let joins = ["leader-1", "leader-2", "leader-3"].map(|name| {
+            let loaded = LeaderConfig::load(&file(&plan, name)).expect("valid");
+            loaded.config.join
+        });
+        assert_eq!(joins, [false, true, true]);
+        let member = MemberConfig::load(&file(&plan, "member-1")).expect("valid");
+        assert_eq!(member.config.leaders.len(), 3);
+        // As many as there are, without being told.
+        let again = set_up(&args(dir.path())).expect("set up");
+        assert_eq!(again.of_role(Role::Leader).count(), 3);
+        let moved = UpArgs {
+            port_offset: 20,
+            ..args(dir.path())
+        };
+        let error = set_up(&moved).expect_err("refused").to_string();
+        assert!(error.contains("the offset with which"), "{error}");
+        let even = UpArgs {
+            leaders: Some(4),
+            ..args(dir.path())
+        };
+        let error = set_up(&even).expect_err("refused").to_string();
+        assert!(error.contains("accepted: 1, 3, 5"), "{error}");
     }
 }
