@@ -192,8 +192,8 @@ impl Coordinator {
         }
     }
 
-    /// A coordinator for the batch, unless it needs none (`Status`, `Group`). `revisions` holds exactly as
-    /// many as needed; its first tells the term that the leader serves in.
+    /// A coordinator for the batch, unless it needs none (`Status`, `Group`). `revisions` holds
+    /// exactly as many as needed; its first tells the term that the leader serves in.
     pub fn new(
         batch: Batch,
         revisions: Revisions,

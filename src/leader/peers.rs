@@ -5,10 +5,11 @@
 //! peer is dialled where its last message said that it is reached, else where the configuration
 //! says so: after a change of address the others learn the new one from the first message.
 //!
-//! Owns the pool of links and a thread `snap-<name>` for each snapshot that is being sent. A message
-//! for which there is no link, or no room on it, is lost; Raft is told and sends it again. A
-//! snapshot goes chunk by chunk, each answered before the next, [`SNAPSHOT_BYTES_PER_SECOND`] at
-//! most, so that a peer that catches up does not slow down the others.
+//! Owns the pool of links, a thread `snap` for each snapshot that is being sent, and the thread
+//! `admin`, which changes the group. A message for which there is no link, or no room on it, is
+//! lost; Raft is told and sends it again. A snapshot goes chunk by chunk, each answered before the
+//! next, [`SNAPSHOT_BYTES_PER_SECOND`] at most, so that a peer that catches up does not slow down
+//! the others.
 //!
 //! Lock: the table of targets, held for a few instructions; the pool is called under it and does not
 //! block.
