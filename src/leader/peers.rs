@@ -11,8 +11,8 @@
 //! next, [`SNAPSHOT_BYTES_PER_SECOND`] at most, so that a peer that catches up does not slow down
 //! the others.
 //!
-//! Lock: the table of targets, held for a few instructions; the pool is called under it and does not
-//! block.
+//! Lock: the table of targets, held for a few instructions; the pool is called under it and does
+//! not block.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};

@@ -298,8 +298,8 @@ impl Up {
         };
         let noun = if members == 1 { "member" } else { "members" };
         print(&format!(
-            "ready: {address}{of}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); try: \
-             printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
+            "ready: {address}{of}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); \
+             try: printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
         ));
         Ok(())
     }
