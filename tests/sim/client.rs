@@ -145,6 +145,7 @@ fn outcome(reply: &Reply) -> Outcome {
             Certainty::Unknown => Outcome::Unknown,
         },
         Reply::Location { .. } | Reply::Count(_) | Reply::Status(_) => Outcome::Unknown,
+        Reply::Group(_) | Reply::GroupChanged => Outcome::Unknown,
     }
 }
 
