@@ -31,6 +31,7 @@ use super::{Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
+use crate::faults::{self, Fault};
 use crate::ids::{Fence, MemberId, Token};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
@@ -183,7 +184,7 @@ impl WriteBatch {
                 self.fail_rest(&failure, effects);
             }
             Event::OutcomeUnknown { tag } if self.waits_for(tag) => {
-                self.fail_rest(&Failure::WriteTimedOut, effects);
+                self.fail_rest(&unknown(), effects);
             }
             Event::Applied { .. }
             | Event::NotProposed { .. }
@@ -382,7 +383,7 @@ impl WriteBatch {
             }
             Phase::Proposed { deadline, .. } => {
                 if deadline <= now {
-                    self.fail_rest(&Failure::WriteTimedOut, effects);
+                    self.fail_rest(&unknown(), effects);
                 }
             }
         }
@@ -427,6 +428,9 @@ impl WriteBatch {
             Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
                 self.deposed(call.member, highest, effects);
                 return;
+            }
+            Answer::Refused(_) | Answer::NotSent if faults::has(Fault::CountFailedCopy) => {
+                vec![CopyState::Stored; call.runs.len()]
             }
             Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
             Answer::LinkLost => vec![CopyState::Unsure; call.runs.len()],
@@ -475,5 +479,13 @@ impl WriteBatch {
         effects.push(Effect::Done(replies.collect()));
         self.phase = Phase::Done;
         self.calls.clear();
+    }
+}
+
+/// The deadline came behind the proposal.
+fn unknown() -> Failure {
+    match faults::has(Fault::UnknownAsFailed) {
+        true => Failure::Busy,
+        false => Failure::WriteTimedOut,
     }
 }

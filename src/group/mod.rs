@@ -65,6 +65,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{LogError, LogOptions};
+use crate::faults::{self, Fault};
 use crate::ids::PeerId;
 use crate::threads::StopSignal;
 
@@ -545,6 +546,9 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
             is_received: false,
         },
     };
+    let first_index = snapshot
+        .as_ref()
+        .map_or(0, |found| found.position.index + 1);
     fs.create_dir_all(&journal_dir)
         .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
@@ -555,6 +559,9 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         start,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {
+            if faults::has(Fault::SnapshotWithoutLastEntry) && entry.index == first_index {
+                return;
+            }
             if !entry.data.is_empty() {
                 machine.apply(entry.index, entry.term, &entry.data);
             }

@@ -166,6 +166,32 @@ fn campaign() {
     fail_if_any(&check_all(number("SEEDS", first)..=number("SEEDS", last)));
 }
 
+/// The first seed of a range that finds each fault, to be named in `tests/README.md`.
+#[cfg(feature = "deliberate-faults")]
+#[test]
+#[ignore = "slow: looks for seeds; give SEEDS and perhaps FAULT"]
+fn hunt() {
+    use tolerex::faults::{self, Fault};
+    let range = std::env::var("SEEDS").unwrap_or_else(|_| "1..2000".to_owned());
+    let (first, last) = range.split_once("..").expect("SEEDS=first..last");
+    let seeds = number("SEEDS", first)..=number("SEEDS", last);
+    let only = std::env::var("FAULT").unwrap_or_default();
+    for fault in Fault::ALL {
+        if !format!("{fault:?}").contains(&only) {
+            continue;
+        }
+        faults::set(Some(fault));
+        let found = seeds
+            .clone()
+            .find_map(|seed| Some((seed, run(seed, &[], false).violation?)));
+        faults::set(None);
+        match found {
+            Some((seed, what)) => println!("{fault:?}: {seed}: {:.160}", what.replace('\n', " ")),
+            None => println!("{fault:?}: not found"),
+        }
+    }
+}
+
 #[test]
 #[ignore = "slow: shows one run; give SEED"]
 fn replay() {

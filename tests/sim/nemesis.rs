@@ -51,6 +51,12 @@ impl World {
         let other = self.chance.usize(..self.plan.leaders + self.plan.members);
         let length = self.chance.u64(50..=2_000) * MS;
         let lot = self.chance.u64(..1 << 32);
+        // Often the one that serves.
+        let serving = self.leaders.iter().position(|one| one.serving().is_some());
+        let node = match self.chance.bool() {
+            true => serving.unwrap_or(node),
+            false => node,
+        };
         if !self.plan.has(kind) {
             return;
         }
@@ -71,10 +77,10 @@ impl World {
     fn disturb(&mut self, node: usize, other: usize, length: u64, lot: u64) {
         let until = self.now + length;
         let nodes = self.plan.leaders + self.plan.members + self.plan.clients;
-        match lot % 6 {
+        match lot % 8 {
             // One is cut off, or from the other servers only.
             0 | 1 => {
-                let last = if lot % 6 == 0 {
+                let last = if lot % 8 == 0 {
                     nodes
                 } else {
                     nodes - self.plan.clients
@@ -100,6 +106,15 @@ impl World {
                 for peer in 0..nodes {
                     self.net.clog(peer, node, 400 * MS, until);
                 }
+            }
+            // Not from clients and members.
+            5 | 6 => {
+                let peers = (0..self.plan.leaders).filter(|peer| *peer != node);
+                for peer in peers.filter(|_| node < self.plan.leaders) {
+                    self.net.block(node, peer, until);
+                    self.net.block(peer, node, until);
+                }
+                return;
             }
             _ => {}
         }
@@ -162,7 +177,11 @@ impl World {
             false => node..node + 1,
         };
         for node in nodes {
-            let down = self.chance.u64(20 * MS..=length.max(21 * MS));
+            let longest = match self.chance.bool() {
+                true => 40 * MS,
+                false => length,
+            };
+            let down = self.chance.u64(5 * MS..=longest);
             if node < leaders {
                 if self.leaders[node].running.is_some() {
                     self.crash_leader(node, is_power);
@@ -182,7 +201,10 @@ impl World {
         let leaders = self.plan.leaders;
         let until = self.now + length;
         match node < leaders {
-            true => self.leaders[node].paused_until = until,
+            true => {
+                self.leaders[node].raft_lag = self.chance.u64(..=100 * MS);
+                self.leaders[node].paused_until = until;
+            }
             false => self.members[node - leaders].paused_until = until,
         }
     }

@@ -320,6 +320,7 @@ impl World {
             epoch: 0,
             running: None,
             paused_until: 0,
+            raft_lag: 0,
             slow_until: 0,
             has_lost_names: false,
             ticks,
@@ -484,14 +485,19 @@ impl World {
     /// Until when the process stands still that the event is for.
     fn paused_until(&self, event: &Event) -> Option<u64> {
         let leader = |leader: usize| self.leaders[leader].paused_until;
+        // What came first to a process that stands still need not be looked at first.
+        let raft = |leader: usize| {
+            let leader = &self.leaders[leader];
+            let is_paused = leader.paused_until > self.now;
+            leader.paused_until + if is_paused { leader.raft_lag } else { 0 }
+        };
         let member = |member: usize| self.members[member].paused_until;
         let until = match event {
-            Event::Tick { leader: at, .. }
-            | Event::Journal { leader: at, .. }
+            Event::Tick { leader: at, .. } | Event::Raft { to: at, .. } => raft(*at),
+            Event::Journal { leader: at, .. }
             | Event::Desk { leader: at, .. }
             | Event::House { leader: at, .. }
             | Event::Resume { leader: at, .. }
-            | Event::Raft { to: at, .. }
             | Event::Chunk { to: at, .. }
             | Event::Connect { leader: at, .. }
             | Event::CallDue { leader: at, .. }
