@@ -25,7 +25,7 @@ pub enum Fault {
     IgnoreFence,
     /// A member keeps its fence in memory only (R10).
     FenceNotPersisted,
-    /// A copy counts that a member refused (R9).
+    /// A copy counts whose link broke before the answer (R9).
     CountFailedCopy,
     /// What follows a snapshot is replayed without its first entry (R14).
     SnapshotWithoutLastEntry,

@@ -429,10 +429,10 @@ impl WriteBatch {
                 self.deposed(call.member, highest, effects);
                 return;
             }
-            Answer::Refused(_) | Answer::NotSent if faults::has(Fault::CountFailedCopy) => {
+            Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
+            Answer::LinkLost if faults::has(Fault::CountFailedCopy) => {
                 vec![CopyState::Stored; call.runs.len()]
             }
-            Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
             Answer::LinkLost => vec![CopyState::Unsure; call.runs.len()],
         };
         for (&run, state) in call.runs.iter().zip(states) {

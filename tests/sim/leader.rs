@@ -50,6 +50,8 @@ pub struct Leader {
     pub running: Option<Running>,
     /// It stands still until then.
     pub paused_until: u64,
+    /// The last term that was seen of it.
+    pub last_term: u64,
     /// Behind it, its raft thread is late by so much.
     pub raft_lag: u64,
     /// Its disk is slow until then.

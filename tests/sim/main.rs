@@ -177,7 +177,8 @@ fn hunt() {
     let seeds = number("SEEDS", first)..=number("SEEDS", last);
     let only = std::env::var("FAULT").unwrap_or_default();
     for fault in Fault::ALL {
-        if !format!("{fault:?}").contains(&only) {
+        let name = format!("{fault:?}");
+        if !only.is_empty() && !only.split(',').any(|one| one == name) {
             continue;
         }
         faults::set(Some(fault));

@@ -89,7 +89,9 @@ pub struct Plan {
     pub fault_ms: u64,
     /// For how long there are faults, in ms.
     pub faults_until_ms: u64,
-    /// What there is.
+    /// Kinds of faults that the seed chose.
+    pub drawn: Vec<Kind>,
+    /// Those of them that are not switched off.
     pub kinds: Vec<Kind>,
 }
 
@@ -117,9 +119,11 @@ impl Plan {
             reorders: rng.u32(..4) == 0,
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),
-            kinds: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
+            drawn: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
+            kinds: Vec::new(),
         };
-        plan.kinds.retain(|kind| !without.contains(kind));
+        let is_on = |kind: &Kind| !without.contains(kind);
+        plan.kinds = plan.drawn.iter().copied().filter(is_on).collect();
         if !plan.has(Kind::Net) {
             plan.loss = 0;
         }

@@ -321,6 +321,7 @@ impl World {
             running: None,
             paused_until: 0,
             raft_lag: 0,
+            last_term: 0,
             slow_until: 0,
             has_lost_names: false,
             ticks,
