@@ -166,6 +166,32 @@ fn campaign() {
     fail_if_any(&check_all(number("SEEDS", first)..=number("SEEDS", last)));
 }
 
+/// Each fault that is found by its seed; the table in `tests/README.md`.
+#[cfg(feature = "deliberate-faults")]
+const FOUND: &[(tolerex::faults::Fault, u64)] = &{
+    use tolerex::faults::Fault;
+    [
+        (Fault::AcknowledgeBeforeSync, 9),
+        (Fault::JournalBeforeSync, 1),
+        (Fault::SendBeforePersist, 1),
+        (Fault::ServeBeforeNoOp, 28),
+        (Fault::IgnoreFence, 123),
+    ]
+};
+
+#[cfg(feature = "deliberate-faults")]
+#[test]
+fn deliberate_faults_are_found_by_their_seeds() {
+    for (fault, seed) in FOUND {
+        tolerex::faults::set(Some(*fault));
+        let with = run(*seed, &[], false).violation;
+        tolerex::faults::set(None);
+        assert!(with.is_some(), "{fault:?} is not found by seed {seed}");
+        let without = run(*seed, &[], false).violation;
+        assert_eq!(without, None, "seed {seed} without {fault:?}");
+    }
+}
+
 /// The first seed of a range that finds each fault, to be named in `tests/README.md`.
 #[cfg(feature = "deliberate-faults")]
 #[test]
