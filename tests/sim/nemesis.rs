@@ -82,7 +82,7 @@ impl World {
         match lot % 9 {
             // One is cut off, or from the other servers only.
             0 | 1 => {
-                let last = if lot % 9 == 0 {
+                let last = if lot.is_multiple_of(9) {
                     nodes
                 } else {
                     nodes - self.plan.clients
