@@ -175,7 +175,11 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::JournalBeforeSync, 1),
         (Fault::SendBeforePersist, 1),
         (Fault::ServeBeforeNoOp, 28),
+        (Fault::ProposeInOtherTerm, 307),
         (Fault::IgnoreFence, 123),
+        (Fault::CountFailedCopy, 3),
+        (Fault::SnapshotWithoutLastEntry, 3),
+        (Fault::UnknownAsFailed, 247),
     ]
 };
 
