@@ -1,7 +1,8 @@
 //! Deliberate faults, to see that the simulation finds them. Pure but for the switch.
 //!
 //! Each breaks one rule that safety rests on. The switch exists only with the feature
-//! `deliberate-faults`, which nothing but the tests turns on; without it [`has`] is false at compile
+//! `deliberate-faults`, which nothing but the tests turns on; without it [`has`] is false at
+//! compile
 //! time. It is set for a thread, as a simulation runs in one.
 
 /// A rule that is broken.

@@ -1,4 +1,5 @@
-//! One leader: the real group node, journal, snapshot desk, state machine, batches and housekeeping,
+//! One leader: the real group node, journal, snapshot desk, state machine, batches and
+//! housekeeping,
 //! stepped by events instead of threads.
 
 use std::collections::BTreeMap;

@@ -1,15 +1,17 @@
 //! The simulation: a whole cluster in one thread, with invented time, disks, network and disasters.
 //!
 //! Leaders, members and clients are the real code, without its threads and sockets: the group's
-//! node, journal and snapshots, the state machine, batches, housekeeping, the append thread's and the
+//! node, journal and snapshots, the state machine, batches, housekeeping, the append thread's
+//! and the
 //! readers' work. A seed decides everything. Each seed runs twice and must leave the same trace.
 //!
-//! What is checked: `oracle` after every event, `nemesis` for liveness, the checker of histories for
+//! What is checked: `oracle` after every event, `nemesis` for liveness, the checker of
+//! histories for
 //! every answer. What is not in it: TLS, frames, the protocols of clients and the hand-over between
 //! threads; they have suites of their own.
 //!
 //! ```text
-//! cargo test --test sim                                          the first seeds, and those that failed once
+//! cargo test --test sim
 //! SEEDS=1..50000 cargo test --release --test sim campaign -- --ignored --nocapture
 //! SEED=7 cargo test --release --test sim replay -- --ignored --nocapture
 //! ```

@@ -4,14 +4,17 @@
 //!
 //! What the design promises to survive, and so what may be done to it:
 //!
-//! | promise | faults |
-//! |---|---|
-//! | a synced write survives anything but the loss of the disk | any number of crashes, of all at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned |
-//! | a failed sync is final | any number: the process ends |
-//! | the same of a directory | any number: the process ends, and the machine with it, as a file system that cannot write its names takes nothing more |
-//! | no two leaders of a term, whatever the network does | any number of cuts, breaks, delays |
-//! | safety never rests on time (A9) | clocks that drift by a tenth, wall clocks that jump, pauses |
-//! | it serves again | when the faults have stopped, and only then |
+//! Each promise, and what may be done to it:
+//!
+//! * a synced write survives anything but the loss of the disk: any number of crashes, of all
+//!   at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned.
+//! * a failed sync is final: any number: the process ends.
+//! * the same of a directory: any number: the process ends, and the machine with it, as a file
+//!   system that cannot write its names takes nothing more.
+//! * no two leaders of a term, whatever the network does: any number of cuts, breaks, delays.
+//! * safety never rests on time (A9): clocks that drift by a tenth, wall clocks that jump,
+//!   pauses.
+//! * it serves again: when the faults have stopped, and only then.
 
 use fastrand::Rng;
 

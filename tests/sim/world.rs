@@ -2,7 +2,8 @@
 //!
 //! Each event is handled at once by one node; what the real code then wants of others comes out of
 //! it through the [`Outbox`] and becomes further events. Events of a process that has ended are
-//! dropped, those of one that stands still wait. Equal seeds give equal runs: times and choices come
+//! dropped, those of one that stands still wait. Equal seeds give equal runs: times and choices
+//! come
 //! from generators of the seed, nothing from the system's clock, threads, or the order of a map.
 
 use std::cmp::Reverse;
