@@ -18,7 +18,7 @@
 //!                 storage/                             (I/O through disk::FileSystem only)
 //!  2  mechanisms  rpc/   net/   disk/
 //!  1  formats     protocol/                            pure
-//!  0  base        error  ids  clock  threads  logging  config
+//!  0  base        error  ids  clock  threads  logging  config  faults
 //! ```
 //!
 //! Sideways: `cluster` uses `metadata` (the registry), nothing else. `group` and `coordinator` meet
@@ -33,6 +33,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod faults;
 pub mod ids;
 pub mod logging;
 pub mod threads;

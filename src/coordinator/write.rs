@@ -31,6 +31,7 @@ use super::{Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
+use crate::faults::{self, Fault};
 use crate::ids::{Fence, MemberId, Token};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
@@ -191,7 +192,7 @@ impl WriteBatch {
                 self.fail_rest(&failure, effects);
             }
             Event::OutcomeUnknown { tag } if self.waits_for(tag) => {
-                self.fail_rest(&Failure::WriteTimedOut, effects);
+                self.fail_rest(&unknown(), effects);
             }
             Event::Applied { .. }
             | Event::NotProposed { .. }
@@ -390,7 +391,7 @@ impl WriteBatch {
             }
             Phase::Proposed { deadline, .. } => {
                 if deadline <= now {
-                    self.fail_rest(&Failure::WriteTimedOut, effects);
+                    self.fail_rest(&unknown(), effects);
                 }
             }
         }
@@ -437,6 +438,9 @@ impl WriteBatch {
                 return;
             }
             Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
+            Answer::LinkLost if faults::has(Fault::CountFailedCopy) => {
+                vec![CopyState::Stored; call.runs.len()]
+            }
             Answer::LinkLost => vec![CopyState::Unsure; call.runs.len()],
         };
         for (&run, state) in call.runs.iter().zip(states) {
@@ -483,5 +487,13 @@ impl WriteBatch {
         effects.push(Effect::Done(replies.collect()));
         self.phase = Phase::Done;
         self.calls.clear();
+    }
+}
+
+/// The deadline came behind the proposal.
+fn unknown() -> Failure {
+    match faults::has(Fault::UnknownAsFailed) {
+        true => Failure::Busy,
+        false => Failure::WriteTimedOut,
     }
 }

@@ -34,6 +34,7 @@ use super::segment::{
     DATA_START, FORMAT_VERSION, GROUP_HEADER_BYTES, GroupHeader, Position, SECTOR_BYTES,
     SegmentHeader,
 };
+use crate::faults::{self, Fault};
 
 /// What opening a log found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -209,6 +210,9 @@ pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
             Piece::Gap(..) => true,
         };
         if torn && piece.start() >= synced {
+            if faults::has(Fault::TornTailKept) {
+                continue;
+            }
             break;
         }
         scan.end = piece.end();

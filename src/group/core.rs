@@ -40,6 +40,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{RawNode, StateRole};
 
+use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
 use crate::group::window::{EntryKind, LogEntry, Position, Window};
@@ -283,7 +284,8 @@ impl Core {
     pub fn propose(&mut self, term: u64, data: Vec<u8>) -> Result<u64, Reason> {
         assert!(!data.is_empty(), "an empty entry begins a term");
         let status = self.status();
-        if !status.serving || status.term != term {
+        let is_term = status.term == term || faults::has(Fault::ProposeInOtherTerm);
+        if !status.serving || !is_term {
             return Err(Reason::NotLeader);
         }
         match self.node.propose(Vec::new(), data) {
@@ -339,7 +341,13 @@ impl Core {
                 .filter_map(|read| Some((u64_of(&read.request_ctx)?, read.index)))
                 .collect();
             batch.messages = messages::encode(ready.take_messages());
-            self.hold(ready.take_persisted_messages());
+            match faults::has(Fault::SendBeforePersist) {
+                true => {
+                    let messages = messages::encode(ready.take_persisted_messages());
+                    batch.messages.extend(messages);
+                }
+                false => self.hold(ready.take_persisted_messages()),
+            }
             if !ready.snapshot().is_empty() {
                 batch.install = Some(self.install(ready.snapshot()));
             }
@@ -434,7 +442,8 @@ impl Core {
             role,
             term: raft.term,
             leader: (raft.leader_id != raft::INVALID_ID).then_some(PeerId(raft.leader_id)),
-            serving: role == Role::Leader && raft.apply_to_current_term(),
+            serving: role == Role::Leader
+                && (raft.apply_to_current_term() || faults::has(Fault::ServeBeforeNoOp)),
             commit: raft.raft_log.committed,
             applied: raft.raft_log.applied,
         }

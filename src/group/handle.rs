@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::{Condvar, Mutex};
 
+use crate::faults::{self, Fault};
 use crate::group::configuration::{Configuration, ConfigurationChange};
 use crate::group::core::{CoreStatus, Role};
 use crate::group::node::{Event, GroupView};
@@ -161,7 +162,8 @@ impl<O> GroupHandle<O> {
         if !status.serving {
             return ReadConfirmation::NotServing;
         }
-        if self.shared.is_alone.load(Ordering::Acquire) {
+        let is_alone = self.shared.is_alone.load(Ordering::Acquire);
+        if is_alone || faults::has(Fault::ReadWithoutReadIndex) {
             let index = status.applied;
             return ReadConfirmation::Immediate { index };
         }

@@ -52,6 +52,7 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions};
 use crate::disk::record::Record;
 use crate::disk::segment::SECTOR_BYTES;
+use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::core::{HardState, Persist, Recovered, changed};
 use crate::group::window::{EntryKind, LogEntry, Position, Window};
@@ -236,18 +237,24 @@ impl Journal {
                 })?;
                 highest = entry.index.max(highest);
             }
+            let mut hard_state = write.hard_state;
+            if faults::has(Fault::VoteNotPersisted) {
+                hard_state.vote = None;
+            }
             let location = self.log.stage(&Record {
                 kind: KIND_HARD_STATE,
                 number: write.hard_state.term,
                 key: &[],
-                payload: &encode_hard_state(self.owner, &write.hard_state),
+                payload: &encode_hard_state(self.owner, &hard_state),
             })?;
             // One for all: a group is in one segment.
             segment = location.segment;
         }
         let bytes = self.log.staged_bytes().next_multiple_of(SECTOR_BYTES) as u64;
         self.log.write()?;
-        self.log.sync()?;
+        if !faults::has(Fault::JournalBeforeSync) {
+            self.log.sync()?;
+        }
         if bytes > 0 {
             let held = self.segments.entry(segment).or_default();
             *held = highest.max(*held);

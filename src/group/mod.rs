@@ -65,6 +65,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{LogError, LogOptions};
+use crate::faults::{self, Fault};
 use crate::ids::PeerId;
 use crate::threads::StopSignal;
 

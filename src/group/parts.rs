@@ -18,6 +18,7 @@ use super::snapshots::files::{Found, Piece, SnapshotFiles};
 use super::snapshots::{SNAPSHOT_DIR, Schedule, SnapshotDesk, TASKS_MAX, Task};
 use super::window::{LogEntry, Position, Window};
 use super::{Bootstrap, Configuration, GroupError, GroupOptions, StateMachine, logger};
+use crate::faults::{self, Fault};
 
 /// The journal's place in the group's directory.
 pub(super) const JOURNAL_DIR: &str = "journal";
@@ -180,6 +181,9 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
             is_received: false,
         },
     };
+    let first_index = snapshot
+        .as_ref()
+        .map_or(0, |found| found.position.index + 1);
     fs.create_dir_all(&journal_dir)
         .map_err(io_error("make", &journal_dir))?;
     let (mut journal, recovered) = Journal::open(
@@ -190,6 +194,9 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         start,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {
+            if faults::has(Fault::SnapshotWithoutLastEntry) && entry.index == first_index {
+                return;
+            }
             if !entry.data.is_empty() {
                 machine.apply(entry.index, entry.term, &entry.data);
             }

@@ -293,6 +293,10 @@ impl Shared {
 
     /// A member has executed a fence of a higher term than any this leader has seen.
     pub fn depose(&self, member: MemberId, highest: Fence) {
+        if highest.term <= self.group.status().term {
+            // It was refused to a batch of an earlier term, and this leader has moved on since.
+            return;
+        }
         let before = self.deposed.fetch_max(highest.term, Ordering::Relaxed);
         if before < highest.term {
             error!(

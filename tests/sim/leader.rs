@@ -1,4 +1,5 @@
-//! One leader: the real group node, journal, snapshot desk, state machine, batches and housekeeping,
+//! One leader: the real group node, journal, snapshot desk, state machine, batches and
+//! housekeeping,
 //! stepped by events instead of threads.
 
 use std::collections::BTreeMap;
@@ -50,6 +51,10 @@ pub struct Leader {
     pub running: Option<Running>,
     /// It stands still until then.
     pub paused_until: u64,
+    /// The last term that was seen of it.
+    pub last_term: u64,
+    /// Behind it, its raft thread is late by so much.
+    pub raft_lag: u64,
     /// Its disk is slow until then.
     pub slow_until: u64,
     /// The sync of a directory is made to fail: the next end of the process is one of the system.

@@ -1,15 +1,17 @@
 //! The simulation: a whole cluster in one thread, with invented time, disks, network and disasters.
 //!
 //! Leaders, members and clients are the real code, without its threads and sockets: the group's
-//! node, journal and snapshots, the state machine, batches, housekeeping, the append thread's and the
+//! node, journal and snapshots, the state machine, batches, housekeeping, the append thread's
+//! and the
 //! readers' work. A seed decides everything. Each seed runs twice and must leave the same trace.
 //!
-//! What is checked: `oracle` after every event, `nemesis` for liveness, the checker of histories for
+//! What is checked: `oracle` after every event, `nemesis` for liveness, the checker of
+//! histories for
 //! every answer. What is not in it: TLS, frames, the protocols of clients and the hand-over between
 //! threads; they have suites of their own.
 //!
 //! ```text
-//! cargo test --test sim                                          the first seeds, and those that failed once
+//! cargo test --test sim
 //! SEEDS=1..50000 cargo test --release --test sim campaign -- --ignored --nocapture
 //! SEED=7 cargo test --release --test sim replay -- --ignored --nocapture
 //! ```
@@ -164,6 +166,63 @@ fn campaign() {
     let range = std::env::var("SEEDS").unwrap_or_else(|_| "201..2200".to_owned());
     let (first, last) = range.split_once("..").expect("SEEDS=first..last");
     fail_if_any(&check_all(number("SEEDS", first)..=number("SEEDS", last)));
+}
+
+/// Each fault that is found by its seed; the table in `tests/README.md`.
+#[cfg(feature = "deliberate-faults")]
+const FOUND: &[(tolerex::faults::Fault, u64)] = &{
+    use tolerex::faults::Fault;
+    [
+        (Fault::AcknowledgeBeforeSync, 9),
+        (Fault::JournalBeforeSync, 1),
+        (Fault::SendBeforePersist, 1),
+        (Fault::ServeBeforeNoOp, 28),
+        (Fault::ProposeInOtherTerm, 307),
+        (Fault::IgnoreFence, 123),
+        (Fault::CountFailedCopy, 3),
+        (Fault::SnapshotWithoutLastEntry, 3),
+        (Fault::UnknownAsFailed, 247),
+    ]
+};
+
+#[cfg(feature = "deliberate-faults")]
+#[test]
+fn deliberate_faults_are_found_by_their_seeds() {
+    for (fault, seed) in FOUND {
+        tolerex::faults::set(Some(*fault));
+        let with = run(*seed, &[], false).violation;
+        tolerex::faults::set(None);
+        assert!(with.is_some(), "{fault:?} is not found by seed {seed}");
+        let without = run(*seed, &[], false).violation;
+        assert_eq!(without, None, "seed {seed} without {fault:?}");
+    }
+}
+
+/// The first seed of a range that finds each fault, to be named in `tests/README.md`.
+#[cfg(feature = "deliberate-faults")]
+#[test]
+#[ignore = "slow: looks for seeds; give SEEDS and perhaps FAULT"]
+fn hunt() {
+    use tolerex::faults::{self, Fault};
+    let range = std::env::var("SEEDS").unwrap_or_else(|_| "1..2000".to_owned());
+    let (first, last) = range.split_once("..").expect("SEEDS=first..last");
+    let seeds = number("SEEDS", first)..=number("SEEDS", last);
+    let only = std::env::var("FAULT").unwrap_or_default();
+    for fault in Fault::ALL {
+        let name = format!("{fault:?}");
+        if !only.is_empty() && !only.split(',').any(|one| one == name) {
+            continue;
+        }
+        faults::set(Some(fault));
+        let found = seeds
+            .clone()
+            .find_map(|seed| Some((seed, run(seed, &[], false).violation?)));
+        faults::set(None);
+        match found {
+            Some((seed, what)) => println!("{fault:?}: {seed}: {:.160}", what.replace('\n', " ")),
+            None => println!("{fault:?}: not found"),
+        }
+    }
 }
 
 #[test]

@@ -46,11 +46,19 @@ impl World {
         self.after(pause * MS, Event::Fault);
         // All choices are made whether the kind is switched off or not, so that a seed without a
         // kind is still much the same.
-        let kind = self.chance.choice(Kind::ALL).unwrap_or(Kind::Net);
+        let Some(kind) = self.chance.choice(self.plan.drawn.iter().copied()) else {
+            return;
+        };
         let node = self.chance.usize(..self.plan.leaders + self.plan.members);
         let other = self.chance.usize(..self.plan.leaders + self.plan.members);
         let length = self.chance.u64(50..=2_000) * MS;
         let lot = self.chance.u64(..1 << 32);
+        // Often the one that serves.
+        let serving = self.leaders.iter().position(|one| one.serving().is_some());
+        let node = match self.chance.bool() {
+            true => serving.unwrap_or(node),
+            false => node,
+        };
         if !self.plan.has(kind) {
             return;
         }
@@ -71,10 +79,10 @@ impl World {
     fn disturb(&mut self, node: usize, other: usize, length: u64, lot: u64) {
         let until = self.now + length;
         let nodes = self.plan.leaders + self.plan.members + self.plan.clients;
-        match lot % 6 {
+        match lot % 9 {
             // One is cut off, or from the other servers only.
             0 | 1 => {
-                let last = if lot % 6 == 0 {
+                let last = if lot.is_multiple_of(9) {
                     nodes
                 } else {
                     nodes - self.plan.clients
@@ -100,6 +108,16 @@ impl World {
                 for peer in 0..nodes {
                     self.net.clog(peer, node, 400 * MS, until);
                 }
+            }
+            // The one that serves from its peers, not from clients and members.
+            5..8 => {
+                let serving = self.leaders.iter().position(|one| one.serving().is_some());
+                let node = serving.unwrap_or(node % self.plan.leaders);
+                for peer in (0..self.plan.leaders).filter(|peer| *peer != node) {
+                    self.net.block(node, peer, until);
+                    self.net.block(peer, node, until);
+                }
+                return;
             }
             _ => {}
         }
@@ -162,7 +180,11 @@ impl World {
             false => node..node + 1,
         };
         for node in nodes {
-            let down = self.chance.u64(20 * MS..=length.max(21 * MS));
+            let longest = match self.chance.bool() {
+                true => 40 * MS,
+                false => length,
+            };
+            let down = self.chance.u64(5 * MS..=longest);
             if node < leaders {
                 if self.leaders[node].running.is_some() {
                     self.crash_leader(node, is_power);
@@ -178,11 +200,32 @@ impl World {
         }
     }
 
+    /// A leader has come to know of a new term, and may have voted: a good time for a crash.
+    pub(crate) fn may_crash_voter(&mut self, leader: usize) {
+        let Some(running) = &self.leaders[leader].running else {
+            return;
+        };
+        let term = running.parts.handle.status().term;
+        if std::mem::replace(&mut self.leaders[leader].last_term, term) == term
+            || !self.has_faults()
+            || !self.plan.has(Kind::Crash)
+            || self.chance.u32(..8) > 0
+        {
+            return;
+        }
+        self.crash_leader(leader, true);
+        let down = self.chance.u64(MS..=20 * MS);
+        self.after(down, Event::StartLeader { leader });
+    }
+
     fn pause(&mut self, node: usize, length: u64) {
         let leaders = self.plan.leaders;
         let until = self.now + length;
         match node < leaders {
-            true => self.leaders[node].paused_until = until,
+            true => {
+                self.leaders[node].raft_lag = self.chance.u64(..=100 * MS);
+                self.leaders[node].paused_until = until;
+            }
             false => self.members[node - leaders].paused_until = until,
         }
     }

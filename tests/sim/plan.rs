@@ -4,14 +4,17 @@
 //!
 //! What the design promises to survive, and so what may be done to it:
 //!
-//! | promise | faults |
-//! |---|---|
-//! | a synced write survives anything but the loss of the disk | any number of crashes, of all at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned |
-//! | a failed sync is final | any number: the process ends |
-//! | the same of a directory | any number: the process ends, and the machine with it, as a file system that cannot write its names takes nothing more |
-//! | no two leaders of a term, whatever the network does | any number of cuts, breaks, delays |
-//! | safety never rests on time (A9) | clocks that drift by a tenth, wall clocks that jump, pauses |
-//! | it serves again | when the faults have stopped, and only then |
+//! Each promise, and what may be done to it:
+//!
+//! * a synced write survives anything but the loss of the disk: any number of crashes, of all
+//!   at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned.
+//! * a failed sync is final: any number: the process ends.
+//! * the same of a directory: any number: the process ends, and the machine with it, as a file
+//!   system that cannot write its names takes nothing more.
+//! * no two leaders of a term, whatever the network does: any number of cuts, breaks, delays.
+//! * safety never rests on time (A9): clocks that drift by a tenth, wall clocks that jump,
+//!   pauses.
+//! * it serves again: when the faults have stopped, and only then.
 
 use fastrand::Rng;
 
@@ -89,7 +92,9 @@ pub struct Plan {
     pub fault_ms: u64,
     /// For how long there are faults, in ms.
     pub faults_until_ms: u64,
-    /// What there is.
+    /// Kinds of faults that the seed chose.
+    pub drawn: Vec<Kind>,
+    /// Those of them that are not switched off.
     pub kinds: Vec<Kind>,
 }
 
@@ -117,9 +122,11 @@ impl Plan {
             reorders: rng.u32(..4) == 0,
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),
-            kinds: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
+            drawn: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
+            kinds: Vec::new(),
         };
-        plan.kinds.retain(|kind| !without.contains(kind));
+        let is_on = |kind: &Kind| !without.contains(kind);
+        plan.kinds = plan.drawn.iter().copied().filter(is_on).collect();
         if !plan.has(Kind::Net) {
             plan.loss = 0;
         }

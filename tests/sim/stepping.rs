@@ -174,7 +174,11 @@ impl World {
                 );
                 continue;
             }
-            let at = self.net.arrival(leader, to, self.now, !self.plan.reorders);
+            let mut at = self.net.arrival(leader, to, self.now, !self.plan.reorders);
+            if self.plan.reorders && self.has_faults() && self.rng.u32(..32) == 0 {
+                // It was in a link that broke.
+                at += self.rng.u64(..500 * MS);
+            }
             let (from, bytes) = (leader, message.bytes);
             self.schedule(at, Event::Raft { from, to, bytes });
         }
@@ -257,6 +261,7 @@ impl World {
                     return self.leader_failed(leader, &error.to_string());
                 }
                 self.advance(leader);
+                self.may_crash_voter(leader);
             }
             Ok(None) => {
                 running.writes = writes;

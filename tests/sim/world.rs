@@ -2,7 +2,8 @@
 //!
 //! Each event is handled at once by one node; what the real code then wants of others comes out of
 //! it through the [`Outbox`] and becomes further events. Events of a process that has ended are
-//! dropped, those of one that stands still wait. Equal seeds give equal runs: times and choices come
+//! dropped, those of one that stands still wait. Equal seeds give equal runs: times and choices
+//! come
 //! from generators of the seed, nothing from the system's clock, threads, or the order of a map.
 
 use std::cmp::Reverse;
@@ -320,6 +321,8 @@ impl World {
             epoch: 0,
             running: None,
             paused_until: 0,
+            raft_lag: 0,
+            last_term: 0,
             slow_until: 0,
             has_lost_names: false,
             ticks,
@@ -484,14 +487,19 @@ impl World {
     /// Until when the process stands still that the event is for.
     fn paused_until(&self, event: &Event) -> Option<u64> {
         let leader = |leader: usize| self.leaders[leader].paused_until;
+        // What came first to a process that stands still need not be looked at first.
+        let raft = |leader: usize| {
+            let leader = &self.leaders[leader];
+            let is_paused = leader.paused_until > self.now;
+            leader.paused_until + if is_paused { leader.raft_lag } else { 0 }
+        };
         let member = |member: usize| self.members[member].paused_until;
         let until = match event {
-            Event::Tick { leader: at, .. }
-            | Event::Journal { leader: at, .. }
+            Event::Tick { leader: at, .. } | Event::Raft { to: at, .. } => raft(*at),
+            Event::Journal { leader: at, .. }
             | Event::Desk { leader: at, .. }
             | Event::House { leader: at, .. }
             | Event::Resume { leader: at, .. }
-            | Event::Raft { to: at, .. }
             | Event::Chunk { to: at, .. }
             | Event::Connect { leader: at, .. }
             | Event::CallDue { leader: at, .. }

@@ -1,0 +1,79 @@
+//! Deliberate faults, to see that the simulation finds them. Pure but for the switch.
+//!
+//! Each breaks one rule that safety rests on. The switch exists only with the feature
+//! `deliberate-faults`, which nothing but the tests turns on; without it [`has`] is false at
+//! compile
+//! time. It is set for a thread, as a simulation runs in one.
+
+/// A rule that is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A member acknowledges records that it has written and not synced (A6).
+    AcknowledgeBeforeSync,
+    /// The journal says that writes are durable that are not synced.
+    JournalBeforeSync,
+    /// A vote is not persisted.
+    VoteNotPersisted,
+    /// What promises something stored leaves before it is stored.
+    SendBeforePersist,
+    /// Reads are not confirmed (R4).
+    ReadWithoutReadIndex,
+    /// A leader serves before the first entry of its term is applied (R5).
+    ServeBeforeNoOp,
+    /// A batch is proposed and applied in another term than its own (R2).
+    ProposeInOtherTerm,
+    /// A member executes whatever comes (R10).
+    IgnoreFence,
+    /// A member keeps its fence in memory only (R10).
+    FenceNotPersisted,
+    /// A copy counts whose link broke before the answer (R9).
+    CountFailedCopy,
+    /// What follows a snapshot is replayed without its first entry (R14).
+    SnapshotWithoutLastEntry,
+    /// Groups behind a torn one are kept.
+    TornTailKept,
+    /// What may still happen is answered as failed (R15).
+    UnknownAsFailed,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 13] = [
+        Fault::AcknowledgeBeforeSync,
+        Fault::JournalBeforeSync,
+        Fault::VoteNotPersisted,
+        Fault::SendBeforePersist,
+        Fault::ReadWithoutReadIndex,
+        Fault::ServeBeforeNoOp,
+        Fault::ProposeInOtherTerm,
+        Fault::IgnoreFence,
+        Fault::FenceNotPersisted,
+        Fault::CountFailedCopy,
+        Fault::SnapshotWithoutLastEntry,
+        Fault::TornTailKept,
+        Fault::UnknownAsFailed,
+    ];
+}
+
+#[cfg(feature = "deliberate-faults")]
+thread_local! {
+    static SWITCH: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the code of this thread has the fault.
+#[cfg(feature = "deliberate-faults")]
+pub fn has(fault: Fault) -> bool {
+    SWITCH.get() == Some(fault)
+}
+
+/// Whether the code has the fault: never.
+#[cfg(not(feature = "deliberate-faults"))]
+pub const fn has(_fault: Fault) -> bool {
+    false
+}
+
+/// Gives the code of this thread a fault, or none.
+#[cfg(feature = "deliberate-faults")]
+pub fn set(fault: Option<Fault>) {
+    SWITCH.set(fault);
+}
