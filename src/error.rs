@@ -38,6 +38,16 @@ pub enum Failure {
     /// A queue is full; nothing happened.
     #[error("busy, try again")]
     Busy,
+    /// As many tokens are remembered as there may be; nothing happened.
+    #[error("too many tokens in use, try again later")]
+    TooManyTokens,
+    /// The token was used for a bulk write that is not complete, and this is another write; nothing
+    /// happened.
+    #[error("token is in use by a bulk write that is not complete")]
+    TokenInUse,
+    /// The token of a bulk write was forgotten before all of it was stored; the rest was not.
+    #[error("token expired before the bulk write was complete")]
+    TokenExpired,
     /// A bulk write failed on the way.
     #[error("{reason} (stored {})", Stored(*stored))]
     BulkPartial {
@@ -67,7 +77,10 @@ impl Failure {
             | Failure::Unavailable { .. }
             | Failure::ReadTimedOut
             | Failure::NotLeader { .. }
-            | Failure::Busy => Outcome::Failed,
+            | Failure::Busy
+            | Failure::TooManyTokens
+            | Failure::TokenInUse
+            | Failure::TokenExpired => Outcome::Failed,
         }
     }
 }

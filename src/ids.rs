@@ -4,11 +4,15 @@
 //! hexadecimal digits.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 /// The longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 512;
+
+/// The longest token, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 64;
 
 /// The lowest and highest tolerance: how many members hold each message.
 pub const TOLERANCE_MIN: u8 = 1;
@@ -42,11 +46,7 @@ impl Key {
         if let Some(id) = parse_canonical_u64(bytes) {
             return Ok(Key::Id(id));
         }
-        let text = std::str::from_utf8(bytes).map_err(|_| InvalidKey)?;
-        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(InvalidKey);
-        }
-        Ok(Key::Word(text.into()))
+        Ok(Key::Word(parse_word(bytes).ok_or(InvalidKey)?.into()))
     }
 
     /// The key's text as bytes, the inverse of [`Key::parse`].
@@ -75,6 +75,13 @@ impl fmt::Display for Key {
     }
 }
 
+/// UTF-8 without white space and control characters.
+fn parse_word(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let is_bad = |c: char| c.is_whitespace() || c.is_control();
+    (!text.contains(is_bad)).then_some(text)
+}
+
 fn parse_canonical_u64(bytes: &[u8]) -> Option<u64> {
     let canonical = match bytes {
         [b'0'] => true,
@@ -85,6 +92,37 @@ fn parse_canonical_u64(bytes: &[u8]) -> Option<u64> {
         return None;
     }
     std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// An idempotency token: a client's name for one write, by which a repeat is known. 1..=64 bytes of
+/// UTF-8 without white space or control characters; cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(Arc<str>);
+
+/// What is wrong with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("token must be 1 to 64 bytes without spaces")]
+pub struct InvalidToken;
+
+impl Token {
+    /// Checks the bytes of a token as a client or a peer sent them.
+    pub fn parse(bytes: &[u8]) -> Result<Token, InvalidToken> {
+        if bytes.is_empty() || bytes.len() > TOKEN_BYTES_MAX {
+            return Err(InvalidToken);
+        }
+        Ok(Token(parse_word(bytes).ok_or(InvalidToken)?.into()))
+    }
+
+    /// The token's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Names one write of a key, and the immutable record that members hold for it: `term << 40 |
@@ -234,6 +272,19 @@ mod tests {
         }
         assert_eq!(Key::parse(&[0xff, b'a']), Err(InvalidKey));
         assert!(Key::parse("k".repeat(KEY_BYTES_MAX).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn bad_tokens_are_refused() {
+        let long = "t".repeat(TOKEN_BYTES_MAX + 1);
+        for text in ["", "a b", "a\u{a0}b", "\u{7f}", "a\0", &long] {
+            assert_eq!(Token::parse(text.as_bytes()), Err(InvalidToken), "{text:?}");
+        }
+        assert_eq!(Token::parse(&[0xff]), Err(InvalidToken));
+        for text in ["0", "é-7", &long[1..]] {
+            let token = Token::parse(text.as_bytes()).expect("a valid token");
+            assert_eq!((token.as_str(), token.to_string().as_str()), (text, text));
+        }
     }
 
     #[test]

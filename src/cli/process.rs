@@ -232,6 +232,7 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
             hedge_after: config.read_hedge,
             write_timeout: config.write_timeout,
             read_timeout: config.read_timeout,
+            dedup_window: config.dedup_window,
             ..coordinator::Limits::default()
         },
         payload_bytes_max: config.payload_bytes_max,

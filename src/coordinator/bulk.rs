@@ -6,17 +6,28 @@
 //! failure of the first id that was not. Messages behind it may be stored too.
 //!
 //! Every message shares one payload in memory; its batches are made as they start.
+//!
+//! With a token the reservation and every part carry it, and the replicated state remembers which
+//! messages were stored (why that is right, says `metadata::state`, module `once`). A repeat is
+//! told the ids of the first attempt and what was stored of them; it stores the rest with its own
+//! copies and revisions, beside the first attempt if that is still running. What apply finds stored
+//! before counts as stored here, and its copies are released. So whoever ends says `OK` only if all
+//! were stored by somebody, and a partial failure tells ids as without a token.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{Effect, Event, Limits, NEVER, Revisions, Settlement, Tag, WriteBatch};
+use super::{
+    Effect, Event, Limits, NEVER, Revisions, Settlement, Tag, WriteBatch, refused, repeated,
+};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
-use crate::ids::Key;
+use crate::ids::{Key, Token};
 use crate::metadata::command::{Applied, Change, Command};
+use crate::metadata::once::OnceChange;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
 
@@ -31,15 +42,20 @@ pub struct BulkWrite {
     /// One for each message.
     revisions: Revisions,
     payload: Bytes,
+    token: Option<Token>,
+    /// Positions to store, from the first id on, as ascending ranges; all unless it is a repeat.
+    missing: Vec<Range<u64>>,
+    /// How many positions these are.
+    missing_count: u64,
     /// Messages in a part, the last one may have fewer.
     part_messages: u64,
     /// Parts that may be in flight.
     parts_max: usize,
     /// The lowest id, once it is reserved.
     first_id: u64,
-    /// Messages in parts that were started.
+    /// Missing messages in parts that were started.
     started: u64,
-    /// Parts in flight by number; part n begins at message (n - 1) * `part_messages`.
+    /// Parts in flight by number; part n begins at missing message (n - 1) * `part_messages`.
     parts: BTreeMap<u32, WriteBatch>,
     /// The first message that is known to have failed, by position, and why.
     failed: Option<(u64, Failure)>,
@@ -61,6 +77,7 @@ impl BulkWrite {
     pub fn new(
         count: u64,
         payload: Bytes,
+        token: Option<Token>,
         revisions: Revisions,
         tolerance: u8,
         limits: Limits,
@@ -78,8 +95,11 @@ impl BulkWrite {
         BulkWrite {
             limits,
             tolerance,
+            missing: gaps(&[], count),
+            missing_count: count,
             revisions,
             payload,
+            token,
             part_messages,
             parts_max,
             first_id: 0,
@@ -146,13 +166,16 @@ impl BulkWrite {
         }
         self.phase = Phase::Reserving;
         self.deadline = now + self.limits.write_timeout;
+        let count = self.revisions.count;
+        let change = match self.token.clone() {
+            Some(token) => self.limits.once(OnceChange::ReserveIds { token, count }),
+            None => Change::ReserveIds { count },
+        };
         effects.push(Effect::Propose {
             tag: RESERVATION,
             command: Command {
                 term: self.revisions.first.term(),
-                change: Change::ReserveIds {
-                    count: self.revisions.count,
-                },
+                change,
             },
             settlement: Settlement {
                 closed: self.revisions.part(0, 0),
@@ -169,18 +192,28 @@ impl BulkWrite {
         effects: &mut Vec<Effect>,
     ) {
         // Whatever becomes of the reservation, without its answer no message was stored: ids may be
-        // skipped, which nobody sees.
-        let failure = match event {
+        // skipped, which nobody sees, or wait for a repeat.
+        let reply = Reply::Failed(match event {
             Event::Applied {
                 tag: RESERVATION,
                 applied,
             } => match applied {
                 Applied::Reserved { first } => {
-                    self.first_id = first;
-                    self.phase = Phase::Storing;
-                    self.start_parts(now, cluster, effects);
+                    self.reserved(first, now, cluster, effects);
                     return;
                 }
+                Applied::Resumed { first, stored } => {
+                    self.missing = gaps(&stored, self.revisions.count);
+                    self.missing_count = self.missing.iter().map(|gap| gap.end - gap.start).sum();
+                    self.reserved(first, now, cluster, effects);
+                    return;
+                }
+                Applied::Repeated(outcome) => {
+                    self.close_unstarted(effects);
+                    self.finish(repeated(outcome), effects);
+                    return;
+                }
+                Applied::Refused(refusal) => refused(refusal),
                 Applied::WrongTerm => Failure::NotLeader { leader: None },
                 Applied::IdsExhausted => Failure::Busy,
                 Applied::Write { .. }
@@ -211,28 +244,44 @@ impl BulkWrite {
             | Event::NotProposed { .. }
             | Event::Superseded { .. }
             | Event::OutcomeUnknown { .. } => return,
-        };
+        });
         self.close_unstarted(effects);
-        self.finish(Reply::Failed(failure), effects);
+        self.finish(reply, effects);
+    }
+
+    fn reserved(
+        &mut self,
+        first: u64,
+        now: Instant,
+        cluster: &mut Cluster,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.first_id = first;
+        self.phase = Phase::Storing;
+        self.start_parts(now, cluster, effects);
     }
 
     /// Keeps parts in flight until all are started or one failed; finishes when none is left.
     fn start_parts(&mut self, now: Instant, cluster: &mut Cluster, effects: &mut Vec<Effect>) {
         while self.failed.is_none()
-            && self.started < self.revisions.count
+            && self.started < self.missing_count
             && self.parts.len() < self.parts_max
         {
-            let count = self.part_messages.min(self.revisions.count - self.started);
+            let count = self.part_messages.min(self.missing_count - self.started);
             let number = u32::try_from(self.started / self.part_messages + 1)
                 .expect("a bulk write has at most a million parts");
-            let writes = (self.started..self.started + count).map(|position| Write::Set {
-                key: Key::Id(self.first_id + position),
-                payload: self.payload.clone(),
-            });
+            let writes = self
+                .positions(self.started, count)
+                .map(|position| Write::Set {
+                    key: Key::Id(self.first_id + position),
+                    payload: self.payload.clone(),
+                    token: None,
+                });
             let revisions = self.revisions.part(self.started, count);
             let part = WriteBatch::part(
                 number,
                 writes.collect(),
+                self.token.clone(),
                 revisions,
                 self.tolerance,
                 self.limits,
@@ -269,7 +318,8 @@ impl BulkWrite {
             unreachable!("done is the last effect of a batch");
         };
         let begin = u64::from(number - 1) * self.part_messages;
-        let failed = (begin..).zip(replies).find_map(|(at, reply)| match reply {
+        let positions = self.positions(begin, replies.len() as u64);
+        let failed = positions.zip(replies).find_map(|(at, reply)| match reply {
             Reply::Failed(failure) => Some((at, failure)),
             _ => None,
         });
@@ -279,6 +329,17 @@ impl BulkWrite {
                 self.failed = Some((at, failure));
             }
         }
+    }
+
+    /// The positions of `count` missing messages, without the first `skip`.
+    fn positions(&self, skip: u64, count: u64) -> impl Iterator<Item = u64> {
+        let mut skip = skip;
+        let gaps = self.missing.iter().filter_map(move |gap| {
+            let skipped = skip.min(gap.end - gap.start);
+            skip -= skipped;
+            (gap.start + skipped < gap.end).then(|| gap.start + skipped..gap.end)
+        });
+        gaps.flatten().take(count as usize)
     }
 
     fn outcome(&mut self) -> Reply {
@@ -310,4 +371,17 @@ impl BulkWrite {
         effects.push(Effect::Done(vec![reply]));
         self.phase = Phase::Done;
     }
+}
+
+/// What is left of `count` positions beside ascending ranges of them.
+fn gaps(stored: &[(u32, u32)], count: u64) -> Vec<Range<u64>> {
+    let mut gaps = Vec::with_capacity(stored.len() + 1);
+    let mut begin = 0;
+    for (from, to) in stored {
+        gaps.push(begin..u64::from(*from));
+        begin = u64::from(*to);
+    }
+    gaps.push(begin..count);
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
 }

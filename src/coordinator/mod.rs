@@ -43,6 +43,8 @@
 //!   at once; that of [`Effect::Propose`] when the entry is applied, even if the coordinator was
 //!   done before (R6: a client's deadline closes nothing). It is dropped when the proposal was not
 //!   proposed (the coordinator then emits `Settle`) or the term has ended.
+//! * **Tokens.** A command that carries one is given its time as it is proposed
+//!   (`Command::set_time`), which never goes back within a term.
 //! * **Time.** A `Tick` comes no later than [`Coordinator::next_deadline`].
 //!
 //! Invariants: `Done` is emitted exactly once (A7 rests on it). `OK` is said only after `tolerance`
@@ -69,8 +71,12 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::cluster::Cluster;
+use crate::error::Failure;
+use crate::metadata::command::Change;
+use crate::metadata::once::{Once, OnceChange, TokenRefusal, WINDOW_MS_MAX};
 use crate::metadata::replica_sets::ReplicaSet;
-use crate::protocol::reply::{MemberState, ReplicaStatus};
+use crate::metadata::tokens::Outcome;
+use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
 use crate::protocol::request::{Batch, Write};
 
 pub use bulk::BulkWrite;
@@ -112,6 +118,9 @@ pub struct Limits {
     pub part_bytes_max: u64,
     /// Parts of a bulk write in flight: 4, so that members, journal and network work at one time.
     pub parts_in_flight_max: usize,
+    /// How long an idempotency token is remembered: 2 minutes. Clients do not go on repeating a
+    /// write for longer; it costs memory for each token of that time.
+    pub dedup_window: Duration,
     /// Payload bytes of a bulk write in flight, unless it is one part: 32 MiB, half of what may be
     /// in flight to one member.
     pub bulk_bytes_in_flight_max: u64,
@@ -132,12 +141,23 @@ impl Default for Limits {
             part_messages_max: 4096,
             part_bytes_max: 8 * 1024 * 1024,
             parts_in_flight_max: 4,
+            dedup_window: Duration::from_secs(120),
             bulk_bytes_in_flight_max: 32 * 1024 * 1024,
         }
     }
 }
 
 impl Limits {
+    /// A change that takes effect at most once; its time is set as it is proposed.
+    fn once(&self, change: OnceChange) -> Change {
+        let window_ms = u64::try_from(self.dedup_window.as_millis()).unwrap_or(u64::MAX);
+        Change::Once(Once {
+            now_ms: 0,
+            window_ms: window_ms.clamp(1, WINDOW_MS_MAX),
+            change,
+        })
+    }
+
     /// The time that `bytes` need in a member's queue.
     fn drain_time(&self, bytes: u64) -> Duration {
         let rate = self.drain_bytes_per_second.max(1);
@@ -192,8 +212,13 @@ impl Coordinator {
             Batch::Reads(keys) => Coordinator::Read(ReadBatch::new(keys, term, limits)),
             Batch::Where(key) => Coordinator::Inquiry(Inquiry::location(key, limits)),
             Batch::Count => Coordinator::Inquiry(Inquiry::count(limits)),
-            Batch::Bulk { count, payload } => {
-                Coordinator::Bulk(BulkWrite::new(count, payload, revisions, tolerance, limits))
+            Batch::Bulk {
+                count,
+                payload,
+                token,
+            } => {
+                let bulk = BulkWrite::new(count, payload, token, revisions, tolerance, limits);
+                Coordinator::Bulk(bulk)
             }
             Batch::Status => return None,
         })
@@ -258,6 +283,25 @@ impl Coordinator {
 
 /// The end of time: the deadline of what is done.
 const NEVER: Instant = Instant::from_nanos(u64::MAX);
+
+/// The first reply to a write, for its repeat.
+fn repeated(outcome: Outcome) -> Reply {
+    match outcome {
+        Outcome::Stored(revision) => Reply::Stored { revision },
+        Outcome::Deleted => Reply::Deleted,
+        Outcome::NotFound => Reply::NotFound,
+        Outcome::Bulk { first, last } => Reply::BulkStored { first, last },
+    }
+}
+
+/// Why the token of a write kept it from being done.
+fn refused(refusal: TokenRefusal) -> Failure {
+    match refusal {
+        TokenRefusal::TooMany => Failure::TooManyTokens,
+        TokenRefusal::InUse => Failure::TokenInUse,
+        TokenRefusal::Expired => Failure::TokenExpired,
+    }
+}
 
 /// The replicas as people read them; a member that is no longer registered is shown by its id.
 fn replica_statuses(cluster: &Cluster, replicas: &ReplicaSet, now: Instant) -> Vec<ReplicaStatus> {

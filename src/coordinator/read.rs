@@ -511,7 +511,7 @@ mod tests {
             let mut world = World::new(1, 1);
             for sequence in 1..=5 {
                 let entry = Entry {
-                    revision: Revision::new(1, sequence),
+                    revision: Revision::new(crate::coordinator::testing::TERM, sequence),
                     replicas: replica,
                     length,
                 };

@@ -9,7 +9,8 @@ use goldenscript::Context;
 use super::events::{Answer, Event};
 use super::testing::{TERM, World, key, member, short};
 use crate::error::Failure;
-use crate::ids::{Fence, MemberId};
+use crate::ids::{Fence, MemberId, Token};
+use crate::metadata::command::{Change, Operation};
 use crate::metadata::message_index::Entry;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::request::{Batch, Write};
@@ -41,15 +42,29 @@ enum Command {
     /// Removes a message from the metadata, as if deleted by another batch.
     Forget(String),
     /// Adds a SET to the next batch of writes.
-    Set { key: String, payload: String },
+    Set {
+        key: String,
+        payload: String,
+        #[arg(key)]
+        once: Option<String>,
+    },
     /// Adds a DEL to the next batch of writes.
-    Del(String),
+    Del {
+        key: String,
+        #[arg(key)]
+        once: Option<String>,
+    },
     /// Starts the batch of writes.
     Go,
     /// Starts a batch of reads.
     Get(Vec<String>),
     /// Starts a bulk write.
-    Bulk { count: u64, payload: String },
+    Bulk {
+        count: u64,
+        payload: String,
+        #[arg(key)]
+        once: Option<String>,
+    },
     /// Starts a WHERE.
     Where(String),
     /// Starts a COUNT.
@@ -113,6 +128,10 @@ struct Runner {
 
 fn id(name: &str) -> MemberId {
     member(name[1..].parse().expect("a member is named m1"))
+}
+
+fn token(text: &str) -> Token {
+    Token::parse(text.as_bytes()).expect("a valid token")
 }
 
 impl Runner {
@@ -216,7 +235,7 @@ impl Runner {
             length: payload.len() as u32,
         };
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        if let Some(old) = self.world.messages.get(&key(name)) {
+        if let Some(old) = self.world.entry(&key(name)) {
             let old = [(old.revision, old.replicas)];
             self.world.releases.released(&old);
         }
@@ -292,13 +311,23 @@ impl Runner {
                 members,
             } => self.put(key, payload, members),
             Command::Forget(name) => {
-                self.world.messages.remove(&key(name));
+                let key = key(name);
+                self.world
+                    .change(Change::Write(vec![Operation::Delete { key }]));
             }
-            Command::Set { key: name, payload } => self.writes.push(Write::Set {
+            Command::Set {
+                key: name,
+                payload,
+                once,
+            } => self.writes.push(Write::Set {
                 key: key(name),
                 payload: Bytes::copy_from_slice(payload.as_bytes()),
+                token: once.as_deref().map(token),
             }),
-            Command::Del(name) => self.writes.push(Write::Delete { key: key(name) }),
+            Command::Del { key: name, once } => self.writes.push(Write::Delete {
+                key: key(name),
+                token: once.as_deref().map(token),
+            }),
             Command::Go => {
                 let writes = std::mem::take(&mut self.writes);
                 self.world.start(Batch::Writes(writes));
@@ -307,9 +336,14 @@ impl Runner {
                 let keys = names.iter().map(|name| key(name)).collect();
                 self.world.start(Batch::Reads(keys));
             }
-            Command::Bulk { count, payload } => self.world.start(Batch::Bulk {
+            Command::Bulk {
+                count,
+                payload,
+                once,
+            } => self.world.start(Batch::Bulk {
                 count: *count,
                 payload: Bytes::copy_from_slice(payload.as_bytes()),
+                token: once.as_deref().map(token),
             }),
             Command::Where(name) => self.world.start(Batch::Where(key(name))),
             Command::Count => self.world.start(Batch::Count),
@@ -346,7 +380,7 @@ impl Runner {
             }
             Command::Applied => match self.world.proposals.is_empty() {
                 true => return Err("nothing is proposed".into()),
-                false => self.world.apply(0),
+                false => _ = self.world.apply(0),
             },
             Command::NotProposed(why) => {
                 let tag = self.proposal()?.tag;

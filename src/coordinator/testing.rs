@@ -12,11 +12,11 @@ use super::release::ReleaseQueue;
 use super::{Coordinator, Limits};
 use crate::clock::Instant;
 use crate::cluster::{Cluster, Strategy};
-use crate::ids::{Key, MemberId, Revision};
-use crate::metadata::command::{
-    Applied, Change, Command, Operation, OperationResult, Registration,
-};
-use crate::metadata::message_index::Entry;
+use crate::ids::{Key, MemberId, Revision, Token};
+use crate::metadata::command::{Applied, Change, Command, Operation, Registration};
+use crate::metadata::message_index::{Entry, Lookup};
+use crate::metadata::once::OnceChange;
+use crate::metadata::state::{PlainShards, State};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 use crate::rpc::message::{FetchResult, StoreRecord, StoreResult};
@@ -57,11 +57,10 @@ pub struct World {
     pub releases: ReleaseQueue,
     /// What was settled, in order.
     pub settled: Vec<Settlement>,
-    /// Applied metadata.
-    pub messages: BTreeMap<Key, Entry>,
+    /// Applied metadata; members 1 to 9 are registered.
+    pub state: State<PlainShards>,
     /// What the members hold of them.
     pub payloads: BTreeMap<Revision, (Key, Bytes)>,
-    pub next_id: u64,
     pub next_sequence: u64,
     /// The replies of the coordinator, once for each `Done`.
     pub done: Vec<Vec<Reply>>,
@@ -96,24 +95,27 @@ impl World {
             proposals: Vec::new(),
             releases: ReleaseQueue::new(),
             settled: Vec::new(),
-            messages: BTreeMap::new(),
+            state: State::new(PlainShards::new(1)),
             payloads: BTreeMap::new(),
-            next_id: 1,
             next_sequence: 1,
             done: Vec::new(),
             log: String::new(),
         };
         world.releases.begin_term(TERM);
-        for number in 1..=members {
-            world.cluster.register(&Registration {
+        for number in 1..=9 {
+            let registration = Registration {
                 id: member(number),
                 name: format!("m{number}"),
                 address: format!("h{number}:1"),
                 zone: String::new(),
                 incarnation: 1,
                 nonce: 1,
-            });
-            world.connect(member(number));
+            };
+            if number <= members {
+                world.cluster.register(&registration);
+                world.connect(member(number));
+            }
+            world.change(Change::RegisterMember(registration));
         }
         world
     }
@@ -134,7 +136,23 @@ impl World {
     pub fn put(&mut self, key: Key, payload: &Bytes, entry: Entry) {
         self.payloads
             .insert(entry.revision, (key.clone(), payload.clone()));
-        self.messages.insert(key, entry);
+        let applied = self.change(Change::Write(vec![Operation::Set {
+            key,
+            revision: entry.revision,
+            replicas: entry.replicas,
+            length: entry.length,
+        }]));
+        assert!(matches!(applied, Applied::Write { .. }), "{applied:?}");
+    }
+
+    /// Applies a change that no batch proposed.
+    pub fn change(&mut self, change: Change) -> Applied {
+        self.applied(&Command { term: TERM, change })
+    }
+
+    /// The record of a message.
+    pub fn entry(&self, key: &Key) -> Option<Entry> {
+        self.state.find(key)
     }
 
     pub fn start(&mut self, batch: Batch) {
@@ -200,53 +218,25 @@ impl World {
     }
 
     /// Applies a proposal, settles it, and tells the coordinator.
-    pub fn apply(&mut self, position: usize) {
-        let proposal = self.proposals.remove(position);
-        let applied = self.applied(proposal.command);
+    pub fn apply(&mut self, position: usize) -> Applied {
+        let mut proposal = self.proposals.remove(position);
+        proposal.command.set_time(self.now.as_nanos() / 1_000_000);
+        let applied = self.applied(&proposal.command);
         if let Applied::Write { released, .. } = &applied {
             self.releases.released(released);
         }
         self.settle(proposal.settlement);
-        let tag = proposal.tag;
-        self.step(Event::Applied { tag, applied });
+        let (tag, answer) = (proposal.tag, applied.clone());
+        self.step(Event::Applied {
+            tag,
+            applied: answer,
+        });
+        applied
     }
 
-    fn applied(&mut self, command: Command) -> Applied {
-        let operations = match command.change {
-            Change::Write(operations) => operations,
-            Change::ReserveIds { count } => {
-                let first = self.next_id;
-                self.next_id += count;
-                return Applied::Reserved { first };
-            }
-            Change::RegisterMember(_) | Change::SetTolerance(_) => unreachable!("not proposed"),
-        };
-        let mut results = Vec::new();
-        let mut released = Vec::new();
-        for operation in operations {
-            let (old, result) = match operation {
-                Operation::Set {
-                    key,
-                    revision,
-                    replicas,
-                    length,
-                } => {
-                    let entry = Entry {
-                        revision,
-                        replicas,
-                        length,
-                    };
-                    (self.messages.insert(key, entry), OperationResult::Stored)
-                }
-                Operation::Delete { key } => match self.messages.remove(&key) {
-                    Some(old) => (Some(old), OperationResult::Deleted),
-                    None => (None, OperationResult::NotFound),
-                },
-            };
-            released.extend(old.map(|entry| (entry.revision, entry.replicas)));
-            results.push(result);
-        }
-        Applied::Write { results, released }
+    fn applied(&mut self, command: &Command) -> Applied {
+        let index = self.state.applied_index() + 1;
+        self.state.apply(index, TERM, command)
     }
 
     pub fn settle(&mut self, settlement: Settlement) {
@@ -334,7 +324,7 @@ impl World {
                 let found: Vec<Option<Found>> = keys
                     .iter()
                     .map(|key| {
-                        let entry = *self.messages.get(key)?;
+                        let entry = self.entry(key)?;
                         Some(Found {
                             entry,
                             cached: None,
@@ -351,7 +341,7 @@ impl World {
                 self.step(Event::LookedUp { tag, found });
             }
             Effect::Count => {
-                let count = self.messages.len() as u64;
+                let count = self.state.message_count();
                 self.note(format!("count: {count}"));
                 self.step(Event::Counted(count));
             }
@@ -401,25 +391,44 @@ fn show_members(members: &[MemberId]) -> String {
 
 fn show_command(command: &Command) -> String {
     match &command.change {
-        Change::Write(operations) => operations
-            .iter()
-            .map(|operation| match operation {
-                Operation::Set {
-                    key,
-                    revision,
-                    replicas,
-                    length,
-                } => format!(
-                    "set {key}@{} on {} ({length} bytes)",
-                    short(*revision),
-                    show_members(replicas.as_slice())
-                ),
-                Operation::Delete { key } => format!("delete {key}"),
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
+        Change::Write(operations) => show_operations(operations, |_| None),
+        Change::Once(once) => match &once.change {
+            OnceChange::Write { tokens, operations } => show_operations(operations, |at| {
+                let position = |(position, _): &&(u32, Token)| *position as usize == at;
+                tokens.iter().find(position).map(|(_, token)| token)
+            }),
+            OnceChange::ReserveIds { token, count } => {
+                format!("once {token}: ReserveIds {{ count: {count} }}")
+            }
+            OnceChange::WritePart { token, operations } => {
+                format!("part of {token}: {}", show_operations(operations, |_| None))
+            }
+        },
         change => format!("{change:?}"),
     }
+}
+
+fn show_operations<'a>(
+    operations: &[Operation],
+    token: impl Fn(usize) -> Option<&'a Token>,
+) -> String {
+    let once = |at| token(at).map_or(String::new(), |token| format!("once {token}: "));
+    let show = |operation: &Operation| match operation {
+        Operation::Set {
+            key,
+            revision,
+            replicas,
+            length,
+        } => format!(
+            "set {key}@{} on {} ({length} bytes)",
+            short(*revision),
+            show_members(replicas.as_slice())
+        ),
+        Operation::Delete { key } => format!("delete {key}"),
+    };
+    let shown = operations.iter().enumerate();
+    let shown = shown.map(|(at, operation)| once(at) + &show(operation));
+    shown.collect::<Vec<_>>().join("; ")
 }
 
 fn show_reply(reply: &Reply) -> String {

@@ -31,7 +31,7 @@ use super::{Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
-use crate::ids::{Fence, MemberId};
+use crate::ids::{Fence, MemberId, Token};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
 use crate::rpc::message::{Refusal, StoreRecord, StoreResult};
@@ -52,6 +52,8 @@ pub struct WriteBatch {
     revisions: Revisions,
     /// The requests.
     writes: Vec<Write>,
+    /// Of the bulk write that this is a part of; its messages have none of their own.
+    bulk_token: Option<Token>,
     /// Positions in `writes` of the SETs; the i-th has the i-th revision.
     sets: Vec<usize>,
     /// The SETs in runs.
@@ -101,13 +103,14 @@ impl WriteBatch {
         tolerance: u8,
         limits: Limits,
     ) -> WriteBatch {
-        WriteBatch::part(0, writes, revisions, tolerance, limits)
+        WriteBatch::part(0, writes, None, revisions, tolerance, limits)
     }
 
     /// The same as part of a bulk write, whose number its tags carry.
     pub(super) fn part(
         part: u32,
         writes: Vec<Write>,
+        bulk_token: Option<Token>,
         revisions: Revisions,
         tolerance: u8,
         limits: Limits,
@@ -143,6 +146,7 @@ impl WriteBatch {
             revisions,
             replies: vec![None; writes.len()],
             writes,
+            bulk_token,
             sets,
             runs,
             calls: BTreeMap::new(),
@@ -357,7 +361,7 @@ impl WriteBatch {
 
     fn record(&self, set: usize) -> StoreRecord {
         match &self.writes[self.sets[set]] {
-            Write::Set { key, payload } => StoreRecord {
+            Write::Set { key, payload, .. } => StoreRecord {
                 revision: self.revisions.at(set as u64),
                 key: key.clone(),
                 payload: payload.clone(),

@@ -182,7 +182,7 @@ impl Run {
                 tag,
                 command,
                 settlement,
-            } => self.propose(tag, &command, settlement),
+            } => self.propose(tag, command, settlement),
             Effect::Settle(settlement) => self.shared.view.settle(settlement),
             Effect::ConfirmRead => self.confirm_read(),
             Effect::LookUp { tag, keys } => {
@@ -269,7 +269,8 @@ impl Run {
         }
     }
 
-    fn propose(&self, tag: Tag, command: &Command, settlement: Settlement) {
+    fn propose(&self, tag: Tag, mut command: Command, settlement: Settlement) {
+        command.set_time(self.shared.command_ms());
         assert_eq!(
             command.term, self.term,
             "a batch is proposed in its own term"

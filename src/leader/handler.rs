@@ -58,7 +58,7 @@ impl Handler for ClientHandler {
 fn describe(batch: &Batch) -> String {
     let first = |write: &Write| match write {
         Write::Set { key, .. } => format!("SET {key}"),
-        Write::Delete { key } => format!("DEL {key}"),
+        Write::Delete { key, .. } => format!("DEL {key}"),
     };
     match batch {
         Batch::Writes(writes) => {
@@ -69,7 +69,7 @@ fn describe(batch: &Batch) -> String {
             let first = keys.first().map(Key::to_string).unwrap_or_default();
             format!("{} reads from GET {first}", keys.len())
         }
-        Batch::Bulk { count, payload } => format!("{count} SET of {} bytes", payload.len()),
+        Batch::Bulk { count, payload, .. } => format!("{count} SET of {} bytes", payload.len()),
         Batch::Where(key) => format!("WHERE {key}"),
         Batch::Count => "COUNT".to_owned(),
         Batch::Status => "STATUS".to_owned(),

@@ -51,6 +51,8 @@ struct Tables {
     messages: AtomicU64,
     /// The tolerance, 0 while it was never set.
     tolerance: AtomicU8,
+    /// The clock of the tokens.
+    clock_ms: AtomicU64,
 }
 
 impl Default for Metadata {
@@ -65,6 +67,7 @@ impl Default for Metadata {
                 snapshots: AtomicU64::new(0),
                 messages: AtomicU64::new(0),
                 tolerance: AtomicU8::new(0),
+                clock_ms: AtomicU64::new(0),
             }),
         }
     }
@@ -79,6 +82,11 @@ impl Metadata {
     /// How many messages there are.
     pub fn message_count(&self) -> u64 {
         self.tables.messages.load(Ordering::Acquire)
+    }
+
+    /// The highest time of any command, in milliseconds since the Unix epoch.
+    pub fn clock_ms(&self) -> u64 {
+        self.tables.clock_ms.load(Ordering::Acquire)
     }
 
     /// How many members hold each message; `None` until it was set.
@@ -177,6 +185,8 @@ impl Machine {
         tables
             .messages
             .store(self.state.message_count(), Ordering::Release);
+        let clock_ms = self.state.tokens().clock_ms();
+        tables.clock_ms.store(clock_ms, Ordering::Release);
         if let Some(tolerance) = self.state.tolerance() {
             tables.tolerance.store(tolerance, Ordering::Release);
         }
@@ -220,6 +230,9 @@ impl StateMachine for Machine {
             | Applied::WrongTerm
             | Applied::Reserved { .. }
             | Applied::IdsExhausted
+            | Applied::Repeated(_)
+            | Applied::Resumed { .. }
+            | Applied::Refused(_)
             | Applied::StaleIncarnation { .. }
             | Applied::Retired => {}
         }

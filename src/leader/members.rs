@@ -86,9 +86,13 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
         }),
         Applied::Retired => Err(Refusal::Retired(registration.id)),
         Applied::WrongTerm => Err(Refusal::NotLeader),
-        Applied::Write { .. } | Applied::Reserved { .. } | Applied::IdsExhausted | Applied::Set => {
-            unreachable!("a registration is answered as one")
-        }
+        Applied::Write { .. }
+        | Applied::Reserved { .. }
+        | Applied::IdsExhausted
+        | Applied::Repeated(_)
+        | Applied::Resumed { .. }
+        | Applied::Refused(_)
+        | Applied::Set => unreachable!("a registration is answered as one"),
     }
 }
 

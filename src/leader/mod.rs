@@ -29,6 +29,7 @@
 //! Taken in this order, none over I/O: a shard of the message index, the table of replica sets, the
 //! cluster, the releases, a shard of the cache, an inbox.
 
+pub mod command_time;
 pub mod drive;
 pub mod handler;
 pub mod housekeeping;

@@ -22,6 +22,7 @@ use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
 use crate::group::GroupHandle;
 use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::leader::command_time::CommandTime;
 use crate::leader::machine::Metadata;
 use crate::metadata::command::Applied;
 use crate::metadata::replica_sets::ReplicaSet;
@@ -189,6 +190,7 @@ pub struct Shared {
     deposed: AtomicBool,
     /// Batches begun, to tell them apart in the log.
     batches: AtomicU64,
+    time: CommandTime,
 }
 
 impl Shared {
@@ -203,6 +205,7 @@ impl Shared {
         (name, client_address): (String, String),
     ) -> Shared {
         Shared {
+            time: CommandTime::new(&*clock),
             clock,
             limits,
             view,
@@ -225,6 +228,12 @@ impl Shared {
     /// A number for a batch.
     pub fn next_batch(&self) -> u64 {
         self.batches.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The time that a command carries, in milliseconds since the Unix epoch.
+    pub fn command_ms(&self) -> u64 {
+        let reached_ms = self.view.metadata.clock_ms();
+        self.time.now_ms(&*self.clock, reached_ms)
     }
 
     /// The fence of requests of `term` on a link.

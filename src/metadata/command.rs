@@ -9,8 +9,8 @@
 //!
 //! | part | size | meaning |
 //! |---|---|---|
-//! | version | 1 | 1 |
-//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance |
+//! | version | 1 | 1, or 2 for the kinds from 5 on |
+//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance, 5 once |
 //! | term | 8 | `Command::term` |
 //! | body | to the end | by kind |
 //!
@@ -20,22 +20,32 @@
 //! | reserve ids | varint count |
 //! | register member | id 8, incarnation 8, nonce 8, then name, address, zone as text |
 //! | set tolerance | 1 byte |
+//! | once | writes and reservations with tokens: [`super::once`] |
 //!
 //! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
 //! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
 //! varint number of operations, at least 1; the operations. A DEL is its key; a SET is its key,
 //! revision (8) and varint payload length. A key is a varint: 0 and then a varint message id, or
 //! the length of a word (1..=512) and then the word.
+//!
+//! A command is written in the lowest version that has its kind: a journal without tokens is one
+//! that programs of version 1 read.
 
-use crate::ids::{KEY_BYTES_MAX, Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
+mod input;
+
+pub(super) use self::input::Input;
+use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
+use crate::metadata::once::{Once, TokenRefusal};
 use crate::metadata::replica_sets::ReplicaSet;
+use crate::metadata::tokens::Outcome;
 
-/// The version of the encoding that is written, and the only one that is read.
-const VERSION: u8 = 1;
+/// The highest version of the encoding.
+const VERSION: u8 = 2;
 const KIND_WRITE: u8 = 1;
 const KIND_RESERVE_IDS: u8 = 2;
 const KIND_REGISTER_MEMBER: u8 = 3;
 const KIND_SET_TOLERANCE: u8 = 4;
+const KIND_ONCE: u8 = 5;
 
 /// The most operations in a command: 16 batches of the most requests. It bounds the memory that
 /// decoding takes to a few MiB.
@@ -68,6 +78,8 @@ pub enum Change {
     RegisterMember(Registration),
     /// Set how many members hold each message.
     SetTolerance(u8),
+    /// Writes or reserve ids, at most once for a token.
+    Once(Once),
 }
 
 /// One write.
@@ -127,6 +139,17 @@ pub enum Applied {
     },
     /// No `count` consecutive free ids are left.
     IdsExhausted,
+    /// The token of a reservation has been answered.
+    Repeated(Outcome),
+    /// The token has a reservation; messages of the bulk write may be missing.
+    Resumed {
+        /// The lowest id.
+        first: u64,
+        /// The ranges of positions that were stored, begin and end, ascending.
+        stored: Vec<(u32, u32)>,
+    },
+    /// Nothing is reserved because of the token.
+    Refused(TokenRefusal),
     /// The member is in the registry.
     Registered {
         /// The id that the name had before, if that was another.
@@ -154,6 +177,12 @@ pub enum OperationResult {
     NotFound,
     /// The replica set names a member that is not in the registry; nothing changed.
     UnknownMember,
+    /// The token of this write has been answered; nothing changed.
+    Repeated(Outcome),
+    /// This message of a bulk write was stored by an earlier entry; nothing changed.
+    StoredBefore,
+    /// Nothing changed because of the token.
+    Refused(TokenRefusal),
 }
 
 /// Why bytes are not a command. The process that reads it from its Raft log stops.
@@ -177,24 +206,17 @@ impl Command {
     /// The command's bytes. The limits of this module hold for it, or it is our mistake: what comes
     /// from outside is checked before it gets here.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
-        out.push(match &self.change {
-            Change::Write(_) => KIND_WRITE,
-            Change::ReserveIds { .. } => KIND_RESERVE_IDS,
-            Change::RegisterMember(_) => KIND_REGISTER_MEMBER,
-            Change::SetTolerance(_) => KIND_SET_TOLERANCE,
-        });
+        let (version, kind) = match &self.change {
+            Change::Write(_) => (1, KIND_WRITE),
+            Change::ReserveIds { .. } => (1, KIND_RESERVE_IDS),
+            Change::RegisterMember(_) => (1, KIND_REGISTER_MEMBER),
+            Change::SetTolerance(_) => (1, KIND_SET_TOLERANCE),
+            Change::Once(_) => (2, KIND_ONCE),
+        };
+        let mut out = vec![version, kind];
         out.extend(self.term.to_le_bytes());
         match &self.change {
-            Change::Write(operations) => {
-                assert!(operations.len() <= OPERATIONS_MAX, "too many operations");
-                // Most are a message id, its revision and a length of two bytes.
-                out.reserve(operations.len() * 16);
-                put_varint(&mut out, operations.len() as u64);
-                for run in operations.chunk_by(Operation::is_of_run) {
-                    put_run(&mut out, run);
-                }
-            }
+            Change::Write(operations) => put_operations(&mut out, operations),
             Change::ReserveIds { count } => {
                 assert!((1..=RESERVE_COUNT_MAX).contains(count));
                 put_varint(&mut out, *count);
@@ -204,31 +226,48 @@ impl Command {
                 assert!((TOLERANCE_MIN..=TOLERANCE_MAX).contains(tolerance));
                 out.push(*tolerance);
             }
+            Change::Once(once) => once.put(&mut out),
         }
         out
+    }
+
+    /// The operations, if it has any.
+    pub fn operations(&self) -> &[Operation] {
+        match &self.change {
+            Change::Write(operations) => operations,
+            Change::Once(once) => once.operations(),
+            Change::ReserveIds { .. } | Change::RegisterMember(_) | Change::SetTolerance(_) => &[],
+        }
+    }
+
+    /// Sets the time of a command that carries one, as it is proposed.
+    pub fn set_time(&mut self, now_ms: u64) {
+        if let Change::Once(once) = &mut self.change {
+            once.now_ms = now_ms;
+        }
     }
 
     /// The command with these bytes; never panics.
     pub fn decode(bytes: &[u8]) -> Result<Command, DecodeError> {
         let mut input = Input { rest: bytes };
         let version = input.byte()?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(DecodeError::UnknownVersion(version));
         }
         let kind = input.byte()?;
         let term = input.u64()?;
-        let change = match kind {
-            KIND_WRITE => Change::Write(input.operations()?),
-            KIND_RESERVE_IDS => match input.varint()? {
-                count @ 1..=RESERVE_COUNT_MAX => Change::ReserveIds { count },
-                _ => return Err(DecodeError::Invalid("count of ids")),
+        let change = match (version, kind) {
+            (1, KIND_WRITE) => Change::Write(input.operations()?),
+            (1, KIND_RESERVE_IDS) => Change::ReserveIds {
+                count: input.count_of_ids()?,
             },
-            KIND_REGISTER_MEMBER => Change::RegisterMember(input.registration()?),
-            KIND_SET_TOLERANCE => match input.byte()? {
+            (1, KIND_REGISTER_MEMBER) => Change::RegisterMember(input.registration()?),
+            (1, KIND_SET_TOLERANCE) => match input.byte()? {
                 tolerance @ TOLERANCE_MIN..=TOLERANCE_MAX => Change::SetTolerance(tolerance),
                 _ => return Err(DecodeError::Invalid("tolerance")),
             },
-            unknown => return Err(DecodeError::UnknownKind(unknown)),
+            (2, KIND_ONCE) => Change::Once(Once::decode(&mut input)?),
+            (_, unknown) => return Err(DecodeError::UnknownKind(unknown)),
         };
         if !input.rest.is_empty() {
             return Err(DecodeError::Invalid("end"));
@@ -246,6 +285,17 @@ impl Operation {
             (Operation::Set { .. }, Operation::Delete { .. })
             | (Operation::Delete { .. }, Operation::Set { .. }) => false,
         }
+    }
+}
+
+/// The body of a write.
+pub(super) fn put_operations(out: &mut Vec<u8>, operations: &[Operation]) {
+    assert!(operations.len() <= OPERATIONS_MAX, "too many operations");
+    // Most are a message id, its revision and a length of two bytes.
+    out.reserve(operations.len() * 16);
+    put_varint(out, operations.len() as u64);
+    for run in operations.chunk_by(Operation::is_of_run) {
+        put_run(out, run);
     }
 }
 
@@ -320,137 +370,11 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// What is left to decode.
-pub(super) struct Input<'a> {
-    pub(super) rest: &'a [u8],
-}
-
-impl<'a> Input<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(count)
-            .ok_or(DecodeError::Truncated)?;
-        self.rest = rest;
-        Ok(taken)
-    }
-
-    pub(super) fn byte(&mut self) -> Result<u8, DecodeError> {
-        let (first, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
-        self.rest = rest;
-        Ok(*first)
-    }
-
-    pub(super) fn u64(&mut self) -> Result<u64, DecodeError> {
-        let (first, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or(DecodeError::Truncated)?;
-        self.rest = rest;
-        Ok(u64::from_le_bytes(*first))
-    }
-
-    pub(super) fn varint(&mut self) -> Result<u64, DecodeError> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            // The tenth byte has room for one bit.
-            if shift == 63 && bits > 1 {
-                return Err(DecodeError::Invalid("varint"));
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(DecodeError::Invalid("varint"))
-    }
-
-    /// A varint that is at most `max`, which is far below 2^32.
-    pub(super) fn length(&mut self, max: usize, what: &'static str) -> Result<usize, DecodeError> {
-        let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
-        (length <= max)
-            .then_some(length)
-            .ok_or(DecodeError::Invalid(what))
-    }
-
-    fn operations(&mut self) -> Result<Vec<Operation>, DecodeError> {
-        let total = self.length(OPERATIONS_MAX, "number of operations")?;
-        let mut operations = Vec::new();
-        while operations.len() < total {
-            let replicas = self.replicas()?;
-            let left = total - operations.len();
-            let count = self.length(left, "number of operations")?;
-            if count == 0 {
-                return Err(DecodeError::Invalid("number of operations"));
-            }
-            for _ in 0..count {
-                let key = self.key()?;
-                operations.push(match replicas {
-                    Some(replicas) => Operation::Set {
-                        key,
-                        revision: Revision::from_u64(self.u64()?),
-                        replicas,
-                        length: u32::try_from(self.varint()?)
-                            .map_err(|_| DecodeError::Invalid("payload length"))?,
-                    },
-                    None => Operation::Delete { key },
-                });
-            }
-        }
-        Ok(operations)
-    }
-
-    /// The replica set of a run; `None` for a run of DELs.
-    pub(super) fn replicas(&mut self) -> Result<Option<ReplicaSet>, DecodeError> {
-        let count = self.byte()?;
-        if count == 0 {
-            return Ok(None);
-        }
-        if count > TOLERANCE_MAX {
-            return Err(DecodeError::Invalid("replica set"));
-        }
-        let members = (0..count).map(|_| self.u64().map(MemberId));
-        let members = members.collect::<Result<Vec<_>, _>>()?;
-        let replicas = ReplicaSet::new(&members).ok_or(DecodeError::Invalid("replica set"))?;
-        if replicas.as_slice() != members {
-            return Err(DecodeError::Invalid("order of a replica set"));
-        }
-        Ok(Some(replicas))
-    }
-
-    pub(super) fn key(&mut self) -> Result<Key, DecodeError> {
-        match self.length(KEY_BYTES_MAX, "length of a key")? {
-            0 => Ok(Key::Id(self.varint()?)),
-            length => match Key::parse(self.take(length)?) {
-                Ok(key @ Key::Word(_)) => Ok(key),
-                Ok(Key::Id(_)) | Err(_) => Err(DecodeError::Invalid("key")),
-            },
-        }
-    }
-
-    pub(super) fn registration(&mut self) -> Result<Registration, DecodeError> {
-        Ok(Registration {
-            id: MemberId(self.u64()?),
-            incarnation: self.u64()?,
-            nonce: self.u64()?,
-            name: self.text()?,
-            address: self.text()?,
-            zone: self.text()?,
-        })
-    }
-
-    fn text(&mut self) -> Result<String, DecodeError> {
-        let length = self.length(TEXT_BYTES_MAX, "length of a text")?;
-        let text = std::str::from_utf8(self.take(length)?);
-        Ok(text.map_err(|_| DecodeError::Invalid("text"))?.to_owned())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Token;
+    use crate::metadata::once::OnceChange;
 
     fn set(id: u64, members: &[u64]) -> Operation {
         let members: Vec<MemberId> = members.iter().map(|id| MemberId(*id)).collect();
@@ -508,6 +432,42 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_changes_with_tokens_are_these() {
+        let token = |text: &str| Token::parse(text.as_bytes()).expect("a token");
+        let once = |change| {
+            let change = Change::Once(Once {
+                now_ms: 300,
+                window_ms: 5,
+                change,
+            });
+            let command = Command { term: 3, change };
+            let bytes = command.encode();
+            assert_eq!(Command::decode(&bytes), Ok(command));
+            bytes
+        };
+        let head = [2, 5, 3, 0, 0, 0, 0, 0, 0, 0, 0xac, 2, 5];
+        let delete = |id| Operation::Delete { key: Key::Id(id) };
+        let write = once(OnceChange::Write {
+            tokens: vec![(1, token("a")), (2, token("bc"))],
+            operations: vec![delete(1), delete(2), delete(3)],
+        });
+        let tail = [&[1, 2, 1, 1, b'a', 0, 2, b'b', b'c', 3, 0, 3][..]];
+        let tail = [tail.concat(), vec![0, 1, 0, 2, 0, 3]].concat();
+        assert_eq!(write, [&head[..], &tail].concat());
+        let (token_, count) = (token("t"), 300);
+        let reserve = once(OnceChange::ReserveIds {
+            token: token_,
+            count,
+        });
+        assert_eq!(reserve, [&head[..], &[2, 1, b't', 0xac, 2]].concat());
+        let part = once(OnceChange::WritePart {
+            token: token("t"),
+            operations: vec![delete(9)],
+        });
+        assert_eq!(part, [&head[..], &[3, 1, b't', 1, 0, 1, 0, 9]].concat());
+    }
+
+    #[test]
     fn a_full_batch_costs_a_dozen_bytes_a_message_and_its_set_once() {
         let operations = (0..4096).map(|id| set(id, &[1, 2])).collect();
         let command = Command {
@@ -531,7 +491,10 @@ mod tests {
             bytes[at] = to;
             Command::decode(&bytes)
         };
-        assert_eq!(changed(0, 2), Err(DecodeError::UnknownVersion(2)));
+        assert_eq!(changed(0, 0), Err(DecodeError::UnknownVersion(0)));
+        assert_eq!(changed(0, 3), Err(DecodeError::UnknownVersion(3)));
+        assert_eq!(changed(0, 2), Err(DecodeError::UnknownKind(4)));
+        assert_eq!(changed(1, 5), Err(DecodeError::UnknownKind(5)));
         assert_eq!(changed(1, 99), Err(DecodeError::UnknownKind(99)));
         assert_eq!(changed(10, 8), Err(DecodeError::Invalid("tolerance")));
     }
@@ -539,7 +502,8 @@ mod tests {
     #[test]
     fn values_that_a_command_may_not_have_are_errors() {
         let decode = |kind: u8, body: &[u8]| {
-            Command::decode(&[&[1, kind, 0, 0, 0, 0, 0, 0, 0, 0], body].concat())
+            let version = 1 + u8::from(kind == KIND_ONCE);
+            Command::decode(&[&[version, kind, 0, 0, 0, 0, 0, 0, 0, 0], body].concat())
         };
         let member = |id: u8| [id, 0, 0, 0, 0, 0, 0, 0];
         let pair = |a, b| {
@@ -571,6 +535,15 @@ mod tests {
             (KIND_RESERVE_IDS, vec![0]),
             (KIND_RESERVE_IDS, vec![0xc1, 0x84, 0x3d]),
             (KIND_SET_TOLERANCE, vec![2, 0]),
+            // No window, one that is too long, no such change, no token, one of no operation, one
+            // with a blank, no ids.
+            (KIND_ONCE, vec![0, 0]),
+            (KIND_ONCE, vec![0, 0x81, 0xb8, 0x99, 0x29]),
+            (KIND_ONCE, vec![0, 1, 9]),
+            (KIND_ONCE, vec![0, 1, 1, 0, 0]),
+            (KIND_ONCE, vec![0, 1, 1, 1, 1, 1, b't', 1, 0, 1, 0, 9]),
+            (KIND_ONCE, vec![0, 1, 3, 1, b' ', 0]),
+            (KIND_ONCE, vec![0, 1, 2, 1, b't', 0]),
         ] {
             let decoded = decode(kind, &body);
             assert!(
@@ -584,6 +557,8 @@ mod tests {
 #[cfg(test)]
 mod properties {
     use super::*;
+    use crate::ids::Token;
+    use crate::metadata::once::{OnceChange, WINDOW_MS_MAX};
     use proptest::prelude::*;
 
     fn any_key() -> impl Strategy<Value = Key> {
@@ -611,8 +586,38 @@ mod properties {
         ]
     }
 
+    fn any_once() -> impl Strategy<Value = Change> {
+        let token = "[!-~é]{1,32}".prop_map(|text| Token::parse(text.as_bytes()).expect("valid"));
+        let operation = (any_operation(), proptest::option::of(token.clone()));
+        let operations = proptest::collection::vec(operation, 1..20);
+        let change = (0..3, token, operations, 1..=RESERVE_COUNT_MAX);
+        let change = change.prop_map(|(kind, token, drafts, count)| {
+            let (operations, tokens): (Vec<_>, Vec<_>) = drafts.into_iter().unzip();
+            let tokens = (0..).zip(tokens);
+            let mut tokens: Vec<_> = tokens
+                .filter_map(|(at, token)| Some((at, token?)))
+                .collect();
+            if tokens.is_empty() {
+                tokens.push((0, token.clone()));
+            }
+            match kind {
+                0 => OnceChange::Write { tokens, operations },
+                1 => OnceChange::ReserveIds { token, count },
+                _ => OnceChange::WritePart { token, operations },
+            }
+        });
+        (any::<u64>(), 1..=WINDOW_MS_MAX, change).prop_map(|(now_ms, window_ms, change)| {
+            Change::Once(Once {
+                now_ms,
+                window_ms,
+                change,
+            })
+        })
+    }
+
     fn any_change() -> impl Strategy<Value = Change> {
         prop_oneof![
+            any_once(),
             proptest::collection::vec(any_operation(), 0..20).prop_map(Change::Write),
             (1..=RESERVE_COUNT_MAX).prop_map(|count| Change::ReserveIds { count }),
             (TOLERANCE_MIN..=TOLERANCE_MAX).prop_map(Change::SetTolerance),
@@ -655,8 +660,10 @@ mod properties {
             bytes.truncate(cut.index(bytes.len()) + 1);
             let _ = Command::decode(&bytes);
             let _ = Command::decode(&noise);
-            for kind in KIND_WRITE..=KIND_SET_TOLERANCE {
-                let _ = Command::decode(&[&[VERSION, kind], &noise[..]].concat());
+            for kind in KIND_WRITE..=KIND_ONCE {
+                for version in 1..=VERSION {
+                    let _ = Command::decode(&[&[version, kind], &noise[..]].concat());
+                }
             }
         }
 

@@ -9,7 +9,9 @@
 pub mod command;
 pub mod members;
 pub mod message_index;
+pub mod once;
 pub mod replica_sets;
 pub mod settings;
 pub mod snapshot;
 pub mod state;
+pub mod tokens;

@@ -3,7 +3,8 @@
 //! [`State::begin_snapshot`] notes what is small, the registry and the settings, and from then on
 //! every shard is copied before its first change ([`ShardCell`]). A [`Capture`], on any thread,
 //! takes shard by shard as it was, the copy or else the shard itself, and encodes chunks of some
-//! [`CHUNK_BYTES`]. The table of replica sets is not copied: it is pinned (`replica_sets`).
+//! [`CHUNK_BYTES`]. The table of replica sets is not copied: it is pinned (`replica_sets`). The
+//! table of tokens is shared, and copied part by part as it changes (`tokens`).
 //!
 //! Memory: the shards that were changed and not taken yet, at most one copy of the index; the
 //! shard that is being encoded; one chunk. Pauses: a change copies its shard at most once for a
@@ -17,16 +18,18 @@
 //!
 //! Little-endian; `varint`, `text`, `key`, `registration` and `set` (1 byte number of members, then
 //! ids of 8 bytes, ascending) as in [`super::command`]. Whoever stores chunks keeps their lengths
-//! and checksums. The head comes first, members before messages; otherwise in no order.
+//! and checksums. The head comes first, members before messages; otherwise in no order. A state
+//! that never saw a token is written in version 1, any other in version 2.
 //!
 //! | chunk | part | size | meaning |
 //! |---|---|---|---|
 //! | head | kind | 1 | 1 |
-//! | | version | 1 | 1: of all chunks |
+//! | | version | 1 | 1 or 2: of all chunks |
 //! | | index | 8 | everything up to it is in the snapshot, nothing after it |
 //! | | messages, members | varint each | how many there are |
 //! | | reserved until | varint | `Settings::reserved_until` |
 //! | | tolerance | 1 | 0: not set |
+//! | | clock, tokens | varint each | from version 2 on: `Tokens::clock_ms`, how many there are |
 //! | members | kind | 1 | 2 |
 //! | | count | varint | that many follow |
 //! | | each: retired | 1 | 0 or 1 |
@@ -39,12 +42,18 @@
 //! | | each: key | | |
 //! | | each: set | varint | its place among the chunk's sets |
 //! | | each: revision, length | 8, varint | |
+//! | tokens | kind | 1 | 4, from version 2 on |
+//! | | count | varint | at least 1; that many follow |
+//! | | each: token, expiry, use | | see `metadata::tokens`, module `bytes` |
+
+mod shard_cell;
 
 use std::collections::hash_map::IntoIter;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxBuildHasher;
 
+pub use self::shard_cell::ShardCell;
 use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX};
 use crate::metadata::command::{DecodeError, Input, put_key, put_registration, put_varint};
 use crate::metadata::members::Member;
@@ -52,11 +61,14 @@ use crate::metadata::message_index::{Shard, Slot, shard_of};
 use crate::metadata::replica_sets::{ReplicaSet, ReplicaSets, SetId};
 use crate::metadata::settings::Settings;
 use crate::metadata::state::{Shards, State};
+use crate::metadata::tokens::Frozen;
 
-const VERSION: u8 = 1;
+/// The highest version.
+const VERSION: u8 = 2;
 const KIND_HEAD: u8 = 1;
 const KIND_MEMBERS: u8 = 2;
 const KIND_MESSAGES: u8 = 3;
+const KIND_TOKENS: u8 = 4;
 
 /// A chunk is complete with the first item that makes it this long. A reader holds one in memory;
 /// with a tenth of it, the sets would be written more often than they save.
@@ -87,59 +99,13 @@ impl From<DecodeError> for RestoreError {
     }
 }
 
-/// A shard, and the copy of it that a snapshot still has to take.
-///
-/// Snapshots have ascending numbers from 1; `taken_for` is the last one that has the shard, or a
-/// copy of it, as it was when that snapshot began.
-#[derive(Debug, Default)]
-pub struct ShardCell {
-    shard: Shard,
-    /// Boxed: there are many shards, and mostly no copies.
-    copy: Option<Box<Shard>>,
-    taken_for: u64,
-}
-
-impl ShardCell {
-    /// The shard as it is.
-    pub fn shard(&self) -> &Shard {
-        &self.shard
-    }
-
-    /// The shard, to be changed. If a snapshot is being taken that does not have it, it is copied.
-    pub fn change(&mut self, snapshot: Option<u64>) -> &mut Shard {
-        if let Some(number) = snapshot
-            && self.taken_for != number
-        {
-            self.copy = Some(Box::new(self.shard.clone()));
-            self.taken_for = number;
-        }
-        &mut self.shard
-    }
-
-    /// The shard as it was when the snapshot began; once for each snapshot.
-    pub fn take(&mut self, snapshot: u64) -> Shard {
-        if self.taken_for != snapshot {
-            // A clone, so that it is encoded without the lock that guards this.
-            self.taken_for = snapshot;
-            return self.shard.clone();
-        }
-        *self
-            .copy
-            .take()
-            .expect("a shard is taken once for each snapshot")
-    }
-
-    /// Drops the copy, if there is one; its snapshot has ended.
-    pub fn forget(&mut self) {
-        self.copy = None;
-    }
-}
-
 /// A snapshot that is being taken; see the header of this file. Whoever owns it calls
 /// [`Shards::end_snapshot`] when it is complete or given up.
 pub struct Capture {
     /// The chunks of the head and the members.
     first: VecDeque<Vec<u8>>,
+    /// Then these, as what is shared with them is copied when it changes.
+    tokens: Frozen,
     /// The next shard to take.
     next_shard: usize,
     /// What is left of the one before.
@@ -162,6 +128,7 @@ impl<S: Shards> State<S> {
         let (ids, words) = Shard::default().into_messages();
         Capture {
             first: encode_small(self, index),
+            tokens: self.tokens.freeze(),
             next_shard: 0,
             ids,
             words,
@@ -172,12 +139,18 @@ impl<S: Shards> State<S> {
 
 /// The head and the members.
 fn encode_small<S: Shards>(state: &State<S>, index: u64) -> VecDeque<Vec<u8>> {
-    let mut head = vec![KIND_HEAD, VERSION];
+    let tokens = &state.tokens;
+    let has_tokens = tokens.clock_ms() > 0 || !tokens.is_empty();
+    let mut head = vec![KIND_HEAD, 1 + u8::from(has_tokens)];
     head.extend(index.to_le_bytes());
     put_varint(&mut head, state.messages);
     put_varint(&mut head, state.members.iter().count() as u64);
     put_varint(&mut head, state.settings.reserved_until);
     head.push(state.settings.tolerance.unwrap_or(0));
+    if has_tokens {
+        put_varint(&mut head, tokens.clock_ms());
+        put_varint(&mut head, tokens.len() as u64);
+    }
     let mut chunks = VecDeque::from([head]);
     let mut members = state.members.iter().peekable();
     while members.peek().is_some() {
@@ -193,12 +166,16 @@ fn encode_small<S: Shards>(state: &State<S>, index: u64) -> VecDeque<Vec<u8>> {
             put_varint(&mut body, member.bytes);
             count += 1;
         }
-        let mut chunk = vec![KIND_MEMBERS];
-        put_varint(&mut chunk, count);
-        chunk.extend(body);
-        chunks.push_back(chunk);
+        chunks.push_back(counted(KIND_MEMBERS, count, &body));
     }
     chunks
+}
+
+fn counted(kind: u8, count: u64, body: &[u8]) -> Vec<u8> {
+    let mut chunk = vec![kind];
+    put_varint(&mut chunk, count);
+    chunk.extend(body);
+    chunk
 }
 
 impl Capture {
@@ -206,6 +183,11 @@ impl Capture {
     pub fn next_chunk<S: Shards>(&mut self, shards: &mut S) -> Option<Vec<u8>> {
         if let Some(chunk) = self.first.pop_front() {
             return Some(chunk);
+        }
+        let mut body = Vec::new();
+        let tokens = self.tokens.encode(self.chunk_bytes, &mut body);
+        if tokens > 0 {
+            return Some(counted(KIND_TOKENS, tokens, &body));
         }
         let mut chunk = MessageChunk::default();
         loop {
@@ -292,6 +274,8 @@ struct Head {
     messages: u64,
     members: u64,
     settings: Settings,
+    clock_ms: u64,
+    tokens: u64,
 }
 
 /// A set of a chunk, and what names it there.
@@ -314,6 +298,11 @@ impl Restore {
             (KIND_HEAD, None) => self.head = Some(Head::decode(&mut input)?),
             (KIND_MEMBERS, Some(_)) if self.messages == 0 => members(state, &mut input)?,
             (KIND_MESSAGES, Some(_)) => self.messages(state, &mut input)?,
+            (KIND_TOKENS, Some(_)) => {
+                for _ in 0..input.length(CHUNK_BYTES_MAX, "number of tokens")? {
+                    state.tokens.decode(&mut input)?;
+                }
+            }
             _ => return Err(RestoreError::Invalid("kind of chunk")),
         }
         match input.rest.is_empty() {
@@ -418,6 +407,10 @@ impl Restore {
         if members != head.members {
             return Err(RestoreError::Invalid("number of members"));
         }
+        if state.tokens.len() as u64 != head.tokens {
+            return Err(RestoreError::Invalid("number of tokens"));
+        }
+        state.tokens.restore_clock(head.clock_ms);
         state.settings = head.settings;
         state.applied_index = head.index;
         Ok(head.index)
@@ -426,9 +419,9 @@ impl Restore {
 
 impl Head {
     fn decode(input: &mut Input<'_>) -> Result<Head, RestoreError> {
-        match input.byte()? {
-            VERSION => {}
-            version => return Err(RestoreError::UnknownVersion(version)),
+        let version = input.byte()?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(RestoreError::UnknownVersion(version));
         }
         let (index, messages, members) = (input.u64()?, input.varint()?, input.varint()?);
         let reserved_until = input.varint()?;
@@ -437,7 +430,13 @@ impl Head {
             tolerance if tolerance <= TOLERANCE_MAX => Some(tolerance),
             _ => return Err(RestoreError::Invalid("tolerance")),
         };
+        let (clock_ms, tokens) = match version {
+            1 => (0, 0),
+            _ => (input.varint()?, input.varint()?),
+        };
         Ok(Head {
+            clock_ms,
+            tokens,
             index,
             messages,
             members,

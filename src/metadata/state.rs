@@ -13,15 +13,21 @@
 //!
 //! A snapshot of the state at one index is taken while commands go on: `metadata::snapshot`.
 
+pub(super) mod digest;
+mod once;
+mod writes;
+
 use std::collections::BTreeSet;
 
-use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
-use crate::metadata::command::{Applied, Change, Command, Operation, OperationResult};
+use crate::ids::{Key, MemberId, TOLERANCE_MAX, TOLERANCE_MIN};
+use crate::metadata::command::{Applied, Change, Command, Operation};
 use crate::metadata::members::Members;
-use crate::metadata::message_index::{Entry, Lookup, Shard, Slot, mix, shard_of};
-use crate::metadata::replica_sets::{ReplicaSet, ReplicaSets};
+use crate::metadata::message_index::{Entry, Lookup, Shard, Slot, shard_of};
+use crate::metadata::replica_sets::ReplicaSets;
 use crate::metadata::settings::Settings;
 use crate::metadata::snapshot::ShardCell;
+use crate::metadata::tokens::Tokens;
+use digest::Digest;
 
 /// Where the message index and the table of replica sets are kept.
 pub trait Shards {
@@ -134,6 +140,7 @@ pub struct State<S> {
     pub(super) shards: S,
     pub(super) members: Members,
     pub(super) settings: Settings,
+    pub(super) tokens: Tokens,
     /// How many messages there are: the shards' lengths added up.
     pub(super) messages: u64,
     /// The Raft index up to which everything is applied.
@@ -149,6 +156,7 @@ impl<S: Shards> State<S> {
             shards,
             members: Members::default(),
             settings: Settings::default(),
+            tokens: Tokens::default(),
             messages: 0,
             applied_index: 0,
             changed: BTreeSet::new(),
@@ -173,6 +181,7 @@ impl<S: Shards> State<S> {
                 self.settings.tolerance = Some(*tolerance);
                 Applied::Set
             }
+            Change::Once(once) => self.once(once),
         }
     }
 
@@ -186,129 +195,23 @@ impl<S: Shards> State<S> {
         self.applied_index = index;
     }
 
-    fn write(&mut self, operations: &[Operation]) -> Applied {
-        let mut outcome = WriteOutcome::with_capacity(operations.len());
-        for run in operations.chunk_by(Operation::is_of_run) {
-            match &run[0] {
-                Operation::Set { replicas, .. } => self.set_run(replicas, run, &mut outcome),
-                Operation::Delete { .. } => self.delete_run(run, &mut outcome),
-            }
+    fn reserve_ids(&mut self, count: u64) -> Applied {
+        match self.fresh_ids(count) {
+            Some(first) => Applied::Reserved { first },
+            None => Applied::IdsExhausted,
         }
-        self.drop_records(&outcome.dropped);
-        let WriteOutcome {
-            results,
-            mut released,
-            dropped,
-        } = outcome;
-        released.extend(dropped.into_iter().filter_map(|record| {
-            let set = record.set;
-            record.is_released.then_some((record.slot.revision, set))
-        }));
-        Applied::Write { results, released }
-    }
-
-    /// Applies SETs that share a replica set.
-    fn set_run(&mut self, replicas: &ReplicaSet, run: &[Operation], outcome: &mut WriteOutcome) {
-        let members = replicas.as_slice();
-        if !members.iter().all(|id| self.members.is_active(*id)) {
-            for operation in run {
-                outcome.results.push(OperationResult::UnknownMember);
-                if let Operation::Set { revision, .. } = operation {
-                    outcome.released.push((*revision, *replicas));
-                }
-            }
-            return;
-        }
-        let set = self
-            .shards
-            .write_sets(|sets| sets.acquire(replicas, run.len() as u64));
-        let mut bytes = 0;
-        for operation in run {
-            let Operation::Set {
-                key,
-                revision,
-                length,
-                ..
-            } = operation
-            else {
-                unreachable!("a run of SETs has only SETs");
-            };
-            let slot = Slot {
-                revision: *revision,
-                set,
-                length: *length,
-            };
-            let shard = shard_of(key, self.shards.shard_count());
-            let replaced = self
-                .shards
-                .write_shard(shard, |shard| shard.insert(key, slot));
-            match replaced {
-                // A revision is never used twice; if one were, its record must not be released.
-                Some(old) => outcome.drop_later(&self.shards, old, old.revision != *revision),
-                None => self.messages += 1,
-            }
-            bytes += u64::from(*length);
-            outcome.results.push(OperationResult::Stored);
-        }
-        for id in members {
-            self.members.add_copies(*id, run.len() as u64, bytes);
-            self.changed.insert(*id);
-        }
-    }
-
-    fn delete_run(&mut self, run: &[Operation], outcome: &mut WriteOutcome) {
-        for operation in run {
-            let Operation::Delete { key } = operation else {
-                unreachable!("a run of DELs has only DELs");
-            };
-            let shard = shard_of(key, self.shards.shard_count());
-            match self.shards.write_shard(shard, |shard| shard.remove(key)) {
-                Some(old) => {
-                    self.messages -= 1;
-                    outcome.drop_later(&self.shards, old, true);
-                    outcome.results.push(OperationResult::Deleted);
-                }
-                None => outcome.results.push(OperationResult::NotFound),
-            }
-        }
-    }
-
-    /// Takes records that no message has any more out of the counters and the table of sets.
-    fn drop_records(&mut self, dropped: &[Dropped]) {
-        if dropped.is_empty() {
-            return;
-        }
-        // Runs are overwritten as runs, mostly: neighbours with one set are counted at once.
-        let same_set = |a: &Dropped, b: &Dropped| a.slot.set == b.slot.set;
-        for same in dropped.chunk_by(same_set) {
-            let bytes = same
-                .iter()
-                .map(|record| u64::from(record.slot.length))
-                .sum();
-            for id in same[0].set.as_slice() {
-                self.members.remove_copies(*id, same.len() as u64, bytes);
-                self.changed.insert(*id);
-            }
-        }
-        self.shards.write_sets(|sets| {
-            for same in dropped.chunk_by(same_set) {
-                sets.release(same[0].slot.set, same.len() as u64);
-            }
-        });
     }
 
     /// A million ids are a million questions, some 15 ms: as long as heartbeats can well wait.
-    fn reserve_ids(&mut self, count: u64) -> Applied {
+    fn fresh_ids(&mut self, count: u64) -> Option<u64> {
         let shards = &self.shards;
         let is_used = |id| {
             let shard = shard_of(&Key::Id(id), shards.shard_count());
             shards.read_shard(shard, |shard| shard.contains_id(id))
         };
-        let Some(first) = self.settings.fresh_ids(count, is_used) else {
-            return Applied::IdsExhausted;
-        };
+        let first = self.settings.fresh_ids(count, is_used)?;
         self.settings.reserved_until = first + (count - 1);
-        Applied::Reserved { first }
+        Some(first)
     }
 
     /// Up to which Raft index everything is applied.
@@ -329,6 +232,11 @@ impl<S: Shards> State<S> {
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Tokens that are remembered.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// The registry.
@@ -398,7 +306,8 @@ impl<S: Shards> State<S> {
             messages = messages.wrapping_add(sum);
         }
         digest.number(messages);
-        digest.value
+        self.tokens.digest(&mut digest);
+        digest.value()
     }
 
     fn message_digest(&self, kind: u64, id: u64, word: &str, slot: Slot) -> u64 {
@@ -412,7 +321,7 @@ impl<S: Shards> State<S> {
         for member in set.as_slice() {
             digest.number(member.0);
         }
-        digest.value
+        digest.value()
     }
 }
 
@@ -424,79 +333,22 @@ impl<S: Shards> Lookup for State<S> {
 
 /// R2: the command, and each revision in it, is of the term in which its entry was proposed.
 fn is_of_term(command: &Command, entry_term: u64) -> bool {
-    let Change::Write(operations) = &command.change else {
-        return command.term == entry_term;
-    };
     command.term == entry_term
-        && operations.iter().all(|operation| match operation {
-            Operation::Set { revision, .. } => revision.term() == entry_term,
-            Operation::Delete { .. } => true,
-        })
-}
-
-/// What is collected while the operations of a write are applied.
-struct WriteOutcome {
-    results: Vec<OperationResult>,
-    released: Vec<(Revision, ReplicaSet)>,
-    dropped: Vec<Dropped>,
-}
-
-/// A record that its message has no more.
-struct Dropped {
-    slot: Slot,
-    set: ReplicaSet,
-    /// Its copies may go.
-    is_released: bool,
-}
-
-impl WriteOutcome {
-    fn with_capacity(operations: usize) -> WriteOutcome {
-        WriteOutcome {
-            results: Vec::with_capacity(operations),
-            released: Vec::new(),
-            dropped: Vec::new(),
-        }
-    }
-
-    /// The record's set stays counted, and so resolvable, until all operations are applied.
-    fn drop_later<S: Shards>(&mut self, shards: &S, slot: Slot, is_released: bool) {
-        let set = match self.dropped.last() {
-            Some(last) if last.slot.set == slot.set => last.set,
-            _ => shards.read_sets(|sets| sets.set(slot.set)),
-        };
-        self.dropped.push(Dropped {
-            slot,
-            set,
-            is_released,
-        });
-    }
-}
-
-/// A hash of a sequence of numbers and texts that is fixed for good.
-#[derive(Default)]
-struct Digest {
-    value: u64,
-}
-
-impl Digest {
-    fn number(&mut self, number: u64) {
-        self.value = mix(self.value.rotate_left(5) ^ number);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        for chunk in text.as_bytes().chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.number(u64::from_le_bytes(word));
-        }
-    }
+        && command
+            .operations()
+            .iter()
+            .all(|operation| match operation {
+                Operation::Set { revision, .. } => revision.term() == entry_term,
+                Operation::Delete { .. } => true,
+            })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::command::Registration;
+    use crate::ids::Revision;
+    use crate::metadata::command::{OperationResult, Registration};
+    use crate::metadata::replica_sets::ReplicaSet;
 
     const TERM: u64 = 3;
 
@@ -697,7 +549,9 @@ mod tests {
 #[cfg(test)]
 mod properties {
     use super::*;
-    use crate::metadata::command::Registration;
+    use crate::ids::Revision;
+    use crate::metadata::command::{OperationResult, Registration};
+    use crate::metadata::replica_sets::ReplicaSet;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -211,8 +211,12 @@ mod tests {
 
     fn set(length: usize) -> Work {
         let payload = Bytes::from(vec![0; length]);
-        let key = Key::Id(1);
-        Work::Write(Write::Set { key, payload })
+        let (key, token) = (Key::Id(1), None);
+        Work::Write(Write::Set {
+            key,
+            payload,
+            token,
+        })
     }
 
     fn busy(count: usize) -> Vec<Reply> {

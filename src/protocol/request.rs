@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::ids::Key;
+use crate::ids::{Key, Token};
 
 /// The most requests in one batch.
 pub const BATCH_REQUESTS_MAX: usize = 4096;
@@ -13,7 +13,8 @@ pub const BULK_COUNT_MAX: u64 = 1_000_000;
 /// The most payload bytes one bulk write may store, all its messages together: 1 GiB.
 pub const BULK_BYTES_MAX: u64 = 1 << 30;
 
-/// One write of a batch.
+/// One write of a batch. With a token it takes effect at most once in the time for which tokens are
+/// remembered; a repeat gets the first reply, whatever it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     /// Store a message.
@@ -22,11 +23,15 @@ pub enum Write {
         key: Key,
         /// Its bytes.
         payload: Bytes,
+        /// By which a repeat is known.
+        token: Option<Token>,
     },
     /// Delete a message.
     Delete {
         /// Its name.
         key: Key,
+        /// By which a repeat is known.
+        token: Option<Token>,
     },
 }
 
@@ -55,6 +60,8 @@ pub enum Batch {
         count: u64,
         /// The bytes of each message; `count` times its length is at most [`BULK_BYTES_MAX`].
         payload: Bytes,
+        /// By which a repeat is known: it stores what is missing under the ids of the first.
+        token: Option<Token>,
     },
     /// Where a message's copies are.
     Where(Key),

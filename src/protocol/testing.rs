@@ -7,13 +7,15 @@ use bytes::Bytes;
 use super::reply::{ClusterStatus, MemberState, MemberStatus, ReplicaStatus, Reply};
 use super::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, Write};
 use crate::error::Failure;
-use crate::ids::{Key, Revision};
+use crate::ids::{Key, Revision, Token};
 
 /// Messages in memory.
 #[derive(Default)]
 pub struct FakeStore {
     /// The messages.
     pub messages: BTreeMap<Key, (Revision, Bytes)>,
+    /// The first replies to writes with a token.
+    pub tokens: BTreeMap<Token, Reply>,
     /// When set, every request fails so.
     pub failure: Option<Failure>,
     /// When set, at most so many reads of a batch are answered.
@@ -46,16 +48,30 @@ impl FakeStore {
                 let keys = keys.iter().take(count);
                 keys.map(|key| self.read(key)).collect()
             }
-            Batch::Bulk { count, payload } => {
+            Batch::Bulk {
+                count,
+                payload,
+                token,
+            } => {
+                if let Some(reply) = self.repeated(token.as_ref()) {
+                    return vec![reply];
+                }
                 let first = self.next_id + 1;
                 self.next_id += count;
                 for id in first..=self.next_id {
                     let payload = payload.clone();
-                    let key = Key::Id(id);
-                    self.write(Write::Set { key, payload });
+                    let (key, token) = (Key::Id(id), None);
+                    self.write(Write::Set {
+                        key,
+                        payload,
+                        token,
+                    });
                 }
                 let last = self.next_id;
-                vec![Reply::BulkStored { first, last }]
+                let reply = Reply::BulkStored { first, last };
+                self.tokens
+                    .extend(token.map(|token| (token, reply.clone())));
+                vec![reply]
             }
             Batch::Where(key) => vec![self.locate(&key)],
             Batch::Count => vec![Reply::Count(self.messages.len() as u64)],
@@ -66,16 +82,28 @@ impl FakeStore {
     fn write(&mut self, write: Write) -> Reply {
         self.sequence += 1;
         let revision = Revision::new(0, self.sequence);
-        match write {
-            Write::Set { key, payload } => {
+        let (Write::Set { token, .. } | Write::Delete { token, .. }) = &write;
+        let token = token.clone();
+        if let Some(reply) = self.repeated(token.as_ref()) {
+            return reply;
+        }
+        let reply = match write {
+            Write::Set { key, payload, .. } => {
                 self.messages.insert(key, (revision, payload));
                 Reply::Stored { revision }
             }
-            Write::Delete { key } => match self.messages.remove(&key) {
+            Write::Delete { key, .. } => match self.messages.remove(&key) {
                 Some(_) => Reply::Deleted,
                 None => Reply::NotFound,
             },
-        }
+        };
+        self.tokens
+            .extend(token.map(|token| (token, reply.clone())));
+        reply
+    }
+
+    fn repeated(&self, token: Option<&Token>) -> Option<Reply> {
+        self.tokens.get(token?).cloned()
     }
 
     fn read(&self, key: &Key) -> Reply {

@@ -12,6 +12,7 @@ mod damage;
 mod faults;
 mod identity;
 mod members;
+mod once;
 mod placement;
 mod refusals;
 mod stalls;

@@ -3,9 +3,10 @@
 use super::runs::{CopyState, Outcome, Run};
 use super::{Phase, WriteBatch};
 use crate::clock::Instant;
-use crate::coordinator::{Effect, Settlement};
+use crate::coordinator::{Effect, Settlement, refused, repeated};
 use crate::error::Failure;
 use crate::metadata::command::{Applied, Change, Command, Operation, OperationResult};
+use crate::metadata::once::OnceChange;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Write;
@@ -14,27 +15,37 @@ impl WriteBatch {
     /// Proposes what has its copies, and the deletes, in the order of the requests.
     pub(super) fn propose(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let mut operations = Vec::with_capacity(self.writes.len());
+        let mut tokens = Vec::new();
         let mut run = 0;
         let mut set = 0;
         // The payloads were handed to the stores; keys move into the entry.
         for (position, write) in std::mem::take(&mut self.writes).into_iter().enumerate() {
-            let (key, payload) = match write {
-                Write::Delete { key } => {
+            let at = operations.len() as u32;
+            let (key, payload, token) = match write {
+                Write::Delete { key, token } => {
                     operations.push(Operation::Delete { key });
+                    tokens.extend(token.map(|token| (at, token)));
                     continue;
                 }
-                Write::Set { key, payload } => (key, payload),
+                Write::Set {
+                    key,
+                    payload,
+                    token,
+                } => (key, payload, token),
             };
             while self.runs[run].sets.end <= set {
                 run += 1;
             }
             match &self.runs[run].outcome {
-                Outcome::Placed(replicas) => operations.push(Operation::Set {
-                    key,
-                    revision: self.revisions.at(set as u64),
-                    replicas: *replicas,
-                    length: u32::try_from(payload.len()).expect("a payload fits a frame"),
-                }),
+                Outcome::Placed(replicas) => {
+                    operations.push(Operation::Set {
+                        key,
+                        revision: self.revisions.at(set as u64),
+                        replicas: *replicas,
+                        length: u32::try_from(payload.len()).expect("a payload fits a frame"),
+                    });
+                    tokens.extend(token.map(|token| (at, token)));
+                }
                 Outcome::Failed(failure) => {
                     self.replies[position] = Some(Reply::Failed(failure.clone()));
                 }
@@ -51,6 +62,13 @@ impl WriteBatch {
             self.finish(effects);
             return;
         }
+        let change = match self.bulk_token.take() {
+            Some(token) => self
+                .limits
+                .once(OnceChange::WritePart { token, operations }),
+            None if tokens.is_empty() => Change::Write(operations),
+            None => self.limits.once(OnceChange::Write { tokens, operations }),
+        };
         let tag = self.tags.next();
         self.phase = Phase::Proposed {
             tag,
@@ -60,7 +78,7 @@ impl WriteBatch {
             tag,
             command: Command {
                 term: self.revisions.first.term(),
-                change: Change::Write(operations),
+                change,
             },
             settlement,
         });
@@ -100,6 +118,9 @@ impl WriteBatch {
             }
             Applied::Reserved { .. }
             | Applied::IdsExhausted
+            | Applied::Repeated(_)
+            | Applied::Resumed { .. }
+            | Applied::Refused(_)
             | Applied::Registered { .. }
             | Applied::StaleIncarnation { .. }
             | Applied::Retired
@@ -122,6 +143,10 @@ impl WriteBatch {
                 (OperationResult::NotFound, None) => Reply::NotFound,
                 // A member was retired meanwhile: nothing changed, and others will take it.
                 (OperationResult::UnknownMember, Some(_)) => Reply::Failed(Failure::Busy),
+                (OperationResult::Repeated(outcome), _) => repeated(outcome),
+                // The bulk write that this is a part of tells ids, and no revisions.
+                (OperationResult::StoredBefore, Some(revision)) => Reply::Stored { revision },
+                (OperationResult::Refused(refusal), _) => Reply::Failed(refused(refusal)),
                 (result, _) => unreachable!("operation answered by {result:?}"),
             });
         }

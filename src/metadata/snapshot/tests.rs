@@ -198,8 +198,8 @@ fn what_contradicts_itself_is_refused() {
     let twice = [&chunks[..], &chunks[2..]].concat();
     assert!(refused(&twice).contains("there twice"));
     let mut newer = chunks.clone();
-    newer[0][1] = 2;
-    assert!(refused(&newer).contains("version 2"));
+    newer[0][1] = 3;
+    assert!(refused(&newer).contains("version 3"));
     let mut counters = chunks.clone();
     *counters[1].last_mut().expect("a chunk") ^= 1;
     assert!(refused(&counters).contains("counter"));
@@ -209,6 +209,8 @@ mod properties {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ids::Token;
+    use crate::metadata::once::{Once, OnceChange};
 
     fn any_key() -> impl Strategy<Value = Key> {
         prop_oneof![
@@ -232,6 +234,8 @@ mod properties {
         Member(u64, String),
         Tolerance(u8),
         Reserve(u64),
+        /// A DEL with a token, and so much later.
+        Once(String, Key, u64),
         /// The writer takes that many chunks.
         Chunks(usize),
     }
@@ -242,11 +246,12 @@ mod properties {
             1 => (1..8_u64, "[a-e]").prop_map(|(id, name)| Step::Member(id, name)),
             1 => (1..=7_u8).prop_map(Step::Tolerance),
             1 => (1..4_u64).prop_map(Step::Reserve),
+            3 => ("[a-f]", any_key(), 0..30_u64).prop_map(|(t, key, ms)| Step::Once(t, key, ms)),
             3 => (1..4_usize).prop_map(Step::Chunks),
         ]
     }
 
-    fn change(step: &Step, sequence: &mut u64) -> Option<Change> {
+    fn change(step: &Step, sequence: &mut u64, now_ms: &mut u64) -> Option<Change> {
         Some(match step {
             Step::Write(drafts) => {
                 let operation = |(key, members, length): &Draft| {
@@ -261,6 +266,17 @@ mod properties {
             Step::Member(id, name) => member(*id, name),
             Step::Tolerance(tolerance) => Change::SetTolerance(*tolerance),
             Step::Reserve(count) => Change::ReserveIds { count: *count },
+            Step::Once(text, key, later_ms) => {
+                let token = Token::parse(text.as_bytes()).expect("a token");
+                let operations = vec![Operation::Delete { key: key.clone() }];
+                let tokens = vec![(0, token)];
+                *now_ms += later_ms;
+                Change::Once(Once {
+                    now_ms: *now_ms,
+                    window_ms: 50,
+                    change: OnceChange::Write { tokens, operations },
+                })
+            }
             Step::Chunks(_) => return None,
         })
     }
@@ -276,13 +292,13 @@ mod properties {
             after in proptest::collection::vec(any_step(), 0..30),
             layouts in (1..20_usize, 1..20_usize),
         ) {
-            let mut sequence = 0;
+            let (mut sequence, mut now_ms) = (0, 0);
             let mut state = State::new(PlainShards::new(layouts.0));
             for id in 1..=4 {
                 apply(&mut state, member(id, &format!("{id}")));
             }
             for step in &before {
-                if let Some(change) = change(step, &mut sequence) {
+                if let Some(change) = change(step, &mut sequence, &mut now_ms) {
                     apply(&mut state, change);
                 }
             }
@@ -297,7 +313,7 @@ mod properties {
                         chunks.extend(capture.next_chunk(state.shards_mut()));
                     }
                 }
-                if let Some(change) = change(step, &mut sequence) {
+                if let Some(change) = change(step, &mut sequence, &mut now_ms) {
                     let applied = apply(&mut state, change.clone());
                     entries.push((change, applied));
                 }

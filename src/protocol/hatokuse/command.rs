@@ -3,11 +3,12 @@
 //! Grammar, in words: a line ends in LF, a CR directly before it belongs to the line end. Blanks
 //! (space, tab) before the command are skipped, one or more separate its words, those at its end
 //! are ignored, except behind the key of a SET: there is exactly one, and the message is all that
-//! follows. `SETB` is followed by as many raw bytes as it says and one more line end.
+//! follows. `SETB` is followed by as many raw bytes as it says and one more line end. `ONCE` and a
+//! token may stand before a SET, SETB, DEL or bulk write, which follows as it is without them.
 
 use bytes::Bytes;
 
-use crate::ids::Key;
+use crate::ids::{Key, Token};
 use crate::protocol::request::BULK_COUNT_MAX;
 
 /// One parsed command, or what is wrong with it.
@@ -19,6 +20,8 @@ pub enum Command {
         key: Key,
         /// Its bytes.
         payload: Bytes,
+        /// Of a `ONCE` before it.
+        token: Option<Token>,
     },
     /// `<n> SET`.
     Bulk {
@@ -26,9 +29,16 @@ pub enum Command {
         count: u64,
         /// The bytes of each.
         payload: Bytes,
+        /// Of a `ONCE` before it.
+        token: Option<Token>,
     },
     /// `DEL`.
-    Delete(Key),
+    Delete {
+        /// The message's name.
+        key: Key,
+        /// Of a `ONCE` before it.
+        token: Option<Token>,
+    },
     /// `GET`.
     Get(Key),
     /// `GETB`.
@@ -65,6 +75,8 @@ pub enum Problem {
     UnknownCommand,
     /// The key is not valid.
     InvalidKey,
+    /// The token is not valid.
+    InvalidToken,
     /// The line or the payload is longer than the limit.
     TooLarge,
     /// It was given up to make room.
@@ -76,6 +88,7 @@ pub enum Problem {
 const SET_USAGE: &str = "SET <id> <message>";
 /// The usage of a bulk write, which stands for its limits too.
 pub const BULK_USAGE: &str = "<n> SET <message>, n from 1 to 1000000, at most 1 GiB";
+const ONCE_USAGE: &str = "ONCE <token> and a SET, SETB, DEL or <n> SET";
 const GET_USAGE: &str = "GET <id>";
 const DEL_USAGE: &str = "DEL <id>";
 const SETB_USAGE: &str = "SETB <id> <bytes>";
@@ -90,6 +103,8 @@ const PROMPT_USAGE: &str = "PROMPT ON or PROMPT OFF";
 pub enum Parsed {
     /// All of a command.
     Done(Command),
+    /// A DEL.
+    Delete(Key),
     /// A SET.
     Set {
         /// The message's name.
@@ -113,9 +128,54 @@ pub enum Parsed {
     },
 }
 
-/// Parses a line without its end.
-pub fn parse(line: &[u8]) -> Parsed {
+/// Parses a line without its end; a write may have a token.
+pub fn parse(line: &[u8]) -> (Parsed, Option<Token>) {
     let (word, at) = next_word(line, 0);
+    if word.eq_ignore_ascii_case(b"ONCE") {
+        return parse_once(line, at);
+    }
+    (parse_command(line, word, at), None)
+}
+
+/// What is wrong with the token is said of a write that has a shape, and then with its payload
+/// skipped, if one follows. A payload may follow any other line that speaks of SETB: fatal.
+fn parse_once(line: &[u8], at: usize) -> (Parsed, Option<Token>) {
+    let mut words = line.split(|&byte| is_blank(byte));
+    let has_payload = words.any(|word| word.eq_ignore_ascii_case(b"SETB"));
+    let (text, at) = next_word(line, at);
+    let (word, at) = next_word(line, at);
+    let names = [&b"SET"[..], b"SETB", b"DEL"];
+    let is_write = names.iter().any(|name| word.eq_ignore_ascii_case(name));
+    let parsed = match is_write || parse_number(word).is_some() {
+        true => parse_command(line, word, at),
+        false => Parsed::Done(Command::Invalid(Problem::UnknownCommand)),
+    };
+    if parsed == Parsed::Done(Command::Invalid(Problem::UnknownCommand)) {
+        let usage = Problem::Usage(ONCE_USAGE);
+        let command = match has_payload {
+            true => Command::Fatal(usage),
+            false => Command::Invalid(usage),
+        };
+        return (Parsed::Done(command), None);
+    }
+    if let Ok(token) = Token::parse(text) {
+        return (parsed, Some(token));
+    }
+    let parsed = match parsed {
+        Parsed::Framed { length, .. } => Parsed::Framed {
+            key: Err(Problem::InvalidToken),
+            length,
+        },
+        Parsed::Done(command) => Parsed::Done(command),
+        Parsed::Delete(_) | Parsed::Set { .. } | Parsed::Bulk { .. } => {
+            Parsed::Done(Command::Invalid(Problem::InvalidToken))
+        }
+    };
+    (parsed, None)
+}
+
+/// The command `word`, whose arguments begin at `at`.
+fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
     let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
     if is("SET") {
         return parse_set(line, at);
@@ -123,14 +183,22 @@ pub fn parse(line: &[u8]) -> Parsed {
     if is("SETB") {
         return parse_framed(line, at);
     }
+    if is("DEL") {
+        return match with_key(line, at, DEL_USAGE) {
+            Ok(key) => Parsed::Delete(key),
+            Err(problem) => Parsed::Done(Command::Invalid(problem)),
+        };
+    }
+    let with_key = |usage, command: fn(Key) -> Command| match with_key(line, at, usage) {
+        Ok(key) => command(key),
+        Err(problem) => Command::Invalid(problem),
+    };
     Parsed::Done(if is("GET") {
-        with_key(line, at, GET_USAGE, Command::Get)
-    } else if is("DEL") {
-        with_key(line, at, DEL_USAGE, Command::Delete)
+        with_key(GET_USAGE, Command::Get)
     } else if is("GETB") {
-        with_key(line, at, GETB_USAGE, Command::GetFramed)
+        with_key(GETB_USAGE, Command::GetFramed)
     } else if is("WHERE") {
-        with_key(line, at, WHERE_USAGE, Command::Where)
+        with_key(WHERE_USAGE, Command::Where)
     } else if is("COUNT") {
         if is_over(line, at) {
             Command::Count
@@ -189,20 +257,13 @@ fn parse_bulk(line: &[u8], count: &[u8], at: usize) -> Parsed {
     Parsed::Bulk { count, start }
 }
 
-fn with_key(
-    line: &[u8],
-    at: usize,
-    usage: &'static str,
-    command: impl FnOnce(Key) -> Command,
-) -> Command {
+/// The only argument.
+fn with_key(line: &[u8], at: usize, usage: &'static str) -> Result<Key, Problem> {
     let (key, at) = next_word(line, at);
     if key.is_empty() || !is_over(line, at) {
-        return Command::Invalid(Problem::Usage(usage));
+        return Err(Problem::Usage(usage));
     }
-    match Key::parse(key) {
-        Ok(key) => command(key),
-        Err(_) => Command::Invalid(Problem::InvalidKey),
-    }
+    Key::parse(key).map_err(|_| Problem::InvalidKey)
 }
 
 fn parse_status(line: &[u8], at: usize) -> Command {
@@ -270,14 +331,14 @@ mod tests {
             let key = Key::Word("k".into());
             assert_eq!(
                 parse(line.as_bytes()),
-                Parsed::Set { key, start },
+                (Parsed::Set { key, start }, None),
                 "{line:?}"
             );
         }
         for (line, count, start) in [("3 SET m", 3, 6), ("03  set  m", 3, 8), ("1 SET ", 1, 6)] {
             assert_eq!(
                 parse(line.as_bytes()),
-                Parsed::Bulk { count, start },
+                (Parsed::Bulk { count, start }, None),
                 "{line:?}"
             );
         }
@@ -288,13 +349,14 @@ mod tests {
         for (text, length) in [("0", 0), ("007", 7), ("99999999999999999999", u64::MAX)] {
             let line = format!("SETB k {text} ");
             let key = Ok(Key::Word("k".into()));
-            assert_eq!(parse(line.as_bytes()), Parsed::Framed { key, length });
+            let framed = Parsed::Framed { key, length };
+            assert_eq!(parse(line.as_bytes()), (framed, None));
         }
         for line in ["SETB", "SETB k", "SETB k +1", "SETB k 1 2", "SETB k 1x"] {
             let problem = Problem::Usage(SETB_USAGE);
             assert_eq!(
                 parse(line.as_bytes()),
-                Parsed::Done(Command::Fatal(problem)),
+                (Parsed::Done(Command::Fatal(problem)), None),
                 "{line}"
             );
         }

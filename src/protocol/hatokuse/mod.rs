@@ -21,8 +21,8 @@ pub use self::session::HatokuseSession;
 use super::{Session, Sessions};
 use crate::ids::KEY_BYTES_MAX;
 
-/// By how much a line may be longer than the payload limit: the longest key, the command, a bulk
-/// count, and blanks between them.
+/// By how much a line may be longer than the payload limit: the longest key, the command, a token,
+/// a bulk count, and blanks between them.
 const LINE_ROOM: usize = KEY_BYTES_MAX + 512;
 
 /// The limits of one session.

@@ -13,7 +13,7 @@ use memchr::memchr;
 
 use super::Limits;
 use super::command::{BULK_USAGE, Command, Parsed, Problem, parse};
-use crate::ids::Key;
+use crate::ids::{Key, Token};
 use crate::protocol::request::BULK_BYTES_MAX;
 
 /// From this length on a payload is a slice of the input buffer; shorter ones are copied out of it,
@@ -41,7 +41,11 @@ enum State {
     /// The rest of a line to be skipped, then answered.
     SkippedLine(Problem),
     /// A payload of `length` bytes for `key`, and its line end.
-    Payload { key: Key, length: usize },
+    Payload {
+        key: Key,
+        token: Option<Token>,
+        length: usize,
+    },
     /// The last `left` bytes of a payload to be skipped, and its line end, then the answer.
     SkippedPayload { left: u64, problem: Problem },
     /// Nothing is parsed any more.
@@ -225,15 +229,20 @@ impl Parser {
 
     /// Parses the first `line` bytes and consumes the first `whole`. `None` if a payload follows.
     fn parse_line(&mut self, line: usize, whole: usize) -> Option<Command> {
-        let parsed = parse(&self.buffer[..line]);
+        let (parsed, token) = parse(&self.buffer[..line]);
         let command = match parsed {
             Parsed::Done(command) => command,
+            Parsed::Delete(key) => Command::Delete { key, token },
             Parsed::Set { key, start } => {
                 if line - start > self.limits.payload_bytes_max {
                     Command::Invalid(Problem::TooLarge)
                 } else {
                     let payload = self.cut(start, line, whole);
-                    return Some(Command::Set { key, payload });
+                    return Some(Command::Set {
+                        key,
+                        payload,
+                        token,
+                    });
                 }
             }
             Parsed::Bulk { count, start } => {
@@ -244,7 +253,11 @@ impl Parser {
                     Command::Invalid(Problem::Usage(BULK_USAGE))
                 } else {
                     let payload = self.cut(start, line, whole);
-                    return Some(Command::Bulk { count, payload });
+                    return Some(Command::Bulk {
+                        count,
+                        payload,
+                        token,
+                    });
                 }
             }
             Parsed::Framed { key, length } => {
@@ -252,7 +265,7 @@ impl Parser {
                 let limit = self.limits.payload_bytes_max;
                 let fitting = usize::try_from(length).ok().filter(|&bytes| bytes <= limit);
                 self.state = match (key, fitting) {
-                    (Ok(key), Some(length)) => State::Payload { key, length },
+                    (Ok(key), Some(length)) => State::Payload { key, token, length },
                     (Ok(_), None) => {
                         let problem = Problem::TooLarge;
                         State::SkippedPayload {
@@ -286,10 +299,16 @@ impl Parser {
     fn finish_payload(&mut self, length: usize) -> Option<Command> {
         let end = self.payload_end(length)?;
         let payload = self.cut(0, length, length);
-        let State::Payload { key, .. } = std::mem::replace(&mut self.state, State::Line) else {
+        let state = std::mem::replace(&mut self.state, State::Line);
+        let State::Payload { key, token, .. } = state else {
             unreachable!("a payload is finished in its state only");
         };
-        Some(self.after_payload(end, Command::Set { key, payload }))
+        let command = Command::Set {
+            key,
+            payload,
+            token,
+        };
+        Some(self.after_payload(end, command))
     }
 
     /// What stands at `position`, behind a payload; `None` if it has not come yet.

@@ -40,14 +40,34 @@ impl HatokuseSession {
     /// Adds a command behind those before it.
     fn step(&mut self, command: Command) {
         let (work, form) = match command {
-            Command::Set { key, payload } => {
-                (Work::Write(Write::Set { key, payload }), Form::Reply)
+            Command::Set {
+                key,
+                payload,
+                token,
+            } => {
+                let write = Write::Set {
+                    key,
+                    payload,
+                    token,
+                };
+                (Work::Write(write), Form::Reply)
             }
-            Command::Delete(key) => (Work::Write(Write::Delete { key }), Form::Reply),
+            Command::Delete { key, token } => {
+                (Work::Write(Write::Delete { key, token }), Form::Reply)
+            }
             Command::Get(key) => (Work::Read(key), Form::Reply),
             Command::GetFramed(key) => (Work::Read(key), Form::FramedReply),
-            Command::Bulk { count, payload } => {
-                (Work::Alone(Batch::Bulk { count, payload }), Form::Reply)
+            Command::Bulk {
+                count,
+                payload,
+                token,
+            } => {
+                let bulk = Batch::Bulk {
+                    count,
+                    payload,
+                    token,
+                };
+                (Work::Alone(bulk), Form::Reply)
             }
             Command::Where(key) => (Work::Alone(Batch::Where(key)), Form::Reply),
             Command::Count => (Work::Alone(Batch::Count), Form::Reply),

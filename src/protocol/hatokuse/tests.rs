@@ -92,6 +92,9 @@ fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
         },
         "no-leader" => Failure::NotLeader { leader: None },
         "busy" => Failure::Busy,
+        "too-many" => Failure::TooManyTokens,
+        "in-use" => Failure::TokenInUse,
+        "expired" => Failure::TokenExpired,
         "bulk" => Failure::BulkPartial {
             reason: Box::new(Failure::NotEnoughMembers { have: 1, need: 2 }),
             stored: Some((1, 4096)),
@@ -154,7 +157,7 @@ fn describe(batch: &Batch) -> String {
     match batch {
         Batch::Writes(writes) => format!("of {} writes", writes.len()),
         Batch::Reads(keys) => format!("of {} reads", keys.len()),
-        Batch::Bulk { count, payload } => format!("of {count} times {} bytes", payload.len()),
+        Batch::Bulk { count, payload, .. } => format!("of {count} times {} bytes", payload.len()),
         Batch::Where(key) => format!("where {key}"),
         Batch::Count => "count".into(),
         Batch::Status => "status".into(),
@@ -193,6 +196,11 @@ fn transcript_setb_and_getb() {
 #[test]
 fn transcript_bulk() {
     transcript("bulk");
+}
+
+#[test]
+fn transcript_once() {
+    transcript("once");
 }
 
 #[test]
@@ -314,6 +322,11 @@ mod properties {
             "gEt 2 \r\n",
             "GETB 1\n",
             "DEL 1\n",
+            "ONCE t SET 1 x\n",
+            "once t setb 1 5\r\nab\ncd\r\n",
+            "ONCE u 3 SET bulk\n",
+            "ONCE \u{a0} SETB 1 4\nabcd\n",
+            "ONCE t GET 1\n",
             "3 SET bulk\n",
             "0 SET bulk\n",
             "SETB 1 5\r\nab\ncd\r\n",

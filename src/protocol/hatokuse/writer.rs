@@ -8,7 +8,7 @@ use memchr::memchr;
 use super::command::Problem;
 use super::{Identity, Limits};
 use crate::error::Failure;
-use crate::ids::{InvalidKey, Revision};
+use crate::ids::{InvalidKey, InvalidToken, Revision};
 use crate::protocol::output::Output;
 use crate::protocol::reply::{ClusterStatus, ReplicaStatus, Reply};
 
@@ -28,6 +28,7 @@ Commands:\r
   GET <key>               the message\r
   DEL <key>               delete a message\r
   SETB <key> <bytes>      store any bytes, which follow on the next line\r
+  ONCE <token> <write>    a write that takes effect once, however often it is sent\r
   GETB <key>              VALUE <revision> <bytes>, then the message\r
   WHERE <key>             the members that hold a message\r
   COUNT                   the number of messages\r
@@ -184,6 +185,7 @@ impl Writer {
             Problem::Usage(usage) => self.error(format_args!("{usage}")),
             Problem::UnknownCommand => self.error(format_args!("unknown command")),
             Problem::InvalidKey => self.error(format_args!("{InvalidKey}")),
+            Problem::InvalidToken => self.error(format_args!("{InvalidToken}")),
             Problem::TooLarge => {
                 let limit = self.limits.payload_bytes_max;
                 self.error(format_args!("message too large (limit {limit} bytes)"));
