@@ -6,6 +6,8 @@
 pub mod client;
 pub mod cluster;
 pub mod figures;
+pub mod history;
+pub mod linearize;
 pub mod load;
 pub mod workload;
 

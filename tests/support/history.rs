@@ -1,0 +1,266 @@
+//! What clients did and what they were told: the record that `linearize` judges.
+//!
+//! Owns no clock: every call and every end comes with a time of the caller's, in nanoseconds or any
+//! other number that never goes back. Several clients may record into one history, or each into
+//! its own, which are then joined by [`History::merged`].
+//!
+//! Invariants: an operation ends at most once, and not before its call. Events at the same time
+//! happened in the order in which they were recorded; so a call is recorded before its request is
+//! sent, and an end after its reply arrived. Of joined histories, whose orders cannot be compared,
+//! events at the same time count as concurrent.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// What a client asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stores a message.
+    Set {
+        /// Under this key.
+        key: Bytes,
+        /// The payload.
+        value: Bytes,
+    },
+    /// Reads a message.
+    Get {
+        /// Under this key.
+        key: Bytes,
+    },
+    /// Deletes a message.
+    Del {
+        /// Under this key.
+        key: Bytes,
+    },
+    /// Stores a message under each of `count` fresh consecutive ids.
+    Bulk {
+        /// How many ids.
+        count: u64,
+        /// The payload of each.
+        value: Bytes,
+    },
+}
+
+impl Command {
+    /// A SET.
+    pub fn set(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Command {
+        let (key, value) = (key.into(), value.into());
+        Command::Set { key, value }
+    }
+
+    /// A GET.
+    pub fn get(key: impl Into<Bytes>) -> Command {
+        Command::Get { key: key.into() }
+    }
+
+    /// A DEL.
+    pub fn del(key: impl Into<Bytes>) -> Command {
+        Command::Del { key: key.into() }
+    }
+
+    /// A bulk SET.
+    pub fn bulk(count: u64, value: impl Into<Bytes>) -> Command {
+        let value = value.into();
+        Command::Bulk { count, value }
+    }
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// `OK` to SET; to DEL: there was a message, and it is deleted.
+    Ok,
+    /// GET found this.
+    Found(Bytes),
+    /// GET or DEL: there is no such message.
+    NotFound,
+    /// A bulk SET stored its message under each of these ids.
+    Ids {
+        /// The lowest id.
+        first: u64,
+        /// The highest id.
+        last: u64,
+    },
+    /// A bulk SET stopped on the way: these first ones are stored, later ones may be.
+    Partial {
+        /// First and last id, if any is known to be stored.
+        stored: Option<(u64, u64)>,
+    },
+    /// Nothing happened.
+    Failed,
+    /// It may happen at any time after the call, or never.
+    Unknown,
+}
+
+/// When an event happened: by time, and at the same time by the order of recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment {
+    /// As the caller said.
+    pub time: u64,
+    /// Position among the events of the history.
+    pub sequence: u64,
+}
+
+/// One call of one client.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    /// Whose.
+    pub client: u32,
+    /// Shared by the tries of one write, each of which is a call of its own.
+    pub token: Option<Bytes>,
+    /// What was asked for.
+    pub command: Command,
+    /// When.
+    pub call: Moment,
+    /// When the outcome was known; `None` while the call is under way.
+    pub end: Option<Moment>,
+    /// `Unknown` while the call is under way.
+    pub outcome: Outcome,
+}
+
+/// Names an operation that was recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct CallId(usize);
+
+/// Operations of all clients, in the order of their calls.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    operations: Vec<Operation>,
+    /// Events recorded so far.
+    events: u64,
+}
+
+impl History {
+    /// Records a call. To be done before the request is sent.
+    pub fn call(&mut self, client: u32, now: u64, command: Command) -> CallId {
+        self.record(client, now, None, command)
+    }
+
+    /// Records a call of a write with an idempotency token, the first one or a repeat. The record
+    /// must not reach over the time for which tokens are remembered.
+    pub fn call_once(
+        &mut self,
+        client: u32,
+        now: u64,
+        token: impl Into<Bytes>,
+        command: Command,
+    ) -> CallId {
+        assert!(
+            !matches!(command, Command::Get { .. }),
+            "tokens are for writes"
+        );
+        self.record(client, now, Some(token.into()), command)
+    }
+
+    fn record(&mut self, client: u32, now: u64, token: Option<Bytes>, command: Command) -> CallId {
+        let call = self.moment(now);
+        self.operations.push(Operation {
+            client,
+            token,
+            command,
+            call,
+            end: None,
+            outcome: Outcome::Unknown,
+        });
+        CallId(self.operations.len() - 1)
+    }
+
+    /// Records how a call ended. To be done after the reply arrived, or when it is given up.
+    pub fn end(&mut self, call: CallId, now: u64, outcome: Outcome) {
+        let end = self.moment(now);
+        let operation = &mut self.operations[call.0];
+        assert!(operation.end.is_none(), "it ended before: {operation}");
+        assert!(
+            operation.call.time <= now,
+            "it ends before its call: {operation}"
+        );
+        operation.end = Some(end);
+        operation.outcome = outcome;
+    }
+
+    fn moment(&mut self, time: u64) -> Moment {
+        self.events += 1;
+        let sequence = self.events;
+        Moment { time, sequence }
+    }
+
+    /// Histories that were recorded apart, with times of one clock.
+    pub fn merged(histories: impl IntoIterator<Item = History>) -> History {
+        let mut operations: Vec<Operation> = Vec::new();
+        let mut events = 0;
+        for history in histories {
+            operations.extend(history.operations);
+            events += history.events;
+        }
+        for operation in &mut operations {
+            operation.call.sequence = 0;
+            if let Some(end) = &mut operation.end {
+                end.sequence = u64::MAX;
+            }
+        }
+        operations.sort_by_key(|operation| operation.call);
+        History { operations, events }
+    }
+
+    /// All calls.
+    pub fn operations(&self) -> &[Operation] {
+        &self.operations
+    }
+}
+
+/// Bytes as text, cut where they are long.
+pub fn text(bytes: &[u8]) -> String {
+    const SHOWN: usize = 32;
+    let cut = &bytes[..bytes.len().min(SHOWN)];
+    let rest = bytes.len() - cut.len();
+    let shown = cut.escape_ascii();
+    if rest == 0 {
+        shown.to_string()
+    } else {
+        format!("{shown}... ({rest} bytes more)")
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Set { key, value } => write!(f, "SET {} {}", text(key), text(value)),
+            Command::Get { key } => write!(f, "GET {}", text(key)),
+            Command::Del { key } => write!(f, "DEL {}", text(key)),
+            Command::Bulk { count, value } => write!(f, "{count} SET {}", text(value)),
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Ok => f.write_str("OK"),
+            Outcome::Found(value) => f.write_str(&text(value)),
+            Outcome::NotFound => f.write_str("NOT_FOUND"),
+            Outcome::Ids { first, last } => write!(f, "OK {first}-{last}"),
+            Outcome::Partial { stored: None } => f.write_str("partial (stored none)"),
+            Outcome::Partial {
+                stored: Some((first, last)),
+            } => write!(f, "partial (stored {first}-{last})"),
+            Outcome::Failed => f.write_str("failed"),
+            Outcome::Unknown => f.write_str("unknown"),
+        }
+    }
+}
+
+/// `[10..25] client 3: SET a 1 -> OK`
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}..", self.call.time)?;
+        if let Some(end) = self.end {
+            write!(f, "{}", end.time)?;
+        }
+        write!(f, "] client {}: ", self.client)?;
+        if let Some(token) = &self.token {
+            write!(f, "ONCE {} ", text(token))?;
+        }
+        write!(f, "{} -> {}", self.command, self.outcome)
+    }
+}
