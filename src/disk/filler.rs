@@ -53,6 +53,11 @@ enum Next {
 pub(crate) struct Slot(Mutex<Next>);
 
 impl Slot {
+    /// Whether there is a complete file.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(*self.0.lock(), Next::Ready(_))
+    }
+
     /// The complete file, if there is one; [`Slot::want`] ends the taking.
     pub(crate) fn take(&self) -> Option<Arc<dyn File>> {
         let mut next = self.0.lock();

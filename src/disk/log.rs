@@ -217,7 +217,11 @@ impl Log {
         staged.buffer.resize(GROUP_HEADER_BYTES, 0);
         let needed = (GROUP_HEADER_BYTES + length) as u64;
         let full = u64::from(self.end.offset) + needed > self.options.segment_bytes;
-        if full && self.end.offset > DATA_START {
+        // One that grows with each write, as the first one does, is given up for one that was
+        // filled: a sync of it changes the file's metadata, and takes twice as long.
+        let grows = u64::from(self.end.offset) + needed > self.allocated;
+        let is_over = full || (grows && self.slot.is_ready());
+        if is_over && self.end.offset > DATA_START {
             let segment = self.end.segment + 1;
             let salt = segment_salt(self.options.salt, segment);
             staged.roll = Some(salt);
