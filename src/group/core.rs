@@ -37,13 +37,13 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 
 use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
-use crate::group::window::{EntryKind, LogEntry, Position, Window};
+use crate::group::window::{LogEntry, Position, Window};
 use crate::ids::PeerId;
 
 mod membership;
@@ -56,7 +56,7 @@ mod tests;
 pub use self::membership::changed;
 pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
 pub use self::peers::Progress;
-use self::storage::MemoryLog;
+use self::storage::{MemoryLog, hard_state, log_entry};
 
 /// Where every log begins: an entry that nobody stores, applied from the start.
 pub const ORIGIN: Position = Position { index: 1, term: 1 };
@@ -477,26 +477,6 @@ impl Core {
             let (_, messages) = self.held.pop_front().expect("it has a front");
             batch.messages.extend(messages::encode(messages));
         }
-    }
-}
-
-fn log_entry(entry: Entry) -> LogEntry {
-    LogEntry {
-        kind: match entry.get_entry_type() {
-            EntryType::EntryNormal => EntryKind::Command,
-            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => EntryKind::Configuration,
-        },
-        index: entry.index,
-        term: entry.term,
-        data: entry.data,
-    }
-}
-
-fn hard_state(state: &raft::eraftpb::HardState) -> HardState {
-    HardState {
-        term: state.term,
-        vote: (state.vote != raft::INVALID_ID).then_some(PeerId(state.vote)),
-        commit: state.commit,
     }
 }
 

@@ -40,7 +40,7 @@
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
-//! | `raft` | the [`node`]: core, state machine, callbacks | inbox; next tick, with peers | `Stop` |
+//! | `raft` | the [`node`]: core, state, callbacks | inbox; next tick, with peers | `Stop` |
 //! | `journal` | the journal's files | queue; 100 ms, once, when idle | queue closed, by `raft` |
 //! | `fill` | the segment being zero-filled | request | stop signal |
 //! | `snapshot` | the directory of snapshots | request | queue closed; stop signal |
@@ -51,9 +51,9 @@
 //! told *unknown*, and `on_failure` is called. A full disk does not: see `journal_thread` and
 //! [`snapshots`].
 //!
-//! Known limits: a participant installs a peer's snapshot on its `raft` thread, and is silent as long
-//! as that takes, some 0.1 s for 1,000,000 messages. One that was removed while it was away does not
-//! hear of it: it goes on asking for votes, which PreVote and CheckQuorum make harmless.
+//! Known limits: a participant installs a peer's snapshot on its `raft` thread, and is silent as
+//! long as that takes, some 0.1 s for 1,000,000 messages. One that was removed while it was away
+//! does not hear of it: it goes on asking for votes, which PreVote and CheckQuorum make harmless.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,7 +65,6 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{LogError, LogOptions};
-use crate::faults::{self, Fault};
 use crate::ids::PeerId;
 use crate::threads::StopSignal;
 
@@ -141,8 +140,8 @@ pub trait StateMachine: Send {
         _ = configuration;
     }
 
-    /// At start, before anything else, or after a reset: takes the next chunk of the last snapshot, or says what is
-    /// wrong with it.
+    /// At start, before anything else, or after a reset: takes the next chunk of the last snapshot,
+    /// or says what is wrong with it.
     fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
         _ = chunk;
         Err("this state machine takes no snapshots".to_owned())

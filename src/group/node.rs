@@ -313,9 +313,11 @@ impl<S: StateMachine> Node<S> {
         self.schedule.journal_grew(journal_bytes);
         while self
             .writes
-            .pop_front_if(|(write, _)| *write <= number)
-            .is_some()
-        {}
+            .front()
+            .is_some_and(|(write, _)| *write <= number)
+        {
+            self.writes.pop_front();
+        }
         self.core.persisted(number);
         if self.installing.take_if(|write| *write <= number).is_some() {
             // From here on the journal begins behind it.

@@ -1,5 +1,6 @@
 //! The way to members and back: links, calls, registration, and what members do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,10 +169,11 @@ impl World {
             return;
         };
         running.links.closed(id, link);
-        let lost = self.calls.extract_if(.., |_, call| call.link == link);
-        let lost: Vec<_> = lost.map(|(_, call)| call.completion).collect();
-        for completion in lost {
-            completion(Err(CallError::LinkLost("broken".into())));
+        let kept = std::mem::take(&mut self.calls);
+        let lost: BTreeMap<_, _>;
+        (lost, self.calls) = kept.into_iter().partition(|(_, call)| call.link == link);
+        for call in lost.into_values() {
+            (call.completion)(Err(CallError::LinkLost("broken".into())));
         }
         if let Some(running) = self.leader(leader, epoch) {
             running.shared.view.member_down(id, now_of(running));

@@ -141,3 +141,25 @@ pub(super) fn check(recovered: &Recovered) -> Result<(), CoreError> {
     }
     Ok(())
 }
+
+/// As the crate hands it out.
+pub(super) fn log_entry(entry: Entry) -> LogEntry {
+    LogEntry {
+        kind: match entry.get_entry_type() {
+            EntryType::EntryNormal => EntryKind::Command,
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => EntryKind::Configuration,
+        },
+        index: entry.index,
+        term: entry.term,
+        data: entry.data,
+    }
+}
+
+/// As the crate hands it out, to be persisted.
+pub(super) fn hard_state(state: &raft::eraftpb::HardState) -> HardState {
+    HardState {
+        term: state.term,
+        vote: (state.vote != raft::INVALID_ID).then_some(PeerId(state.vote)),
+        commit: state.commit,
+    }
+}

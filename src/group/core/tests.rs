@@ -1,6 +1,7 @@
 //! One participant step by step, and three that pass messages by hand.
 
 use protobuf::Message as _;
+use raft::eraftpb::Entry;
 
 use super::*;
 use crate::ids::Revision;
