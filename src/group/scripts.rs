@@ -1,9 +1,9 @@
 //! Golden scripts: a few participants stepped by commands; everything that happens is recorded.
 //!
-//! Peers are p1, p2, …; an entry is `index@term:text`, `-` for the empty one that begins a term. All
-//! logs begin behind 1@1. A line `p1 -> p2: …` is a
-//! message as it is sent, `p2 <- p1: …` its arrival. Unless told otherwise, p1 stands for election
-//! after 6 ticks without a leader, p2 after 8, p3 after 10, and so on, always the same.
+//! Peers are p1, p2, …; an entry is `index@term:text`, with `-` for the empty one that begins a
+//! term. All logs begin behind 1@1. A line `p1 -> p2: …` is a message as it is sent, `p2 <- p1: …`
+//! its arrival. Unless told otherwise, p1 stands for election after 6 ticks without a leader, p2
+//! after 8, p3 after 10, and so on, always the same.
 //! `UPDATE_GOLDENFILES=1 cargo test group::scripts` records `testscripts/`.
 
 use std::error::Error;
