@@ -49,6 +49,8 @@ use crate::ids::PeerId;
 mod membership;
 mod messages;
 mod peers;
+#[cfg(test)]
+pub(crate) mod readable;
 mod storage;
 #[cfg(test)]
 mod tests;
