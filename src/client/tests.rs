@@ -346,6 +346,34 @@ fn a_connection_that_was_closed_while_idle_costs_nothing() {
 }
 
 #[test]
+fn what_does_not_greet_as_a_leader_is_left() {
+    for greeting in [
+        "ERROR: too many connections\r\n",
+        "SSH-2.0-x\r\n",
+        "tolerex> ",
+        &"x\r\n".repeat(1000),
+    ] {
+        let (listener, place) = reserve();
+        let greeting = greeting.to_owned();
+        let stranger = threads::spawn("stranger", move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            stream.write_all(greeting.as_bytes()).expect("sent");
+            // Until the client has given up; one that broke off in the middle resets.
+            _ = stream.read_to_end(&mut Vec::new());
+        });
+        let leader = Leader::start(vec![says("OK")]);
+        let options = ClientOptions {
+            connect_timeout: Duration::from_millis(200),
+            ..options(5000)
+        };
+        let mut client = client(&[&place, &leader.address], options);
+        assert_eq!(client.set(&KEY, b""), Ok(()));
+        drop(client);
+        stranger.expect("a thread").join();
+    }
+}
+
+#[test]
 fn raw_commands_are_sent_as_they_are() {
     let leader = Leader::start(vec![
         says("node: n\r\nrole: leader\r\n"),

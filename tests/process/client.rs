@@ -7,7 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use tolerex::client::{Client, Message, Outcome};
+use rustix::process::Signal;
+use tolerex::client::{Client, ClientOptions, Message, Outcome};
 use tolerex::clock::{Clock, SystemClock, sleep};
 use tolerex::ids::Key;
 use tolerex::threads::{self, StopSignal, Thread};
@@ -297,10 +298,33 @@ fn a_load_goes_on_when_the_active_leader_is_killed() {
 }
 
 #[test]
-fn a_write_without_a_token_is_unknown_when_its_leader_is_killed() {
-    use rustix::process::Signal;
-    use tolerex::client::ClientOptions;
+fn a_leader_that_stands_still_is_left_and_nothing_is_done_twice() {
+    let cluster = Cluster::start(&["--leaders", "3"]);
+    let mut client = client(&cluster);
+    client.set(&key("k"), b"first").expect("stored");
+    let name = active(&cluster);
+    // It keeps the connection and what was sent, and answers nothing.
+    cluster.signal(&name, Signal::STOP);
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let stored = client.set(&key("k"), b"second");
+    let took = clock.now().since(begin);
+    let ids = client.set_bulk(BULK, b"m");
+    let then = client.set(&key("k"), b"third");
+    cluster.signal(&name, Signal::CONT);
+    assert_eq!((stored, ids, then), (Ok(()), Ok(1..=BULK), Ok(())));
+    assert!(took < CALL_MAX, "{took:?}");
+    // It may still find the second one in its socket: it leads no more.
+    sleep(Duration::from_secs(1));
+    let found = client.get(&key("k")).expect("read");
+    assert_eq!(
+        found.map(|message| message.payload),
+        Some(b"third".to_vec())
+    );
+}
 
+#[test]
+fn a_write_without_a_token_is_unknown_when_its_leader_is_killed() {
     let cluster = Cluster::start(&[]);
     let options = ClientOptions {
         tokens: false,

@@ -20,7 +20,7 @@
 mod connection;
 
 use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -407,6 +407,8 @@ impl Driver {
         connection.forget();
         // The socket may be gone already; the poller forgets it when it is dropped.
         _ = epoll::delete(&self.epoll, &connection.stream);
+        // It is dropped when another one comes; its leader need not wait for that.
+        _ = connection.stream.shutdown(Shutdown::Both);
         connection.state = State::Reopening;
         match &mut self.opener {
             Some(opener) => opener.ask(place),
@@ -490,10 +492,12 @@ fn is_passing(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::load::opener::Opener;
     use crate::cli::load::workload::{End, Load};
+    use crate::client::Client;
     use crate::clock::{SystemClock, sleep};
     use crate::threads;
-    use std::io::Write;
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
     const LOAD: Load = Load {
