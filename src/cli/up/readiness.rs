@@ -10,13 +10,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::super::session::Session;
 use super::manifest::Role;
 use super::setup::Plan;
+use crate::client::{Connection, Request};
 use crate::threads::{self, StopSignal, Thread};
 
 /// How often the leader is asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a leader may take to take a connection, and for an answer: one that adds another has
+/// twelve seconds for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What is known of a cluster that starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,13 +134,13 @@ pub fn watch(
 fn ask(expected: &Expected) -> io::Result<Readiness> {
     let mut found = Err(io::Error::other("there is no leader"));
     for address in &expected.addresses {
-        let Ok(mut session) = Session::open(address) else {
+        let Ok(mut leader) = Connection::open(address, CONNECT_TIMEOUT) else {
             continue;
         };
-        session.send(b"STATUS JSON\r\n")?;
-        let mut readiness = read(&session.line()?, &expected.members)?;
+        leader.set_timeout(ANSWER_TIMEOUT)?;
+        let mut readiness = read(&line(&mut leader, "STATUS JSON")?, &expected.members)?;
         if readiness.tolerance > 0 {
-            readiness.missing.extend(gather(&mut session, expected)?);
+            readiness.missing.extend(gather(&mut leader, expected)?);
             return Ok(readiness);
         }
         found = Ok(readiness);
@@ -144,12 +149,11 @@ fn ask(expected: &Expected) -> io::Result<Readiness> {
 }
 
 /// Adds the leaders that take no part, if that is our task; gives those without a vote.
-fn gather(session: &mut Session, expected: &Expected) -> io::Result<Vec<String>> {
+fn gather(leader: &mut Connection, expected: &Expected) -> io::Result<Vec<String>> {
     if expected.leaders.len() == 1 {
         return Ok(Vec::new());
     }
-    session.send(b"GROUP JSON\r\n")?;
-    let group: GroupStatus = serde_json::from_slice(&session.line()?)?;
+    let group: GroupStatus = serde_json::from_slice(&line(leader, "GROUP JSON")?)?;
     let mut missing = Vec::new();
     for (name, rpc) in &expected.leaders {
         let peer = group.peers.iter().find(|peer| peer.name == *name);
@@ -159,12 +163,17 @@ fn gather(session: &mut Session, expected: &Expected) -> io::Result<Vec<String>>
         missing.push(name.clone());
         // The one that leads adds itself: it says where it is reached.
         if peer.is_none() && expected.adds && group.peers.iter().all(|peer| !peer.name.is_empty()) {
-            session.send(format!("GROUP ADD {rpc}\r\n").as_bytes())?;
             // It may not be there yet: the next round tries again.
-            session.line()?;
+            line(leader, &format!("GROUP ADD {rpc}"))?;
         }
     }
     Ok(missing)
+}
+
+/// The line that answers a command.
+fn line(leader: &mut Connection, command: &str) -> io::Result<Vec<u8>> {
+    let request = Request::raw(command.as_bytes(), None).map_err(io::Error::other)?;
+    Ok(leader.ask(&request)?.line)
 }
 
 fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
