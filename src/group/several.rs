@@ -1,6 +1,8 @@
 //! Several participants in one thread: nodes, journals and snapshot desks of the real code on disks
 //! in memory, a network that delays, reorders and loses, and a clock moved by hand.
 
+mod faults;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +83,10 @@ struct Net {
     parcels: Vec<(usize, usize, Parcel)>,
     transfers: BTreeMap<(usize, usize), (OutgoingSnapshot, u64)>,
     cut: Vec<usize>,
+    /// From, to: what goes this way is lost.
+    cut_ways: Vec<(usize, usize)>,
+    /// A host whose disk takes so long for a write, and when that becomes durable.
+    slow: Option<(usize, Duration, Instant)>,
     loss: f64,
     /// Answered to whoever proposed.
     acknowledged: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -97,6 +103,8 @@ impl Net {
             parcels: Vec::new(),
             transfers: BTreeMap::new(),
             cut: Vec::new(),
+            cut_ways: Vec::new(),
+            slow: None,
             loss: 0.0,
             acknowledged: Arc::default(),
         };
@@ -209,6 +217,14 @@ impl Net {
     /// The journal of a host makes what it has durable.
     fn sync(&mut self, number: usize) {
         let now = self.now();
+        if let Some((host, delay, due)) = &mut self.slow
+            && *host == number
+        {
+            if now < *due {
+                return;
+            }
+            *due = now + *delay;
+        }
         let Some(started) = &mut self.hosts[number].running else {
             return;
         };
@@ -226,7 +242,8 @@ impl Net {
         }
         let chosen = self.rng.usize(..self.parcels.len());
         let (from, to, parcel) = self.parcels.swap_remove(chosen);
-        let is_lost = self.cut.contains(&from) || self.cut.contains(&to);
+        let is_cut = self.cut.contains(&from) || self.cut.contains(&to);
+        let is_lost = is_cut || self.cut_ways.contains(&(from, to));
         let is_lost = is_lost || self.rng.f64() < self.loss;
         let now = self.now();
         let target = self.hosts[to].running.as_mut().filter(|_| !is_lost);
@@ -371,7 +388,8 @@ impl Net {
     /// All that run agree, and all that was acknowledged is there.
     fn check(&mut self) {
         self.cut.clear();
-        self.loss = 0.0;
+        self.cut_ways.clear();
+        (self.slow, self.loss) = (None, 0.0);
         self.run_until("a leader at rest", |net| net.leader().is_some());
         for _ in 0..3 {
             self.propose("end".to_owned());
