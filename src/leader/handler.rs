@@ -1,9 +1,9 @@
 //! What the leader does with a client's batch: a run of the coordinator, or an answer at once.
 //!
-//! A follower answers at once who leads, or passes the batch on ([`forward`]). Between two leaders a
-//! batch waits [`LEADER_WAIT`] at most, so that a change of leaders in good order costs its client
-//! one answer *not leader*, or none: one that was elected waits for the first entry of its term,
-//! one that hands over waits to know who follows it.
+//! A follower answers at once who leads, or passes the batch on ([`forward`]). Between two leaders
+//! a batch waits [`LEADER_WAIT`] at most, so that a change of leaders in good order costs its
+//! client one answer *not leader*, or none: one that was elected waits for the first entry of its
+//! term, one that hands over waits to know who follows it.
 
 use std::sync::Arc;
 use std::time::Duration;

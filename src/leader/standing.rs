@@ -1,9 +1,9 @@
 //! Whether this leader takes part still, asked of the active leader.
 //!
-//! One that was removed while it was away is not told by Raft: nobody sends it anything more, and it
-//! goes on asking for votes that it does not get. So a leader without a leader asks the others now
-//! and then. Only the active one answers, which has applied every change of the group: as long as
-//! it does not know the asking one, that was removed, for a leader takes part from the moment at
+//! One that was removed while it was away is not told by Raft: nobody sends it anything more, and
+//! it goes on asking for votes that it does not get. So a leader without a leader asks the others
+//! now and then. Only the active one answers, which has applied every change of the group: as long
+//! as it does not know the asking one, that was removed, for a leader takes part from the moment at
 //! which the active one applied that. What is told is for people and clients: the log and `STATUS`
 //! say it, and clients are sent to the leader that answered. It changes nothing in Raft, and ends
 //! when this leader hears of a leader by Raft again.

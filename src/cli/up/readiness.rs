@@ -1,8 +1,8 @@
 //! Whether a local cluster serves: asks the active leader for `STATUS JSON` until it does.
 //!
 //! The thread `ready` ends when all members are registered and up and all leaders have a vote, or
-//! when it is told to stop. Until all leaders had a vote once, in whichever run, it adds them to the
-//! group: never later, as one that was removed, or has lost its data, is the user's to add.
+//! when it is told to stop. Until all leaders had a vote once, in whichever run, it adds them to
+//! the group: never later, as one that was removed, or has lost its data, is the user's to add.
 
 use std::io;
 use std::time::Duration;

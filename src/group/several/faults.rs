@@ -34,8 +34,8 @@ impl Net {
     /// So many ticks with proposals; how many of these were acknowledged, and how many terms began.
     fn load(&mut self, ticks: usize) -> (usize, u64) {
         let (before, term) = (self.acknowledged.lock().len(), self.term());
-        for number in 0..ticks {
-            self.propose(format!("{term} {before} {number}"));
+        for _ in 0..ticks {
+            self.propose(format!("at {}", self.now().as_nanos()));
             self.ticks(1);
         }
         let acknowledged = self.acknowledged.lock().len() - before;
@@ -71,12 +71,10 @@ fn a_leader_that_is_cut_off_says_nothing_more_and_steps_down() {
         }
         assert_eq!(handle.status().role, Role::Follower);
         assert_eq!(handle.confirm_read(|_| ()), ReadConfirmation::NotServing);
-        let said: Vec<String> = said.lock().drain(..).collect();
-        assert_eq!(
-            said,
-            vec!["NotServing"; ticks],
-            "reads are refused, writes wait"
-        );
+        // Each read is refused, and each write waits, or was not even taken.
+        let mut said: Vec<String> = said.lock().drain(..).collect();
+        said.retain(|outcome| outcome != "NotProposed(NotLeader)");
+        assert_eq!(said, vec!["NotServing"; ticks]);
         net.run_until("another leader", |net| {
             net.leader().is_some_and(|(number, _)| number != leader)
         });
