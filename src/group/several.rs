@@ -1,19 +1,25 @@
 //! Three participants at random: a network that delays, reorders and loses, crashes, and journals
 //! that are slow.
 
+mod faults;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use fastrand::Rng;
 use parking_lot::Mutex;
 
 use super::testing::{Host, Trace, World, root};
 use super::*;
+use crate::clock::Instant;
 use crate::disk::mem::Loss;
 
 struct Net {
     rng: Rng,
     world: World,
     cut: Vec<usize>,
+    /// A host whose disk takes so long for a write, and when that becomes durable.
+    slow: Option<(usize, Duration, Instant)>,
     loss: f64,
     /// Answered to whoever proposed.
     acknowledged: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -26,6 +32,7 @@ impl Net {
             rng: Rng::with_seed(seed),
             world: World::new(8 << 10, Trace::default()),
             cut: Vec::new(),
+            slow: None,
             loss: 0.0,
             acknowledged: Arc::default(),
         };
@@ -43,6 +50,20 @@ impl Net {
     fn crash(&mut self, number: usize) {
         let seed = self.rng.u64(..);
         self.world.crash(number, Loss::Random(seed));
+    }
+
+    /// The journal of a host makes what it has durable, unless its disk still works on it.
+    fn sync(&mut self, number: usize) {
+        let now = self.world.now();
+        if let Some((host, delay, due)) = &mut self.slow
+            && *host == number
+        {
+            if now < *due {
+                return;
+            }
+            *due = now + *delay;
+        }
+        self.world.sync(number);
     }
 
     fn deliver(&mut self) {
@@ -70,7 +91,7 @@ impl Net {
                 0 => self.tick(),
                 1..6 => {
                     let number = self.rng.usize(..self.world.hosts.len());
-                    self.world.sync(number);
+                    self.sync(number);
                 }
                 _ => self.deliver(),
             }
@@ -157,7 +178,8 @@ impl Net {
     /// All that run agree, and all that was acknowledged is there.
     fn check(&mut self) {
         self.cut.clear();
-        self.loss = 0.0;
+        self.world.cut.clear();
+        (self.slow, self.loss) = (None, 0.0);
         self.run_until("a leader at rest", |net| net.world.leader().is_some());
         for _ in 0..3 {
             self.propose("end".to_owned());

@@ -191,7 +191,8 @@ impl World {
         self.transfers.retain(|(from, _), _| *from != number);
     }
 
-    fn now(&self) -> Instant {
+    /// The time of all of them.
+    pub fn now(&self) -> Instant {
         crate::clock::Clock::now(&*self.clock)
     }
 

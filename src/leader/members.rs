@@ -1,4 +1,4 @@
-//! The leader's side of calls from members: registration and heartbeats.
+//! The leader's side of calls from members (registration and heartbeats) and from other leaders.
 
 use std::sync::Arc;
 
@@ -7,27 +7,65 @@ use log::{debug, info, warn};
 use crate::clock::Clock;
 use crate::group::{IncomingChunk, ProposalOutcome};
 use crate::ids::{MemberId, PeerId};
+use crate::leader::desk::Desk;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command, Registration};
+use crate::protocol::request::Batch;
 use crate::rpc::PeerInfo;
 use crate::rpc::link::Link;
 use crate::rpc::message::{
     JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role, SnapshotChunk,
+    StandingAnswer,
 };
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
 
-/// Answers members.
+/// Answers members and other leaders.
 pub struct MemberService {
     shared: Arc<Shared>,
+    /// Answers what other leaders pass on.
+    desk: Option<Arc<Desk>>,
 }
 
 impl MemberService {
     /// For all connections of members.
     pub fn new(shared: Arc<Shared>) -> MemberService {
-        MemberService { shared }
+        let desk = None;
+        MemberService { shared, desk }
+    }
+
+    /// What other leaders pass on is answered there; without it, it is refused.
+    pub fn answering(self, desk: Arc<Desk>) -> MemberService {
+        MemberService {
+            desk: Some(desk),
+            ..self
+        }
+    }
+
+    /// A batch that a follower passes on.
+    fn forward(&self, peer: &PeerInfo, batch: Batch, bytes: usize, responder: Responder) {
+        match self
+            .desk
+            .as_ref()
+            .filter(|_| self.is_peer(PeerId(peer.node_id)))
+        {
+            Some(desk) => desk.take(batch, bytes, responder),
+            None => responder.send(Response::Refused(Refusal::NotLeader)),
+        }
+    }
+
+    /// Whether the leader that asks takes part.
+    fn standing(&self, peer: &PeerInfo) -> Response {
+        if self.shared.serving_term().is_none() {
+            return Response::Refused(Refusal::NotLeader);
+        }
+        let peers = self.shared.group.configuration().peers();
+        Response::Standing(StandingAnswer {
+            takes_part: peers.contains(&PeerId(peer.node_id)),
+            client: self.shared.client_address.clone(),
+        })
     }
 
     /// Raft messages of another leader: one that takes part, or any while this one waits to be
@@ -164,7 +202,7 @@ impl Service for MemberService {
         }
     }
 
-    fn handle(&self, peer: &PeerInfo, _call: CallInfo, request: Request, responder: Responder) {
+    fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder) {
         match request {
             Request::Register(request) => self.register(peer, request, responder),
             Request::Heartbeat(counters) => {
@@ -184,6 +222,8 @@ impl Service for MemberService {
             Request::Raft(request) => self.raft(peer, request),
             Request::Snapshot(chunk) => self.snapshot(peer, chunk, responder),
             Request::Join(_) => responder.send(self.join(peer)),
+            Request::Forward(batch) => self.forward(peer, batch, call.bytes, responder),
+            Request::Standing => responder.send(self.standing(peer)),
         }
     }
 

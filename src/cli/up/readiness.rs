@@ -1,8 +1,8 @@
 //! Whether a local cluster serves: asks the active leader for `STATUS JSON` until it does.
 //!
 //! The thread `ready` ends when all members are registered and up and all leaders have a vote, or
-//! when it is told to stop. In a cluster that is being set up it adds the leaders to the group:
-//! never later, as one that was removed, or has lost its data, is the user's to add.
+//! when it is told to stop. Until all leaders had a vote once, in whichever run, it adds them to
+//! the group: never later, as one that was removed, or has lost its data, is the user's to add.
 
 use std::io;
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Readiness {
     pub registered: usize,
     /// Names of members that are expected and not up, and of leaders without a vote.
     pub missing: Vec<String>,
+    /// The active leader says that all leaders have a vote.
+    pub is_gathered: bool,
 }
 
 impl Readiness {
@@ -110,7 +112,7 @@ pub fn watch(
         leaders: leaders
             .map(|planned| (planned.name.clone(), planned.addresses.rpc.to_string()))
             .collect(),
-        adds: plan.bootstrap,
+        adds: plan.gathers,
     };
     let body = move || {
         let mut last = Readiness::default();
@@ -140,7 +142,9 @@ fn ask(expected: &Expected) -> io::Result<Readiness> {
         leader.set_timeout(ANSWER_TIMEOUT)?;
         let mut readiness = read(&line(&mut leader, "STATUS JSON")?, &expected.members)?;
         if readiness.tolerance > 0 {
-            readiness.missing.extend(gather(&mut leader, expected)?);
+            let leaders = gather(&mut leader, expected)?;
+            readiness.is_gathered = leaders.is_empty();
+            readiness.missing.extend(leaders);
             return Ok(readiness);
         }
         found = Ok(readiness);
@@ -194,6 +198,7 @@ fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
         leader: status.leader.unwrap_or_default(),
         registered: up.len(),
         missing: missing.into_iter().cloned().collect(),
+        is_gathered: false,
     })
 }
 
