@@ -291,7 +291,7 @@ impl Net {
         serving.max_by_key(|(_, term)| *term)
     }
 
-    fn run_until(&mut self, what: &str, is_done: impl Fn(&Net) -> bool) {
+    fn run_until(&mut self, what: &str, mut is_done: impl FnMut(&Net) -> bool) {
         for _ in 0..4_000 {
             if is_done(self) {
                 return;
@@ -463,6 +463,53 @@ fn a_voter_is_removed_and_the_rest_goes_on() {
     });
     net.change(ConfigurationChange::Remove(id));
     net.run_until("one voter", |net| net.voters() == 1);
+}
+
+/// A configuration that was applied is not forgotten: whoever left may be gone for good.
+#[test]
+fn one_that_is_left_alone_needs_no_vote_of_who_left() {
+    for seed in 0..20 {
+        let mut net = Net::new(seed, 2);
+        net.grow();
+        let (leader, _) = net.leader().expect("it leads");
+        let id = net.id(1 - leader);
+        net.change(ConfigurationChange::Remove(id));
+        for _ in 0..100_000 {
+            if net.voters() == 1 {
+                break;
+            }
+            net.run(1);
+        }
+        net.crash(1 - leader);
+        net.crash(leader);
+        net.start(leader, Bootstrap::Existing);
+        net.run_until("it leads", |net| net.leader().is_some());
+    }
+}
+
+/// Another one proposed its removal, and handed over to it before that was decided.
+#[test]
+fn a_leader_that_is_removed_all_the_same_ends_to_lead() {
+    let mut led = 0;
+    for seed in 0..40 {
+        let mut net = Net::new(seed, 3);
+        net.grow();
+        let (leader, _) = net.leader().expect("it leads");
+        let to = (leader + 1) % 3;
+        let id = net.id(to);
+        net.change(ConfigurationChange::Remove(id));
+        let started = net.hosts[leader].running.as_ref().expect("it runs");
+        started.parts.handle.transfer(Some(id));
+        net.advance(leader);
+        net.run_until("it is removed, and another one leads", |net| {
+            let (number, _) = net.leader().unwrap_or((to, 0));
+            led += usize::from(net.leader().is_some_and(|(number, _)| number == to));
+            number != to && net.voters() == 2
+        });
+        assert!(net.propose("after".to_owned()));
+        net.run(2_000);
+    }
+    assert!(led > 0, "it never came to lead");
 }
 
 #[test]

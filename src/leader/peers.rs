@@ -105,7 +105,12 @@ impl Peers {
         // A leader that waits to be added knows its peers from their messages alone.
         let is_waiting = peers.is_empty();
         let heard = targets.heard.keys().filter(|_| !is_waiting);
-        for peer in targets.configured.keys().chain(heard).filter(|peer| gone(peer)) {
+        for peer in targets
+            .configured
+            .keys()
+            .chain(heard)
+            .filter(|peer| gone(peer))
+        {
             if let Some(own) = self.own.get() {
                 own.pool.remove(*peer);
             }

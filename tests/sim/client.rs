@@ -316,7 +316,10 @@ impl World {
             }
             None => {
                 client.tried(&Outcome::Unknown);
-                client.leader = (client.leader + 1) % leaders;
+                // Some insist.
+                if client.rng.bool() {
+                    client.leader = (client.leader + 1) % leaders;
+                }
             }
         }
         if replies.is_some() && !is_served {

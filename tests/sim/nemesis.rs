@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tolerex::disk::fs::FileSystem;
 use tolerex::disk::mem::{Fault, MemFileSystem, Operation};
+use tolerex::group::Role;
 
 use crate::events::Event;
 use crate::net::MS;
@@ -294,18 +295,20 @@ impl World {
         }
     }
 
-    /// A leader has come to know of a new term, and may have voted: a good time for a crash, and
+    /// A follower has come to know of a new term, and may have voted: a good time for a crash, and
     /// for a return before another candidate of the term asks.
     pub(crate) fn may_crash_voter(&mut self, leader: usize) {
         let Some(running) = &self.leaders[leader].running else {
             return;
         };
-        let term = running.parts.handle.status().term;
+        let status = running.parts.handle.status();
+        let (term, is_voter) = (status.term, status.role == Role::Follower);
         let odds = match self.plan.has_rivals {
-            true => 3,
+            true => 2,
             false => 8,
         };
         if std::mem::replace(&mut self.leaders[leader].last_term, term) == term
+            || !is_voter
             || !self.has_faults()
             || !self.plan.has(Kind::Crash)
             || self.chance.u32(..odds) > 0

@@ -78,6 +78,11 @@ impl Core {
             .map_err(|source| CoreError(format!("entry {}: {source}", entry.index)))?;
         let store = self.node.mut_store();
         store.configuration = membership::after(&store.configuration, &change, &state)?;
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(self.id.0).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
         Ok(())
     }
 
