@@ -487,6 +487,24 @@ fn one_that_is_left_alone_needs_no_vote_of_who_left() {
     }
 }
 
+/// A vote that only counts against the group: of a leader that is added and has never answered.
+#[test]
+fn one_that_never_answered_gets_no_vote() {
+    let mut net = Net::new(6, 2);
+    net.run_until("a leader", |net| net.leader().is_some());
+    net.cut = vec![1];
+    net.change(ConfigurationChange::AddLearner(
+        net.id(1),
+        PeerAddress::default(),
+    ));
+    net.run(4_000);
+    assert!(net.propose("alone".to_owned()));
+    net.run(4_000);
+    assert_eq!((net.voters(), net.acknowledged.lock().len()), (1, 1));
+    net.cut.clear();
+    net.run_until("one more voter", |net| net.voters() == 2);
+}
+
 /// Another one proposed its removal, and handed over to it before that was decided.
 #[test]
 fn a_leader_that_is_removed_all_the_same_ends_to_lead() {

@@ -118,7 +118,9 @@ impl Core {
         let has_caught_up = |peer: &&PeerId| {
             let progress = raft.prs().get(peer.0);
             progress.is_some_and(|progress| {
-                progress.state != ProgressState::Snapshot
+                // It has answered: a vote of one that has nothing is a vote that is missing.
+                progress.matched > 0
+                    && progress.state != ProgressState::Snapshot
                     && progress.recent_active
                     && progress.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.committed
             })
