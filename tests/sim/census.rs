@@ -33,6 +33,7 @@ pub const EXPECTED: &[&str] = &[
     "message lost",
     "message overtaken",
     "message twice",
+    "net bridge",
     "net cut of all",
     "net cut of servers",
     "net cut of the leader from its peers",

@@ -77,7 +77,7 @@ impl World {
         let until = self.now + length;
         let servers = self.plan.leaders + self.plan.members;
         let nodes = servers + self.plan.clients;
-        match lot % 12 {
+        match lot % 14 {
             0 => {
                 self.saw("net cut of all");
                 (0..nodes).for_each(|peer| self.cut(node, peer, until));
@@ -107,6 +107,7 @@ impl World {
             }
             5 => self.flap(node, other, lot),
             6..11 => return self.cut_leader(node, length, lot >> 8),
+            11 | 12 => return self.bridge(other % self.plan.leaders, until),
             _ => {}
         }
         // The links between, in a while.
@@ -124,6 +125,17 @@ impl World {
     pub(crate) fn cut_one_way(&mut self, from: usize, to: usize, until: u64) {
         if self.has_faults() {
             self.net.block(from, to, until);
+        }
+    }
+
+    /// Leaders reach only this one of them: a vote of it that counts twice would show.
+    fn bridge(&mut self, middle: usize, until: u64) {
+        self.saw("net bridge");
+        let leaders = self.plan.leaders;
+        for one in (0..leaders).filter(|one| *one != middle) {
+            for other in (0..leaders).filter(|other| *other != middle) {
+                self.net.block(one, other, until);
+            }
         }
     }
 
@@ -155,17 +167,36 @@ impl World {
                 self.hang_up(client);
             }
         }
-        let (is_power, crashes) = (lot >> 8 & 1 == 0, lot >> 9 & 3);
-        for turn in 0..crashes {
-            let member = (lot >> (16 + 4 * turn)) as usize % self.plan.members;
-            let at = self.now + (250 + (lot >> (16 + 8 * turn)) % 1_000) * MS;
+        if !self.plan.has(Kind::Crash) {
+            return;
+        }
+        // None, one, two, or all of them: what they have obeyed must not be forgotten.
+        let members = self.plan.members as u64;
+        let count = match lot >> 9 & 3 {
+            3 => members,
+            count => count,
+        };
+        let (begin, apart) = (350 + (lot >> 20) % 700, lot >> 34 & 31);
+        for turn in 0..count {
+            let member = (((lot >> 12) + turn) % members) as usize;
             let crash = Event::Crash {
                 node: self.member_node(member),
-                is_power,
+                is_power: lot >> 8 & 1 == 0,
                 down: (1 + lot % 20) * MS,
             };
-            if self.plan.has(Kind::Crash) {
-                self.schedule(at, crash);
+            self.schedule(self.now + (begin + turn * apart) * MS, crash);
+        }
+        // For a while only the one that is cut off reaches them again.
+        let at = self.now + begin * MS;
+        let until = at + 300 * MS;
+        for to in 0..if count == members {
+            self.plan.members
+        } else {
+            0
+        } {
+            let to = self.member_node(to);
+            for from in (0..self.plan.leaders).filter(|from| *from != node) {
+                self.schedule(at, Event::Cut { from, to, until });
             }
         }
     }
