@@ -98,7 +98,7 @@ impl Net {
         }
     }
 
-    fn run_until(&mut self, what: &str, is_done: impl Fn(&Net) -> bool) {
+    fn run_until(&mut self, what: &str, mut is_done: impl FnMut(&Net) -> bool) {
         for _ in 0..4_000 {
             if is_done(self) {
                 return;
@@ -272,10 +272,77 @@ fn a_voter_is_removed_and_the_rest_goes_on() {
     net.run_until("one voter", |net| net.voters() == 1);
 }
 
+/// A configuration that was applied is not forgotten: whoever left may be gone for good.
+#[test]
+fn one_that_is_left_alone_needs_no_vote_of_who_left() {
+    for seed in 0..20 {
+        let mut net = Net::new(seed, 2);
+        net.grow();
+        let (leader, _) = net.world.leader().expect("it leads");
+        let id = net.world.id(1 - leader);
+        net.change(ConfigurationChange::Remove(id));
+        for _ in 0..100_000 {
+            if net.voters() == 1 {
+                break;
+            }
+            net.run(1);
+        }
+        net.crash(1 - leader);
+        net.crash(leader);
+        net.world.start(leader, Bootstrap::Existing);
+        net.run_until("it leads", |net| net.world.leader().is_some());
+    }
+}
+
+/// A vote that only counts against the group: of a leader that is added and has never answered.
+#[test]
+fn one_that_never_answered_gets_no_vote() {
+    let mut net = Net::new(6, 2);
+    net.run_until("a leader", |net| net.world.leader().is_some());
+    net.cut = vec![1];
+    net.change(ConfigurationChange::AddLearner(
+        net.world.id(1),
+        PeerAddress::default(),
+    ));
+    net.run(4_000);
+    assert!(net.propose("alone".to_owned()));
+    net.run(4_000);
+    assert_eq!((net.voters(), net.acknowledged.lock().len()), (1, 1));
+    net.cut.clear();
+    net.run_until("one more voter", |net| net.voters() == 2);
+}
+
+/// Another one proposed its removal, and handed over to it before that was decided.
+#[test]
+fn a_leader_that_is_removed_all_the_same_ends_to_lead() {
+    let mut led = 0;
+    for seed in 0..40 {
+        let mut net = Net::new(seed, 3);
+        net.grow();
+        let (leader, _) = net.world.leader().expect("it leads");
+        let to = (leader + 1) % 3;
+        let id = net.world.id(to);
+        net.change(ConfigurationChange::Remove(id));
+        let started = net.world.started(leader);
+        started.parts.handle.transfer(Some(id));
+        net.world.advance(leader);
+        net.run_until("it is removed, and another one leads", |net| {
+            let (number, _) = net.world.leader().unwrap_or((to, 0));
+            led += usize::from(net.world.leader().is_some_and(|(number, _)| number == to));
+            number != to && net.voters() == 2
+        });
+        assert!(net.propose("after".to_owned()));
+        net.run(2_000);
+    }
+    assert!(led > 0, "it never came to lead");
+}
+
 #[test]
 fn leadership_is_handed_over_on_request() {
     let mut net = Net::new(4, 3);
     net.grow();
+    // One that has not applied all changes of the group yet would not stand for election.
+    net.check();
     let (leader, _) = net.world.leader().expect("it leads");
     let to = (leader + 1) % 3;
     let started = net.world.started(leader);

@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock::Instant;
 use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Settlement, Tag};
 use crate::error::Failure;
+use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
 use crate::ids::{MemberId, Revision};
 use crate::leader::state::{RunningBatch, Shared};
@@ -284,6 +285,9 @@ impl Run {
             command.term, self.term,
             "a batch is proposed in its own term"
         );
+        if faults::has(Fault::CountEarlierTermCopy) {
+            command.term = self.shared.serving_term().unwrap_or(self.term);
+        }
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         debug!("batch {}: propose", self.number);
         self.shared

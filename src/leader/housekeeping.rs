@@ -11,7 +11,8 @@ use std::time::Duration;
 use log::{debug, info, warn};
 
 use crate::coordinator::release::Release;
-use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome};
+use crate::faults::{self, Fault};
+use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome, Role};
 use crate::ids::MemberId;
 use crate::leader::standing::Inquirer;
 use crate::leader::state::Shared;
@@ -67,11 +68,22 @@ impl Housekeeping {
         self.inquirer.round(shared);
         if let Some(term) = shared.serving_term() {
             describe_itself(shared, term);
+        }
+        if let Some(term) = release_term(shared) {
             while let Some(release) = shared.view.next_release(term) {
                 send(shared, term, release);
             }
         }
     }
+}
+
+/// The term in which releases are sent, if any: the one that is served (R5).
+fn release_term(shared: &Shared) -> Option<u64> {
+    if faults::has(Fault::ReleaseBeforeNoOp) {
+        let status = shared.group.status();
+        return (status.role == Role::Leader).then_some(status.term);
+    }
+    shared.serving_term()
 }
 
 /// Sees to it that the others, and clients through them, know where the active leader is reached.

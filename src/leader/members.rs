@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::clock::Clock;
 use crate::group::{IncomingChunk, ProposalOutcome};
@@ -46,11 +46,9 @@ impl MemberService {
 
     /// A batch that a follower passes on.
     fn forward(&self, peer: &PeerInfo, batch: Batch, bytes: usize, responder: Responder) {
-        match self
-            .desk
-            .as_ref()
-            .filter(|_| self.is_peer(PeerId(peer.node_id)))
-        {
+        let peers = self.shared.group.configuration().peers();
+        let takes_part = peers.contains(&PeerId(peer.node_id));
+        match self.desk.as_ref().filter(|_| takes_part) {
             Some(desk) => desk.take(batch, bytes, responder),
             None => responder.send(Response::Refused(Refusal::NotLeader)),
         }
@@ -68,34 +66,21 @@ impl MemberService {
         })
     }
 
-    /// Raft messages of another leader: one that takes part, or any while this one waits to be
-    /// added. A leader that was removed is not listened to.
+    /// Raft messages of another leader of this cluster, whether it takes part as far as is known
+    /// here or not: the one that leads may have been added by entries that this one lacks, and gets
+    /// from nobody else (Raft thesis 4.1). One that was removed disturbs nobody: PreVote and
+    /// CheckQuorum see to that.
     fn raft(&self, peer: &PeerInfo, request: RaftRequest) {
-        let id = PeerId(peer.node_id);
-        if !self.is_peer(id) {
-            debug!("a message of {peer}, which takes no part, is dropped");
-            return;
-        }
         let peers = &self.shared.view.peers;
-        peers.heard(id, &request.address, &peer.name);
+        peers.heard(PeerId(peer.node_id), &request.address, &peer.name);
         for message in request.messages {
             self.shared.group.message(message);
         }
     }
 
-    fn is_peer(&self, id: PeerId) -> bool {
-        let peers = self.shared.group.configuration().peers();
-        peers.is_empty() || peers.contains(&id)
-    }
-
     fn snapshot(&self, peer: &PeerInfo, chunk: SnapshotChunk, responder: Responder) {
-        let from = PeerId(peer.node_id);
-        if !self.is_peer(from) {
-            let refusal = Refusal::Other("not a peer".to_owned());
-            return responder.send(Response::Refused(refusal));
-        }
         let chunk = IncomingChunk {
-            from,
+            from: PeerId(peer.node_id),
             transfer: chunk.transfer,
             offset: chunk.offset,
             bytes: chunk.bytes,

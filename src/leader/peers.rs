@@ -102,7 +102,15 @@ impl Peers {
         let mut targets = self.targets.lock();
         let peers = configuration.peers();
         let gone = |peer: &PeerId| !peers.contains(peer);
-        for peer in targets.configured.keys().filter(|peer| gone(peer)) {
+        // A leader that waits to be added knows its peers from their messages alone.
+        let is_waiting = peers.is_empty();
+        let heard = targets.heard.keys().filter(|_| !is_waiting);
+        for peer in targets
+            .configured
+            .keys()
+            .chain(heard)
+            .filter(|peer| gone(peer))
+        {
             if let Some(own) = self.own.get() {
                 own.pool.remove(*peer);
             }
@@ -111,8 +119,7 @@ impl Peers {
             (*peer, (address.rpc.clone(), address.name.clone()))
         };
         targets.configured = configuration.addresses.iter().map(target).collect();
-        // A leader that waits to be added knows its peers from their messages alone.
-        if !peers.is_empty() {
+        if !is_waiting {
             targets.heard.retain(|peer, _| peers.contains(peer));
         }
         self.dial(&targets);
