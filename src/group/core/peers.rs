@@ -9,9 +9,8 @@ use crate::group::proposals::Reason;
 use crate::group::window::{LogEntry, Position};
 use crate::ids::PeerId;
 
-/// A learner that has its first snapshot and is at most so many entries behind what is committed
-/// becomes a voter: as many are on their way at any moment under load, and are sent in a few
-/// messages. Without the snapshot it has nothing, and the group would wait for it with each write.
+/// A learner that is at most so many entries behind what is committed becomes a voter: as many are
+/// on their way at any moment under load, and are sent in a few messages.
 const CAUGHT_UP_ENTRIES: u64 = 1024;
 
 /// How far a peer is, as a leader sees it.
@@ -114,9 +113,10 @@ impl Core {
         let has_caught_up = |peer: &&PeerId| {
             let progress = raft.prs().get(peer.0);
             progress.is_some_and(|progress| {
-                progress.state != ProgressState::Snapshot
+                // It has answered: a vote of one that has nothing is a vote that is missing.
+                progress.matched > 0
+                    && progress.state != ProgressState::Snapshot
                     && progress.recent_active
-                    && progress.matched > 0
                     && progress.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.committed
             })
         };
