@@ -9,9 +9,8 @@ use crate::group::proposals::Reason;
 use crate::group::window::{LogEntry, Position};
 use crate::ids::PeerId;
 
-/// A learner that has its first snapshot and is at most so many entries behind what is committed
-/// becomes a voter: as many are on their way at any moment under load, and are sent in a few
-/// messages. Without the snapshot it has nothing, and the group would wait for it with each write.
+/// A learner that is at most so many entries behind what is committed becomes a voter: as many are
+/// on their way at any moment under load, and are sent in a few messages.
 const CAUGHT_UP_ENTRIES: u64 = 1024;
 
 /// How far a peer is, as a leader sees it.
