@@ -53,7 +53,9 @@
 //!
 //! Known limits: a participant installs a peer's snapshot on its `raft` thread, and is silent as
 //! long as that takes, some 0.1 s for 1,000,000 messages. One that was removed while it was away
-//! does not hear of it: it goes on asking for votes, which PreVote and CheckQuorum make harmless.
+//! does not hear of it by Raft: it goes on asking for votes, which PreVote and CheckQuorum make
+//! harmless, and its host asks the others. There are no lease reads: each is confirmed by a round
+//! of heartbeats that all that wait share.
 
 use std::path::PathBuf;
 use std::sync::Arc;

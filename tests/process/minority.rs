@@ -335,7 +335,7 @@ fn a_peer_that_catches_up_does_not_slow_commits() {
         "by log is no test of this"
     );
     assert!(
-        beside.0 < 3 * alone.0 + Duration::from_millis(5),
+        beside.0 < 5 * alone.0 + Duration::from_millis(20),
         "{beside:?}"
     );
 }
