@@ -131,21 +131,9 @@ impl World {
             ticks[1] = ticks[0];
         }
         ticks.truncate(plan.leaders);
-        let leaders = ticks.into_iter().enumerate().map(|(number, ticks)| Leader {
-            fs: MemFileSystem::new(),
-            id: PeerId(rng.u64(1..)),
-            epoch: 0,
-            running: None,
-            paused_until: 0,
-            raft_lag: 0,
-            last_term: 0,
-            slow_until: 0,
-            ends_in_power: false,
-            joins: number >= plan.voters,
-            is_leaving: false,
-            ahead_ms: 0,
-            ticks,
-            ppm: drift(has_clock),
+        let leaders = ticks.into_iter().enumerate().map(|(number, ticks)| {
+            let id = PeerId(rng.u64(1..));
+            Leader::new(id, number >= plan.voters, ticks, drift(has_clock))
         });
         let leaders: Vec<Leader> = leaders.collect();
         let founders = leaders[..plan.voters].iter().map(|one| one.id).collect();
