@@ -31,7 +31,7 @@ use crate::plan::{Kind, Plan};
 use crate::trace::Trace;
 
 /// How long the peers wait for a leader before they elect another, in ticks: 300 to 600 ms.
-const TICKS: std::ops::RangeInclusive<usize> = 6..=12;
+pub const TICKS: std::ops::RangeInclusive<usize> = 6..=12;
 
 /// Events of one run: more means that it runs in circles.
 const EVENTS_MAX: u64 = 2_000_000;
