@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tolerex::clock::{Clock, Instant};
 use tolerex::cluster::{Cluster, Strategy};
 use tolerex::coordinator::Limits;
+use tolerex::disk::fs::FileSystem;
 use tolerex::disk::log::LogOptions;
 use tolerex::disk::mem::MemFileSystem;
 use tolerex::group::core::Persist;
@@ -34,6 +35,9 @@ use crate::clock::NodeClock;
 use crate::events::{Out, Outbox};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
+
+/// Its directory.
+const DIR: &str = "leader";
 
 /// Digests are compared at each index that this divides.
 const DIGEST_EVERY: u64 = 64;
@@ -112,6 +116,26 @@ pub struct Waiting {
 }
 
 impl Leader {
+    /// One that was never started.
+    pub fn new(id: PeerId, joins: bool, ticks: usize, ppm: i64) -> Leader {
+        Leader {
+            fs: MemFileSystem::new(),
+            id,
+            epoch: 0,
+            running: None,
+            paused_until: 0,
+            raft_lag: 0,
+            last_term: 0,
+            slow_until: 0,
+            ends_in_power: false,
+            joins,
+            is_leaving: false,
+            ahead_ms: 0,
+            ticks,
+            ppm,
+        }
+    }
+
     /// Opens the directory, as a start does. The identity is made from the plan, not by chance.
     pub fn open(
         &mut self,
@@ -122,39 +146,10 @@ impl Leader {
         (outbox, oracle, calls): (Outbox, Arc<Mutex<Oracle>>, Arc<AtomicU64>),
     ) -> Result<(), GroupError> {
         self.epoch += 1;
-        let dir = PathBuf::from("leader");
-        let fs: Arc<dyn tolerex::disk::fs::FileSystem> = Arc::new(self.fs.clone());
-        if Identity::read(&*fs, &dir)?.is_none() {
-            // The directory cannot be missing: nothing else is on the disk.
-            _ = fs.create_dir_all(&dir);
-            let identity = Identity {
-                peer: self.id,
-                voters: match self.joins {
-                    true => Vec::new(),
-                    false => founders.to_vec(),
-                },
-                is_ready: false,
-            };
-            identity.write(&*fs, &dir)?;
-        }
+        self.identify(founders)?;
         let clock = Arc::new(NodeClock::new(now, self.ppm, self.ahead_ms));
-        let options = GroupOptions {
-            fs,
-            dir,
-            clock: clock.clone(),
-            bootstrap: Bootstrap::New,
-            log: LogOptions {
-                segment_bytes: plan.segment_bytes,
-                reserve_bytes: 0,
-                salt: u64::from(self.epoch) << 8 | number as u64,
-            },
-            snapshot_bytes: plan.snapshot_bytes,
-            timing: Timing {
-                heartbeat_ticks: 1,
-                election_ticks: self.ticks..self.ticks + 1,
-            },
-            on_failure: Box::new(|_| ()),
-        };
+        let salt = u64::from(self.epoch) << 8 | number as u64;
+        let options = self.options(plan, clock.clone(), salt);
         let seed = plan.seed ^ u64::from(self.epoch);
         let view = Arc::new(View::new(Cluster::new(Strategy::LeastLoaded, seed)));
         let machine = Watched {
@@ -203,6 +198,45 @@ impl Leader {
             parked: BTreeMap::new(),
         });
         Ok(())
+    }
+
+    /// Makes the identity where there is none.
+    fn identify(&self, founders: &[PeerId]) -> Result<(), GroupError> {
+        let dir = PathBuf::from(DIR);
+        if Identity::read(&self.fs, &dir)?.is_some() {
+            return Ok(());
+        }
+        // The directory cannot be missing: nothing else is on the disk.
+        _ = self.fs.create_dir_all(&dir);
+        let identity = Identity {
+            peer: self.id,
+            voters: match self.joins {
+                true => Vec::new(),
+                false => founders.to_vec(),
+            },
+            is_ready: false,
+        };
+        identity.write(&self.fs, &dir)
+    }
+
+    fn options(&self, plan: &Plan, clock: Arc<NodeClock>, salt: u64) -> GroupOptions {
+        GroupOptions {
+            fs: Arc::new(self.fs.clone()),
+            dir: PathBuf::from(DIR),
+            clock,
+            bootstrap: Bootstrap::New,
+            log: LogOptions {
+                segment_bytes: plan.segment_bytes,
+                reserve_bytes: 0,
+                salt,
+            },
+            snapshot_bytes: plan.snapshot_bytes,
+            timing: Timing {
+                heartbeat_ticks: 1,
+                election_ticks: self.ticks..self.ticks + 1,
+            },
+            on_failure: Box::new(|_| ()),
+        }
     }
 
     /// The term that it serves in.

@@ -241,15 +241,22 @@ fn replay(seed: u64) {
 const FOUND: &[(tolerex::faults::Fault, u64)] = &{
     use tolerex::faults::Fault;
     [
-        (Fault::AcknowledgeBeforeSync, 9),
-        (Fault::JournalBeforeSync, 1),
-        (Fault::SendBeforePersist, 1),
-        (Fault::ServeBeforeNoOp, 28),
-        (Fault::ProposeInOtherTerm, 307),
-        (Fault::IgnoreFence, 123),
+        (Fault::AcknowledgeBeforeSync, 8),
+        (Fault::JournalBeforeSync, 61),
+        (Fault::VoteNotPersisted, 396),
+        (Fault::SendBeforePersist, 22),
+        (Fault::ReadWithoutReadIndex, 273),
+        (Fault::ServeBeforeNoOp, 175),
+        (Fault::ProposeInOtherTerm, 203),
+        (Fault::IgnoreFence, 54),
+        (Fault::FenceNotPersisted, 1599),
         (Fault::CountFailedCopy, 3),
-        (Fault::SnapshotWithoutLastEntry, 3),
-        (Fault::UnknownAsFailed, 247),
+        (Fault::CountEarlierTermCopy, 142),
+        (Fault::ReleaseBeforeNoOp, 46),
+        (Fault::ReplayReleases, 1),
+        (Fault::SnapshotWithoutLastEntry, 2),
+        (Fault::TornTailKept, 3),
+        (Fault::UnknownAsFailed, 529),
     ]
 };
 

@@ -31,7 +31,7 @@ use crate::plan::{Kind, Plan};
 use crate::trace::Trace;
 
 /// How long the peers wait for a leader before they elect another, in ticks: 300 to 600 ms.
-const TICKS: std::ops::RangeInclusive<usize> = 6..=12;
+pub const TICKS: std::ops::RangeInclusive<usize> = 6..=12;
 
 /// Events of one run: more means that it runs in circles.
 const EVENTS_MAX: u64 = 2_000_000;
@@ -131,21 +131,9 @@ impl World {
             ticks[1] = ticks[0];
         }
         ticks.truncate(plan.leaders);
-        let leaders = ticks.into_iter().enumerate().map(|(number, ticks)| Leader {
-            fs: MemFileSystem::new(),
-            id: PeerId(rng.u64(1..)),
-            epoch: 0,
-            running: None,
-            paused_until: 0,
-            raft_lag: 0,
-            last_term: 0,
-            slow_until: 0,
-            ends_in_power: false,
-            joins: number >= plan.voters,
-            is_leaving: false,
-            ahead_ms: 0,
-            ticks,
-            ppm: drift(has_clock),
+        let leaders = ticks.into_iter().enumerate().map(|(number, ticks)| {
+            let id = PeerId(rng.u64(1..));
+            Leader::new(id, number >= plan.voters, ticks, drift(has_clock))
         });
         let leaders: Vec<Leader> = leaders.collect();
         let founders = leaders[..plan.voters].iter().map(|one| one.id).collect();
