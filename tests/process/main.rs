@@ -8,6 +8,7 @@
 mod support;
 
 mod by_hand;
+mod cycles;
 mod damage;
 mod failover;
 mod faults;
