@@ -274,9 +274,11 @@ pub fn play<N: Network>(network: N, scenario: &Scenario) {
     let summary = done.check();
 
     let pause = done.longest_pause(events.began, served);
+    let reads = done.reads(events.began, healed);
     println!(
-        "{}\n{}\n  {} operations, {during} of them in {:.1} s of fault; no write for {} ms; terms \
-         {term} to {last_term}; {keys} keys read back, {} checked\n  clients' troubles: {:?}",
+        "{}\n{}\n  {} operations, {during} of them, {reads} reads, in {:.1} s of fault; no write \
+         for {} ms; terms {term} to {last_term}; {keys} keys read back, {} checked\n  \
+         clients' troubles: {:?}",
         scenario.name,
         events.lines.join("\n"),
         done.answered,
@@ -285,6 +287,7 @@ pub fn play<N: Network>(network: N, scenario: &Scenario) {
         summary.operations,
         done.troubles,
     );
+    assert!(reads > 0, "no read was answered");
     assert!(pause <= scenario.pause_max, "no write for {pause:?}");
     assert!(
         last_term - term <= scenario.terms_max,

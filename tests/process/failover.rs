@@ -180,8 +180,16 @@ fn read_back(cluster: &Cluster, written: &[u64]) {
 fn fail_overs(tries: usize) -> Vec<Duration> {
     let cluster = Cluster::start(&["--leaders", "3"]);
     let clock = Arc::new(SystemClock::new());
-    let writer = Writer::start(&cluster, &clock);
+    wait_until("all leaders have caught up", CATCH_UP_MAX, || {
+        let (_, group) = group_of(&mut client_of(&cluster));
+        let peers = group["peers"].as_array().expect("peers");
+        let is_level = |peer: &serde_json::Value| {
+            peer["role"] == "voter" && peer["matched"] == peers[0]["matched"]
+        };
+        peers.len() == 3 && peers.iter().all(is_level)
+    });
     let snapshots = snapshots_sent(&cluster);
+    let writer = Writer::start(&cluster, &clock);
     let mut times = Vec::new();
     for _ in 0..tries {
         // Some writes between two kills.

@@ -20,7 +20,7 @@ use tolerex::clock::{Clock, Instant, SystemClock, sleep};
 use tolerex::threads::{self, StopSignal, Thread};
 
 use super::client::Client;
-use super::history::{CallId, Command, History, Outcome};
+use super::history::{CallId, Command, History, Operation, Outcome};
 use super::linearize;
 
 /// How long a client rests when nobody serves.
@@ -497,6 +497,18 @@ impl Done {
             last = end;
         }
         longest
+    }
+
+    /// Reads that were asked and answered between `from` and `to`.
+    pub fn reads(&self, from: Instant, to: Instant) -> usize {
+        let operations = self.history.operations().iter();
+        let is_answered = |operation: &&Operation| {
+            matches!(operation.command, Command::Get { .. })
+                && matches!(operation.outcome, Outcome::Found(_) | Outcome::NotFound)
+                && operation.call.time >= from.as_nanos()
+                && operation.end.is_some_and(|end| end.time <= to.as_nanos())
+        };
+        operations.filter(is_answered).count()
     }
 
     /// Reads every key that was ever written, through the active leader; what it finds joins the
