@@ -2,8 +2,7 @@
 //!
 //! Each breaks one rule that safety rests on. The switch exists only with the feature
 //! `deliberate-faults`, which nothing but the tests turns on; without it [`has`] is false at
-//! compile
-//! time. It is set for a thread, as a simulation runs in one.
+//! compile time. It is set for a thread, as a simulation runs in one.
 
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +27,15 @@ pub enum Fault {
     FenceNotPersisted,
     /// A copy counts whose link broke before the answer (R9).
     CountFailedCopy,
+    /// A batch whose copies were acknowledged in an earlier term is proposed in this one (R9).
+    CountEarlierTermCopy,
+    /// A leader releases before the first entry of its term is applied (R5).
+    ReleaseBeforeNoOp,
+    /// What is applied at start releases, once the leader serves (R14).
+    ReplayReleases,
     /// What follows a snapshot is replayed without its first entry (R14).
     SnapshotWithoutLastEntry,
-    /// Groups behind a torn one are kept.
+    /// What a torn write left at the end of a log is not cut (A6).
     TornTailKept,
     /// What may still happen is answered as failed (R15).
     UnknownAsFailed,
@@ -38,7 +43,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 16] = [
         Fault::AcknowledgeBeforeSync,
         Fault::JournalBeforeSync,
         Fault::VoteNotPersisted,
@@ -49,6 +54,9 @@ impl Fault {
         Fault::IgnoreFence,
         Fault::FenceNotPersisted,
         Fault::CountFailedCopy,
+        Fault::CountEarlierTermCopy,
+        Fault::ReleaseBeforeNoOp,
+        Fault::ReplayReleases,
         Fault::SnapshotWithoutLastEntry,
         Fault::TornTailKept,
         Fault::UnknownAsFailed,

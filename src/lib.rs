@@ -11,7 +11,7 @@
 //!
 //! ```text
 //!  6  tools       bin/   cli/
-//!  5  processes   leader/   member/
+//!  5  processes   leader/   member/   client
 //!  4  requests    coordinator/   replica/              pure
 //!                 group/                        (core, proposals, reads pure; the rest its host)
 //!  3  state       metadata/   cluster/                 pure
@@ -52,6 +52,7 @@ pub mod coordinator;
 pub mod group;
 pub mod replica;
 
+pub mod client;
 pub mod leader;
 pub mod member;
 

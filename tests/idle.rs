@@ -31,20 +31,25 @@ const TRIES: usize = 3;
 /// Processes that hold [`IDLE`] connections to a leader.
 struct Idle {
     children: Vec<Child>,
-    leader: u32,
-    /// Files that the leader has open with the connections.
-    files: u64,
+    /// Where the leader serves clients.
+    port: u16,
 }
 
-fn open_files(pid: u32) -> u64 {
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs");
-    files.count() as u64
+/// Connections that are established at a local port, by the table of the system (proc(5)).
+fn connections(port: u16) -> u64 {
+    let table = fs::read_to_string("/proc/net/tcp").expect("the table of connections");
+    let ours = format!(":{port:04X}");
+    let is_ours = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next(), fields.nth(1));
+        local.is_some_and(|local| local.ends_with(&ours)) && state == Some("01")
+    };
+    table.lines().filter(is_ours).count() as u64
 }
 
 impl Idle {
     fn open(cluster: &Cluster) -> Idle {
-        let leader = cluster.pid("leader-1");
-        let files = open_files(leader) + IDLE;
+        let port = cluster.address().port();
         let share = (IDLE / PROCESSES).to_string();
         let address = cluster.address().to_string();
         let one = |_| {
@@ -62,12 +67,8 @@ impl Idle {
             command.spawn().expect("the tool runs")
         };
         let children = (0..PROCESSES).map(one).collect();
-        let idle = Idle {
-            children,
-            leader,
-            files,
-        };
-        let are_there = || open_files(leader) >= files;
+        let idle = Idle { children, port };
+        let are_there = || connections(port) >= IDLE;
         wait_until(
             "the connections are there",
             Duration::from_secs(60),
@@ -80,18 +81,14 @@ impl Idle {
 
     /// Ends the processes; none of the connections may have been lost, and no request.
     fn close(mut self) {
-        assert!(
-            open_files(self.leader) >= self.files,
-            "connections are lost"
-        );
+        assert!(connections(self.port) >= IDLE, "connections are lost");
         for child in std::mem::take(&mut self.children) {
             send(child.id(), Signal::INT).expect("it runs");
             let output = child.wait_with_output().expect("our child");
             let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
             assert_eq!(found["errors"], 0, "{found}");
         }
-        let (leader, files) = (self.leader, self.files);
-        let are_gone = || open_files(leader) < files - IDLE / 2;
+        let are_gone = || connections(self.port) == 0;
         wait_until(
             "the connections are closed",
             Duration::from_secs(60),

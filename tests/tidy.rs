@@ -40,6 +40,10 @@ const PURE: &[&str] = &[
     "group/proposals.rs",
     "group/reads.rs",
     "rpc/frame.rs",
+    "client/answer.rs",
+    "client/attempts.rs",
+    "client/error.rs",
+    "client/request.rs",
     "error.rs",
     "ids.rs",
 ];

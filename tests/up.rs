@@ -6,6 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::client::Client;
 use support::cluster::{Cluster, Server, is_alive, tolerex};
 use support::wait_until;
 
@@ -130,4 +131,33 @@ fn a_server_left_over_is_ended_first() {
     assert!(cluster.errors().contains(&expected), "{}", cluster.errors());
     assert!(server.wait().success());
     assert_eq!(states(&cluster), ["running"; 4]);
+}
+
+#[test]
+fn leaders_that_an_interrupted_set_up_left_out_are_added_and_removed_ones_are_not() {
+    let mut cluster = Cluster::start(&["--leaders", "3"]);
+    let voters = |cluster: &Cluster| {
+        let mut most = 0;
+        for address in cluster.leaders("hatokuse") {
+            let mut client = Client::connect(address.parse().expect("an address"));
+            let group = client.command("GROUP JSON");
+            most = most.max(group.matches(r#""role":"voter""#).count());
+        }
+        most
+    };
+    let all = cluster.leaders("hatokuse").join(",");
+    let removed = tolerex(&["group", "remove", "leader-3", "--addr", &all]);
+    assert!(removed.status.success(), "{removed:?}");
+    assert!(cluster.stop().success(), "{}", cluster.errors());
+    cluster.up();
+    wait_until("the two are as before", Duration::from_secs(5), || {
+        voters(&cluster) == 2
+    });
+    assert!(cluster.stop().success(), "{}", cluster.errors());
+    // As if the first `up` had ended before the third one had its vote.
+    fs::remove_file(cluster.dir().join("config/gathered")).expect("it is there");
+    cluster.up();
+    wait_until("all three are voters", Duration::from_secs(20), || {
+        voters(&cluster) == 3
+    });
 }

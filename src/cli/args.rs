@@ -10,12 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand,
 use crate::config::member::EngineKind;
 use crate::config::{Kind, Setting, Sources, leader, member};
 
-/// The client address when none is given.
-pub const ADDRESS_DEFAULT: &str = "127.0.0.1:6666";
-
-const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 no leader, not reachable or not enough \
-members, 5 outcome unknown";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 no leader found or \
+not enough members, 5 outcome unknown; unless it is 0 or 5 nothing has happened";
 
 /// A fault-tolerant message store.
 #[derive(Debug, Parser)]
@@ -145,12 +141,16 @@ pub enum GroupAction {
 /// How a client finds its cluster.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ClusterArgs {
-    /// Client addresses of the leaders, with commas between them [default: 127.0.0.1:6666].
+    /// Client addresses of leaders, `A,B,C`; one leads to the others [default: 127.0.0.1:6666 and
+    /// 6766 to 7066, where `tolerex up` puts a group].
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub addr: Vec<String>,
     /// The data directory of a cluster that `tolerex up` runs.
     #[arg(long, value_name = "DIR", conflicts_with = "addr")]
     pub data_dir: Option<PathBuf>,
+    /// How long to look for a leader while one is being elected, up to 60 [default: 15].
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<f64>,
 }
 
 /// `tolerex bench`.

@@ -1,12 +1,23 @@
-//! Finds the cluster that a client subcommand is meant for, and asks its leaders in turn.
+//! Finds the cluster that a client subcommand is meant for, and makes the client for it.
 
-use std::collections::VecDeque;
-use std::io;
+use std::time::Duration;
 
-use super::args::{ADDRESS_DEFAULT, ClusterArgs};
-use super::exit::{Exit, ToolError};
-use super::session::Session;
-use super::up::manifest::Manifest;
+use super::args::ClusterArgs;
+use super::exit::ToolError;
+use super::up::manifest::{Manifest, Role};
+use super::up::ports;
+use crate::client::{Client, ClientError, ClientOptions, Patience};
+
+/// How long a subcommand looks for a leader, and waits for what it may not repeat: an election
+/// takes five seconds at the very most, a change of the group twelve (`leader::group_admin`).
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// The longest `--timeout`, in seconds: half of the `dedup_window` that [`ClientOptions`] counts
+/// on.
+const TIMEOUT_MAX: f64 = 60.0;
+
+/// As many leaders as a group has at most.
+const LEADERS_MAX: u16 = 5;
 
 /// The client addresses of the leaders, to be tried in this order; never empty.
 pub fn addresses(at: &ClusterArgs) -> Result<Vec<String>, ToolError> {
@@ -22,83 +33,73 @@ pub fn addresses(at: &ClusterArgs) -> Result<Vec<String>, ToolError> {
         return Ok(found);
     }
     if at.addr.is_empty() {
-        return Ok(vec![ADDRESS_DEFAULT.to_owned()]);
-    }
-    for address in &at.addr {
-        if !crate::config::kinds::is_host_port(address) {
-            return Err(ToolError::usage(format!(
-                "--addr {address}: accepted: host:port"
-            )));
-        }
+        return default_addresses();
     }
     Ok(at.addr.clone())
 }
 
-/// Opens a session with the first of `addresses` that answers and gives it to `ask`; one that does
-/// not answer, or whose `ask` fails, is followed by the next.
-pub fn first<T>(
-    addresses: &[String],
-    mut ask: impl FnMut(&mut Session) -> io::Result<T>,
-) -> Result<T, ToolError> {
-    let mut tried = Vec::new();
-    for address in addresses {
-        match Session::open(address).and_then(|mut session| ask(&mut session)) {
-            Ok(answer) => return Ok(answer),
-            Err(error) => tried.push(format!("{address}: {error}")),
-        }
+/// Where `tolerex up` puts the leaders of a group.
+fn default_addresses() -> Result<Vec<String>, ToolError> {
+    let mut found = Vec::new();
+    for number in 1..=LEADERS_MAX {
+        let addresses = ports::addresses(Role::Leader, number, 0)?;
+        found.extend(addresses.hatokuse.map(|address| address.to_string()));
     }
-    Err(ToolError::new(
-        Exit::Unreachable,
-        format!("not reachable: {}", tried.join("; ")),
-    ))
+    Ok(found)
 }
 
-/// How many times a hint to another leader is followed. A group has at most five leaders, and a
-/// hint that is wrong twice comes from a group that is electing.
-pub const HINTS_MAX: usize = 3;
-
-/// The client address of the active leader: one that has just confirmed that it leads.
-pub fn active_leader(at: &ClusterArgs) -> Result<String, ToolError> {
-    find_active(addresses(at)?)
+/// A client of the cluster.
+pub fn client(at: &ClusterArgs, patience: Patience) -> Result<Client, ToolError> {
+    let deadline = match at.timeout {
+        None => DEADLINE,
+        Some(seconds) if (0.001..=TIMEOUT_MAX).contains(&seconds) => {
+            Duration::from_secs_f64(seconds)
+        }
+        Some(seconds) => {
+            let text = format!("--timeout {seconds}: accepted: 0.001 to {TIMEOUT_MAX}");
+            return Err(ToolError::usage(text));
+        }
+    };
+    client_with(addresses(at)?, patience, deadline)
 }
 
-/// The addresses with that of the active leader before them, if there are several and it is found.
-pub fn leader_first(mut addresses: Vec<String>) -> Vec<String> {
-    if addresses.len() > 1
-        && let Ok(active) = find_active(addresses.clone())
-    {
-        addresses.insert(0, active);
-    }
-    addresses
+/// A client of the leaders at these addresses.
+pub fn client_of(addresses: Vec<String>, patience: Patience) -> Result<Client, ToolError> {
+    client_with(addresses, patience, DEADLINE)
 }
 
-/// The active leader, asked for at these addresses in turn, and where they say that it is.
-pub fn find_active(addresses: Vec<String>) -> Result<String, ToolError> {
-    let mut turns = VecDeque::from(addresses);
-    let mut hints = 0;
-    let mut tried = Vec::new();
-    while let Some(address) = turns.pop_front() {
-        let count = Session::open(&address).and_then(|mut session| {
-            session.send(b"COUNT\r\n")?;
-            session.line()
-        });
-        let line = match &count {
-            Ok(line) => String::from_utf8_lossy(line),
-            Err(error) => error.to_string().into(),
-        };
-        if count.is_ok() && line.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Ok(address);
-        }
-        tried.push(format!("{address}: {line}"));
-        if let Some(leader) = line.strip_prefix("ERROR: not leader, leader is ")
-            && hints < HINTS_MAX
-        {
-            hints += 1;
-            turns.push_front(leader.to_owned());
-        }
+fn client_with(
+    addresses: Vec<String>,
+    patience: Patience,
+    deadline: Duration,
+) -> Result<Client, ToolError> {
+    let options = ClientOptions {
+        deadline,
+        patience,
+        ..ClientOptions::default()
+    };
+    Client::with_options(addresses, options).map_err(|error| match error {
+        ClientError::Invalid { reason } => ToolError::usage(format!("--addr {reason}")),
+        other => other.into(),
+    })
+}
+
+/// What the active leader answers to a command that every leader answers for itself, or any of them
+/// while there is none.
+pub fn view(client: &mut Client, command: &[u8]) -> Result<Vec<u8>, ClientError> {
+    // From here on the client is with the one that leads. Without one it is with who answers.
+    _ = client.leader();
+    Ok(client.raw(command, None)?.done()?.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_the_group_that_up_starts() {
+        let found = addresses(&ClusterArgs::default()).expect("addresses");
+        assert_eq!(found.len(), 5);
+        assert_eq!(found[..2], ["127.0.0.1:6666", "127.0.0.1:6766"]);
     }
-    Err(ToolError::new(
-        Exit::Unreachable,
-        format!("not reachable: {}", tried.join("; ")),
-    ))
 }

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::client::ClientError;
+use crate::error::Outcome;
+
 /// Why a subcommand did not do what it was asked, by what the caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -13,9 +16,10 @@ pub enum Exit {
     Usage = 2,
     /// There is no such message.
     NotFound = 3,
-    /// No leader, nobody reachable, or not enough members: worth another try later.
+    /// No leader was found, or it has not enough members; nothing happened, and it is worth another
+    /// try later.
     Unreachable = 4,
-    /// A write may or may not have happened.
+    /// A write may or may not have happened: only a read tells.
     Unknown = 5,
 }
 
@@ -52,6 +56,22 @@ impl fmt::Display for ToolError {
     }
 }
 
+/// What the client of the cluster says.
+impl From<ClientError> for ToolError {
+    fn from(error: ClientError) -> ToolError {
+        let exit = match &error {
+            ClientError::Invalid { .. } => Exit::Usage,
+            ClientError::NoLeader { .. } => Exit::Unreachable,
+            ClientError::Unavailable { reason } if reason.starts_with("not enough alive") => {
+                Exit::Unreachable
+            }
+            _ if error.outcome() == Outcome::Unknown => Exit::Unknown,
+            _ => Exit::Failed,
+        };
+        ToolError::new(exit, error.to_string())
+    }
+}
+
 /// Local errors with their context are failures.
 impl From<anyhow::Error> for ToolError {
     fn from(error: anyhow::Error) -> ToolError {
@@ -80,5 +100,38 @@ pub fn print(data: &[u8]) -> Result<(), ToolError> {
             "cannot write to standard output: {error}"
         ))),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Reply;
+
+    #[test]
+    fn replies_become_exit_codes() {
+        for (line, exit) in [
+            (
+                "not enough alive members (have 1, need 2)",
+                Exit::Unreachable,
+            ),
+            ("no leader elected", Exit::Unreachable),
+            ("not leader, leader is h:1", Exit::Unreachable),
+            (
+                "timed out, the write may or may not have happened",
+                Exit::Unknown,
+            ),
+            ("timed out", Exit::Failed),
+            ("busy, try again", Exit::Failed),
+            ("message unavailable (replicas: )", Exit::Failed),
+            ("unknown command", Exit::Failed),
+        ] {
+            let reply = Reply {
+                line: format!("ERROR: {line}").into_bytes(),
+                ..Reply::default()
+            };
+            let error = ToolError::from(reply.done().expect_err(line));
+            assert_eq!(error.exit, exit, "{line}");
+        }
     }
 }

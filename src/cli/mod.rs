@@ -12,7 +12,6 @@ pub mod group;
 pub mod kv;
 pub mod load;
 pub mod process;
-pub mod session;
 pub mod shell;
 pub mod signals;
 pub mod status;

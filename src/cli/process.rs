@@ -250,6 +250,7 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
         },
         cache_bytes: config.cache_bytes,
         snapshot_bytes: config.snapshot_bytes,
+        redirect: config.redirect,
         strategy: config.strategy,
         tolerance,
     })

@@ -1,32 +1,27 @@
 //! `tolerex shell`: HaToKuSe with line editing and a history.
 //!
-//! Lines are sent as they are and replies shown as they come, but for the prompt, which is the
-//! shell's own. On a terminal lines can be edited, and are kept in the user's state directory
-//! (`$XDG_STATE_HOME` or `~/.local/state`, `tolerex/history`; nowhere if it cannot be written).
-//! From a pipe lines are taken without prompt and without a word but the replies.
+//! Lines go to the active leader as they are, and replies are shown as they come, but for the
+//! prompt, which is the shell's own. The [client](crate::client) follows the leader and repeats
+//! reads, and writes that begin with `ONCE`. On a terminal lines can be edited, and are kept in the
+//! user's state directory (`$XDG_STATE_HOME` or `~/.local/state`, `tolerex/history`; nowhere if it
+//! cannot be written). From a pipe lines are taken without prompt and without a word but the
+//! replies.
 //!
-//! A broken connection is said, with what it means for the command on its way, and opened again
-//! with the next command; from a pipe it is the end, since what follows may build on it.
+//! That no leader is found, or that the outcome of a write is unknown, is said, and the next
+//! command is tried again; from a pipe it is the end, since what follows may build on it.
 
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use super::args::ClusterArgs;
 use super::cluster;
-use super::exit::{Exit, ToolError, print};
-use super::session::Session;
+use super::exit::{ToolError, print};
+use crate::client::{Client, Patience};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
-
-/// How long a reply may stand still: a bulk write of a million messages takes its time.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// Lines of a reply that ends with an empty line.
-const REPLY_LINES_MAX: usize = 1000;
 
 /// Lines kept in the history file.
 const HISTORY_LINES_MAX: usize = 1000;
@@ -37,11 +32,15 @@ const PAYLOAD_PROMPT: &str = "payload> ";
 /// Runs the shell until the end of its input, or `QUIT`.
 pub fn run(at: &ClusterArgs) -> Result<(), ToolError> {
     let mut shell = Shell {
-        addresses: cluster::addresses(at)?,
-        session: None,
+        client: cluster::client(at, Patience::WhileElecting)?,
         is_terminal: io::stdin().is_terminal(),
     };
-    shell.connect()?;
+    // Any leader answers it: that somebody is there is known at once.
+    shell.client.raw(b"HELP", None)?;
+    let address = shell.client.address().unwrap_or_default();
+    shell.tell(&format!(
+        "connected to {address}; HELP lists the commands, Ctrl-D leaves"
+    ));
     let mut input = if shell.is_terminal {
         Input::terminal()?
     } else {
@@ -137,70 +136,48 @@ fn history_path() -> Option<PathBuf> {
 }
 
 struct Shell {
-    /// Where leaders are, the one to be asked first in front.
-    addresses: Vec<String>,
-    session: Option<Session>,
+    client: Client,
     is_terminal: bool,
 }
 
-/// What the reply to a command looks like.
+/// What is to be done with a line.
 #[derive(Debug, PartialEq, Eq)]
-enum Form {
-    /// Nothing is sent.
+enum Line {
+    /// Nothing.
     Nothing,
     /// The prompt is the shell's own.
     Prompt,
-    /// One line.
-    Line,
-    /// Lines until an empty one; an error is one line.
-    Lines,
-    /// One line, and a payload behind `VALUE`.
-    Value,
-    /// One line, after a payload of so many bytes was sent.
+    /// It is sent.
+    Command,
+    /// It is sent with a payload of so many bytes.
     TakesPayload(usize),
-    /// One line, then the connection is closed.
-    Last,
+    /// It is the last.
+    Quit,
 }
 
-/// What a line asks for, as far as it matters here; the server checks it.
-fn form(line: &[u8]) -> Form {
-    let text = String::from_utf8_lossy(line).to_ascii_uppercase();
-    let mut words = text.split_ascii_whitespace();
-    match (words.next(), words.next(), words.next(), words.next()) {
-        (None, ..) => Form::Nothing,
-        (Some("PROMPT"), ..) => Form::Prompt,
-        (Some("STATUS" | "GROUP"), None, ..) | (Some("HELP"), ..) => Form::Lines,
-        (Some("GETB"), ..) => Form::Value,
-        (Some("QUIT" | "EXIT"), ..) => Form::Last,
-        (Some("SETB"), Some(_), Some(bytes), None) => match bytes.parse() {
-            Ok(bytes) if bytes as u64 <= PAYLOAD_BYTES_CEILING => Form::TakesPayload(bytes),
-            Ok(_) | Err(_) => Form::Line,
-        },
-        _ => Form::Line,
+impl Line {
+    /// As far as it matters here; the server checks it.
+    fn of(line: &[u8]) -> Line {
+        let text = String::from_utf8_lossy(line).to_ascii_uppercase();
+        let words: Vec<&str> = text.split_ascii_whitespace().take(6).collect();
+        let words = match words.as_slice() {
+            ["ONCE", _, rest @ ..] => rest,
+            rest => rest,
+        };
+        match words {
+            [] => Line::Nothing,
+            ["PROMPT", ..] => Line::Prompt,
+            ["QUIT" | "EXIT", ..] => Line::Quit,
+            ["SETB", _, bytes] => match bytes.parse() {
+                Ok(bytes) if bytes as u64 <= PAYLOAD_BYTES_CEILING => Line::TakesPayload(bytes),
+                Ok(_) | Err(_) => Line::Command,
+            },
+            _ => Line::Command,
+        }
     }
 }
 
 impl Shell {
-    /// Opens a session, with the first leader that answers.
-    fn connect(&mut self) -> Result<(), ToolError> {
-        let mut tried = Vec::new();
-        for address in &cluster::leader_first(self.addresses.clone()) {
-            let opened = Session::open(address)
-                .and_then(|session| session.wait_for_replies(REPLY_TIMEOUT).map(|()| session));
-            match opened {
-                Ok(session) => {
-                    let hint = "HELP lists the commands, Ctrl-D leaves";
-                    self.tell(&format!("connected to {address}; {hint}"));
-                    self.session = Some(session);
-                    return Ok(());
-                }
-                Err(error) => tried.push(format!("{address}: {error}")),
-            }
-        }
-        let text = format!("not reachable: {}", tried.join("; "));
-        Err(ToolError::new(Exit::Unreachable, text))
-    }
-
     /// Says something that is not a reply, to a person only.
     fn tell(&self, text: &str) {
         if self.is_terminal {
@@ -210,109 +187,33 @@ impl Shell {
 
     /// Executes a line; false when it was the last.
     fn command(&mut self, line: &[u8], input: &mut Input) -> Result<bool, ToolError> {
-        let form = form(line);
-        let mut request = [line, b"\r\n"].concat();
-        match form {
-            Form::Nothing => return Ok(true),
-            Form::Prompt => {
+        let payload = match Line::of(line) {
+            Line::Nothing => return Ok(true),
+            Line::Prompt => {
                 self.tell("the prompt is the shell's own");
                 return Ok(true);
             }
-            Form::TakesPayload(bytes) => {
-                let Some(payload) = payload(bytes, input)? else {
+            Line::Quit => {
+                print(b"Bye\n")?;
+                return Ok(false);
+            }
+            Line::TakesPayload(bytes) => {
+                let payload = payload(bytes, input)?;
+                if payload.is_none() {
                     self.tell("the input ended within the payload; nothing was sent");
                     return Ok(false);
-                };
-                request.extend_from_slice(&payload);
-                request.extend_from_slice(b"\r\n");
-            }
-            Form::Line | Form::Lines | Form::Value | Form::Last => {}
-        }
-        if self.session.is_none() {
-            match self.connect() {
-                Ok(()) => {}
-                Err(error) if self.is_terminal => {
-                    self.tell(&format!("error: {error}"));
-                    return Ok(true);
                 }
-                Err(error) => return Err(error),
+                payload
             }
-        }
-        let Some(session) = &mut self.session else {
-            return Ok(true); // It was just connected.
+            Line::Command => None,
         };
-        match session.send(&request).and_then(|()| reply(session, &form)) {
-            Ok(reply) => {
-                print(&reply)?;
-                self.follow(&reply);
-                Ok(form != Form::Last)
-            }
-            Err(error) => {
-                self.session = None;
-                let text = format!(
-                    "the connection is lost ({error}); if this was a write, it may or may not \
-                     have happened"
-                );
-                if !self.is_terminal {
-                    return Err(ToolError::new(Exit::Unknown, text));
-                }
-                self.tell(&text);
-                Ok(form != Form::Last)
-            }
+        match self.client.raw(line, payload.as_deref()) {
+            Ok(reply) => print(&reply.text())?,
+            Err(error) if self.is_terminal => self.tell(&format!("error: {error}")),
+            Err(error) => return Err(error.into()),
         }
+        Ok(true)
     }
-
-    /// Turns to the leader that a reply names.
-    fn follow(&mut self, reply: &[u8]) {
-        let text = String::from_utf8_lossy(reply);
-        if let Some(leader) = text
-            .trim_end()
-            .strip_prefix("ERROR: not leader, leader is ")
-        {
-            self.addresses.retain(|address| address != leader);
-            self.addresses.insert(0, leader.to_owned());
-            self.session = None;
-            self.tell(&format!("the next command goes to {leader}"));
-        }
-    }
-}
-
-/// Reads a reply, its line ends as a terminal wants them.
-fn reply(session: &mut Session, form: &Form) -> io::Result<Vec<u8>> {
-    let mut reply = session.line()?;
-    reply.push(b'\n');
-    match form {
-        Form::Lines if !reply.starts_with(b"ERROR: ") => {
-            for _ in 0..REPLY_LINES_MAX {
-                let line = session.line()?;
-                if line.is_empty() {
-                    break;
-                }
-                reply.extend_from_slice(&line);
-                reply.push(b'\n');
-            }
-        }
-        Form::Value if reply.starts_with(b"VALUE ") => {
-            let head = String::from_utf8_lossy(&reply);
-            let bytes = head.split_ascii_whitespace().nth(2).map(str::parse);
-            let Some(Ok(bytes)) = bytes else {
-                return Err(io::Error::other(format!("bad reply {:?}", head.trim_end())));
-            };
-            if bytes as u64 > PAYLOAD_BYTES_CEILING {
-                return Err(io::Error::other("a payload beyond any limit"));
-            }
-            reply.extend_from_slice(&session.payload(bytes)?);
-            reply.push(b'\n');
-        }
-        Form::Nothing
-        | Form::Prompt
-        | Form::Line
-        | Form::Lines
-        | Form::Value
-        | Form::TakesPayload(_)
-        | Form::Last => {}
-    }
-    Ok(reply)
 }
 
 /// A payload of so many bytes: on a terminal lines with LF between them until they make it up, from
@@ -347,25 +248,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_of_a_reply_is_known_from_the_command() {
+    fn what_a_line_needs_is_known() {
         for (line, expected) in [
-            ("", Form::Nothing),
-            ("  ", Form::Nothing),
-            ("set 1 status", Form::Line),
-            ("5 SET x", Form::Line),
-            ("status", Form::Lines),
-            ("STATUS JSON", Form::Line),
-            ("help me", Form::Lines),
-            ("getb k", Form::Value),
-            ("setb k 12", Form::TakesPayload(12)),
-            ("setb k", Form::Line),
-            ("setb k many", Form::Line),
-            ("setb k 99999999999", Form::Line),
-            ("prompt off", Form::Prompt),
-            ("quit now", Form::Last),
-            ("nonsense", Form::Line),
+            ("", Line::Nothing),
+            ("  ", Line::Nothing),
+            ("set 1 status", Line::Command),
+            ("5 SET x", Line::Command),
+            ("status", Line::Command),
+            ("setb k 12", Line::TakesPayload(12)),
+            ("once t setb k 12", Line::TakesPayload(12)),
+            ("setb k", Line::Command),
+            ("setb k many", Line::Command),
+            ("setb k 99999999999", Line::Command),
+            ("prompt off", Line::Prompt),
+            ("quit now", Line::Quit),
+            ("nonsense", Line::Command),
         ] {
-            assert_eq!(form(line.as_bytes()), expected, "{line}");
+            assert_eq!(Line::of(line.as_bytes()), expected, "{line}");
         }
     }
 }

@@ -6,11 +6,8 @@ use std::time::Duration;
 use super::args::ClusterArgs;
 use super::cluster;
 use super::exit::{ToolError, print};
-use super::session::Session;
+use crate::client::Patience;
 use crate::clock;
-
-/// Lines of a status table; a hundred members and the head take about half.
-const TABLE_LINES_MAX: usize = 256;
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,14 +17,15 @@ const CLEAR: &[u8] = b"\x1b[H\x1b[J";
 
 /// Prints the table, or the JSON object on one line; with `watch` each second.
 pub fn run(at: &ClusterArgs, json: bool, watch: bool) -> Result<(), ToolError> {
-    let addresses = cluster::addresses(at)?;
+    let mut client = cluster::client(at, Patience::OneRound)?;
+    let command: &[u8] = if json { b"STATUS JSON" } else { b"STATUS" };
     if !watch {
-        return print(&ask(&addresses, json)?);
+        return print(&cluster::view(&mut client, command)?);
     }
     let mut out = io::stdout();
     let is_terminal = out.is_terminal();
     loop {
-        let mut text = match ask(&addresses, json) {
+        let mut text = match cluster::view(&mut client, command) {
             Ok(text) => text,
             // A watch goes on until there is something to see again.
             Err(error) => {
@@ -46,43 +44,4 @@ pub fn run(at: &ClusterArgs, json: bool, watch: bool) -> Result<(), ToolError> {
         }
         clock::sleep(WATCH_INTERVAL);
     }
-}
-
-fn ask(addresses: &[String], json: bool) -> Result<Vec<u8>, ToolError> {
-    let text = cluster::first(&cluster::leader_first(addresses.to_vec()), |session| {
-        if json {
-            session.send(b"STATUS JSON\r\n")?;
-            return Ok([session.line()?, b"\n".to_vec()].concat());
-        }
-        table(session)
-    })?;
-    if text.starts_with(b"ERROR: ") {
-        return Err(ToolError::failed(String::from_utf8_lossy(&text).trim_end()));
-    }
-    Ok(text)
-}
-
-/// The table of `STATUS`, without the empty line at its end.
-pub fn table(session: &mut Session) -> io::Result<Vec<u8>> {
-    table_of(session, b"STATUS\r\n")
-}
-
-/// The table that answers a command, without the empty line at its end.
-pub fn table_of(session: &mut Session, command: &[u8]) -> io::Result<Vec<u8>> {
-    session.send(command)?;
-    let mut table = Vec::new();
-    for _ in 0..TABLE_LINES_MAX {
-        let line = session.line()?;
-        if line.is_empty() {
-            break;
-        }
-        let is_error = line.starts_with(b"ERROR: ");
-        table.extend_from_slice(&line);
-        table.push(b'\n');
-        // An error is one line, with none behind it.
-        if is_error {
-            break;
-        }
-    }
-    Ok(table)
 }

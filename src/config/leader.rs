@@ -19,6 +19,9 @@ pub const PAYLOAD_BYTES_CEILING: u64 = 31 * MIB;
 /// The names of the placement strategies.
 const STRATEGIES: &[&str] = &["least_loaded", "p2c"];
 
+/// What a follower may do with commands.
+const REDIRECTS: &[&str] = &["reply", "forward"];
+
 /// Every setting of a leader, in the order of the documentation.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -121,6 +124,15 @@ pub const SETTINGS: &[Setting] = &[
         originals: &[("LEADER_METRICS_PORT", Part::Port)],
         short_flags: &[("metrics", Part::Port)],
         meaning: "where metrics will be served; accepted, not served yet",
+    },
+    Setting {
+        name: "redirect",
+        kind: Kind::OneOf(REDIRECTS),
+        default: "reply",
+        originals: &[],
+        short_flags: &[],
+        meaning: "what a follower does with commands about messages: reply says who leads, forward \
+                  passes them on to the active leader, once",
     },
     Setting {
         name: "strategy",
@@ -295,6 +307,15 @@ impl fmt::Display for Strategy {
     }
 }
 
+/// What a follower does with commands about messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Redirect {
+    /// Says who leads.
+    Reply,
+    /// Passes them on to the active leader.
+    Forward,
+}
+
 /// The checked settings of a leader. Each field is the setting of its name; see [`SETTINGS`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The table says what each of them means.
@@ -310,6 +331,7 @@ pub struct LeaderConfig {
     pub rpc_bind: SocketAddr,
     pub rpc_advertise: Option<String>,
     pub metrics_bind: Option<SocketAddr>,
+    pub redirect: Redirect,
     pub strategy: Strategy,
     pub tolerance_conf: PathBuf,
     pub workers: usize,
@@ -415,6 +437,11 @@ fn build(values: &Values) -> LeaderConfig {
         rpc_bind: values.bind("rpc_bind"),
         rpc_advertise: values.addresses("rpc_advertise").pop(),
         metrics_bind: values.bind_or_none("metrics_bind"),
+        redirect: match values.text("redirect").as_str() {
+            "reply" => Redirect::Reply,
+            "forward" => Redirect::Forward,
+            other => panic!("redirect {other} is not in the table"),
+        },
         strategy: match values.text("strategy").as_str() {
             "least_loaded" => Strategy::LeastLoaded,
             "p2c" => Strategy::P2c,

@@ -26,6 +26,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{Revisions, Settlement};
+use crate::faults::{self, Fault};
 use crate::ids::{MemberId, Revision};
 use crate::metadata::replica_sets::ReplicaSet;
 
@@ -90,6 +91,9 @@ impl ReleaseQueue {
     pub fn end_term(&mut self) {
         self.serving = None;
         self.open = OpenRevisions::default();
+        if releases_unserved() {
+            return;
+        }
         for queue in self.members.values_mut() {
             self.dropped += queue.queued.len() as u64;
             queue.queued.clear();
@@ -147,7 +151,9 @@ impl ReleaseQueue {
 
     /// The next release to send to anyone, if there is one; one at a time for each member.
     pub fn next_release(&mut self) -> Option<Release> {
-        self.serving?;
+        if self.serving.is_none() && !faults::has(Fault::ReleaseBeforeNoOp) {
+            return None;
+        }
         for (member, queue) in &mut self.members {
             if !queue.is_up || queue.unanswered.is_some() {
                 continue;
@@ -210,12 +216,18 @@ impl ReleaseQueue {
 
     fn queue(&mut self, revision: Revision, member: MemberId) {
         let queue = self.members.entry(member).or_default();
-        if self.serving.is_none() || !queue.is_up || queue.queued.len() >= QUEUED_MAX {
+        let is_served = self.serving.is_some() && queue.is_up;
+        if !(is_served || releases_unserved()) || queue.queued.len() >= QUEUED_MAX {
             self.dropped += 1;
         } else {
             queue.queued.push_back(revision);
         }
     }
+}
+
+/// Whether what is applied outside of a term of its own is released too: never, but for a fault.
+pub fn releases_unserved() -> bool {
+    faults::has(Fault::ReleaseBeforeNoOp) || faults::has(Fault::ReplayReleases)
 }
 
 /// Up to a batch of revisions that are not open; open ones go back to the end, so that they do not

@@ -210,9 +210,6 @@ pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
             Piece::Gap(..) => true,
         };
         if torn && piece.start() >= synced {
-            if faults::has(Fault::TornTailKept) {
-                continue;
-            }
             break;
         }
         scan.end = piece.end();
@@ -233,6 +230,9 @@ pub(crate) fn scan(bytes: &[u8], header: &SegmentHeader, fate: Fate) -> Scan {
         let what = "the groups that were here are missing".to_owned();
         scan.damaged.push((scan.end, synced - scan.end, what));
         scan.end = synced;
+    }
+    if faults::has(Fault::TornTailKept) {
+        scan.end = scan.end.max(data_end.next_multiple_of(SECTOR_BYTES));
     }
     scan.dirty = data_end.saturating_sub(scan.end);
     scan

@@ -31,6 +31,11 @@
 //! * A joint configuration ends by itself only if its leader stays; see [`Core::next_change`].
 //! * A snapshot that does not name its receiver is dropped without a word; see `storage`.
 //! * An installed snapshot may be reported as applied only once it is persisted.
+//! * It does not persist by itself how far is committed, and goes by the configuration that is
+//!   applied: one that was applied and is forgotten in a crash may need the votes of peers that are
+//!   gone. So a change of it is handed out only once it is durable that it is committed.
+//! * A leader whose removal another one had proposed leads on, and panics at the next answer; it
+//!   becomes a follower here.
 //!
 //! Known limit: a peer that needs entries which left the window gets a snapshot, even when the
 //! journal still holds them.
@@ -43,15 +48,18 @@ use raft::{RawNode, StateRole};
 use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
-use crate::group::window::{LogEntry, Position, Window};
+use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::PeerId;
 
 mod membership;
 mod messages;
 mod peers;
+#[cfg(test)]
+pub(crate) mod readable;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use self::membership::changed;
 pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
@@ -64,8 +72,10 @@ pub const ORIGIN: Position = Position { index: 1, term: 1 };
 /// Bytes of entries in one append message, and the most that one lost message costs to send again.
 const APPEND_BYTES_MAX: u64 = 1 << 20;
 
-/// Append messages on their way to one peer.
-const APPENDS_IN_FLIGHT_MAX: usize = 256;
+/// Append messages on their way to one peer: 32 MiB at most, half of what its link queues, so that
+/// heartbeats find room behind one that catches up. The journal has far fewer writes in flight; a
+/// quarter of it would be felt on links with 200 ms.
+const APPENDS_IN_FLIGHT_MAX: usize = 32;
 
 /// Bytes of entries that may be appended and not committed. Above it proposals are refused as busy.
 /// Eight times what one batch of a worker can need, so that the workers keep the disk busy.
@@ -219,6 +229,9 @@ pub struct Core {
     writes: VecDeque<u64>,
     /// Messages of batches that are not persisted yet, with the batch's number.
     held: VecDeque<(u64, Vec<Message>)>,
+    /// Committed entries from one on that changes the configuration, with the number of the write
+    /// that says so; handed out once that is durable.
+    committed: VecDeque<(u64, Vec<LogEntry>)>,
     /// The snapshot that was installed by a write that is not durable yet, with that write's
     /// number.
     installed: Option<(u64, Position)>,
@@ -266,6 +279,7 @@ impl Core {
             number: 0,
             writes: VecDeque::new(),
             held: VecDeque::new(),
+            committed: VecDeque::new(),
             installed: None,
         };
         if is_alone {
@@ -330,11 +344,11 @@ impl Core {
             let mut ready = self.node.ready();
             self.number = ready.number();
             let entries: Vec<LogEntry> = ready.take_entries().into_iter().map(log_entry).collect();
-            batch.committed = ready
-                .take_committed_entries()
-                .into_iter()
-                .map(log_entry)
-                .collect();
+            let committed = ready.take_committed_entries().into_iter();
+            let committed: Vec<LogEntry> = committed.map(log_entry).collect();
+            let is_change = |entry: &LogEntry| entry.kind == EntryKind::Configuration;
+            let is_changed = committed.iter().any(is_change);
+            self.committed.push_back((self.number, committed));
             batch.reads = ready
                 .take_read_states()
                 .iter()
@@ -351,7 +365,7 @@ impl Core {
             if !ready.snapshot().is_empty() {
                 batch.install = Some(self.install(ready.snapshot()));
             }
-            if ready.must_sync() {
+            if ready.must_sync() || is_changed {
                 self.writes.push_back(self.number);
                 for entry in &entries {
                     self.node.mut_store().window.push(entry.clone());
@@ -367,6 +381,7 @@ impl Core {
             self.settle();
         }
         self.release_held(&mut batch);
+        self.release_committed(&mut batch);
         let nothing = batch.persist.is_none()
             && batch.messages.is_empty()
             && batch.install.is_none()
@@ -386,6 +401,8 @@ impl Core {
             term: metadata.term,
         };
         let configuration = membership::configuration(metadata.get_conf_state());
+        // All of it is in the snapshot.
+        self.committed.clear();
         let store = self.node.mut_store();
         store.window.reset(position);
         store.configuration = configuration.clone();
@@ -452,31 +469,6 @@ impl Core {
     /// Bytes of entries held in memory.
     pub fn window_bytes(&self) -> usize {
         self.node.store().window.bytes()
-    }
-
-    /// Batches without a write are persisted as soon as all writes before them are.
-    fn settle(&mut self) {
-        if self.writes.is_empty() {
-            self.node.on_persist_ready(self.number);
-        }
-    }
-
-    fn hold(&mut self, messages: Vec<Message>) {
-        if !messages.is_empty() {
-            self.held.push_back((self.number, messages));
-        }
-    }
-
-    fn release_held(&mut self, batch: &mut Batch) {
-        let pending = self.writes.front().copied().unwrap_or(u64::MAX);
-        while self
-            .held
-            .front()
-            .is_some_and(|(number, _)| *number < pending)
-        {
-            let (_, messages) = self.held.pop_front().expect("it has a front");
-            batch.messages.extend(messages::encode(messages));
-        }
     }
 }
 

@@ -82,8 +82,12 @@ mod raft_thread;
 pub mod reads;
 mod running;
 #[cfg(test)]
+mod scripts;
+#[cfg(test)]
 mod several;
 pub mod snapshots;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 pub mod window;

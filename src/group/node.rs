@@ -152,13 +152,13 @@ impl<S: StateMachine> Node<S> {
         Ok(())
     }
 
-    /// Whether time matters to it: not to a group of one, where nothing times out.
+    /// Whether time matters to it: not to a group of one that has its leader, where nothing times
+    /// out. To one that waits to be added it does: it keeps its vote for the leader that it heard
+    /// just now. So it does to one that was left alone and does not lead yet.
     pub fn needs_ticks(&self) -> bool {
-        self.core
-            .configuration()
-            .peers()
-            .iter()
-            .any(|peer| *peer != self.peer)
+        let peers = self.core.configuration().peers();
+        let is_only = peers.len() == 1 && peers.contains(&self.peer);
+        !is_only || self.core.status().role != Role::Leader
     }
 
     /// Whether the last write that was handed out is the only one in flight, and no peer waits.

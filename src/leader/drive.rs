@@ -19,11 +19,13 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock::Instant;
 use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Settlement, Tag};
 use crate::error::Failure;
+use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
 use crate::ids::{MemberId, Revision};
-use crate::leader::state::Shared;
+use crate::leader::state::{RunningBatch, Shared};
 use crate::metadata::command::Command;
 use crate::net::{Parked, Progress, Waker};
+use crate::protocol::reply::Reply;
 use crate::rpc::link::{CallError, Completion};
 use crate::rpc::message::{
     FetchRequest, FetchResult, Refusal, Request, Response, StoreRecord, StoreRequest, StoreResult,
@@ -110,12 +112,19 @@ pub struct Run {
     term: u64,
     /// Taken from the inbox, or answered on the spot; not yet stepped.
     pending: VecDeque<Event>,
+    _running: RunningBatch,
 }
 
 impl Run {
-    /// A batch that begins now.
-    pub fn new(shared: Arc<Shared>, coordinator: Coordinator, number: u64, term: u64) -> Run {
+    /// A batch that begins now; `running` was there before the term was looked at.
+    pub fn new(
+        shared: Arc<Shared>,
+        coordinator: Coordinator,
+        (number, term): (u64, u64),
+        running: RunningBatch,
+    ) -> Run {
         Run {
+            _running: running,
             shared,
             coordinator,
             inbox: Arc::default(),
@@ -139,8 +148,9 @@ impl Run {
             while let Some(event) = self.pending.pop_front() {
                 self.step(event, &mut effects);
                 for effect in effects.drain(..) {
-                    if let Effect::Done(replies) = effect {
+                    if let Effect::Done(mut replies) = effect {
                         debug!("batch {}: done, {} replies", self.number, replies.len());
+                        name_leader(&self.shared, &mut replies);
                         return Progress::Done(replies);
                     }
                     self.carry_out(effect);
@@ -275,6 +285,9 @@ impl Run {
             command.term, self.term,
             "a batch is proposed in its own term"
         );
+        if faults::has(Fault::CountEarlierTermCopy) {
+            command.term = self.shared.serving_term().unwrap_or(self.term);
+        }
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         debug!("batch {}: propose", self.number);
         self.shared
@@ -334,6 +347,27 @@ impl Parked for Run {
     }
 }
 
+/// Names the leader in the replies of a batch that lost leadership on its way: who follows is
+/// better known now than when that was noticed.
+fn name_leader(shared: &Shared, replies: &mut [Reply]) {
+    let mut leader = None;
+    for reply in replies {
+        let Reply::Failed(failure) = reply else {
+            continue;
+        };
+        let failure = match failure {
+            Failure::BulkPartial { reason, .. } => &mut **reason,
+            other => other,
+        };
+        if *failure == (Failure::NotLeader { leader: None }) {
+            let known = leader.get_or_insert_with(|| shared.leader_address());
+            *failure = Failure::NotLeader {
+                leader: known.clone(),
+            };
+        }
+    }
+}
+
 /// What a refused proposal means to a client.
 pub fn not_proposed(reason: Reason) -> Failure {
     match reason {
@@ -367,6 +401,8 @@ fn refusal(response: Response) -> Refusal {
         | Response::Register
         | Response::Heartbeat
         | Response::Snapshot
-        | Response::Join(_) => Refusal::Other("the answer is of another kind".to_owned()),
+        | Response::Join(_)
+        | Response::Forward(_)
+        | Response::Standing(_) => Refusal::Other("the answer is of another kind".to_owned()),
     }
 }

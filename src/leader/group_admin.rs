@@ -11,7 +11,6 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use log::info;
-use parking_lot::Mutex;
 
 use crate::clock::Instant;
 use crate::config::kinds::is_host_port;
@@ -19,6 +18,7 @@ use crate::error::Failure;
 use crate::group::configuration::PEERS_MAX;
 use crate::group::{Configuration, ConfigurationChange, GroupView, ProposalOutcome, Reason};
 use crate::ids::PeerId;
+use crate::leader::slot::Slot;
 use crate::leader::state::Shared;
 use crate::net::{Parked, Progress, Waker};
 use crate::protocol::reply::{GroupTable, PeerRole, PeerState, PeerStatus, Reply};
@@ -258,34 +258,8 @@ fn timed_out() -> Failure {
     refused("timed out, the change may or may not have happened")
 }
 
-/// Where the answer arrives.
-#[derive(Default)]
-struct Slot {
-    state: Mutex<SlotState>,
-}
-
-#[derive(Default)]
-struct SlotState {
-    reply: Option<Reply>,
-    waker: Option<Waker>,
-}
-
-impl Slot {
-    fn fill(&self, reply: Reply) {
-        let mut state = self.state.lock();
-        if state.reply.is_none() {
-            state.reply = Some(reply);
-        }
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
 /// Answers once: `busy` when dropped.
-struct Answer(Arc<Slot>);
+struct Answer(Arc<Slot<Reply>>);
 
 impl Answer {
     fn give(self, reply: Reply) {
@@ -303,7 +277,7 @@ impl Drop for Answer {
 /// The batch that waits for it.
 struct Waiting {
     shared: Arc<Shared>,
-    slot: Arc<Slot>,
+    slot: Arc<Slot<Reply>>,
     deadline: Instant,
 }
 
@@ -313,18 +287,11 @@ impl Parked for Waiting {
     }
 
     fn arm(&mut self, wake: Waker) {
-        let mut state = self.slot.state.lock();
-        if state.reply.is_none() {
-            state.waker = Some(wake);
-        } else {
-            drop(state);
-            wake.wake();
-        }
+        self.slot.arm(wake);
     }
 
     fn resume(self: Box<Self>, _may_wait: bool) -> Progress {
-        let reply = self.slot.state.lock().reply.clone();
-        match reply {
+        match self.slot.take() {
             Some(reply) => Progress::Done(vec![reply]),
             None if self.shared.clock.now() >= self.deadline => {
                 Progress::Done(vec![Reply::Failed(timed_out())])

@@ -1,29 +1,117 @@
 //! What the leader does with a client's batch: a run of the coordinator, or an answer at once.
+//!
+//! A follower answers at once who leads, or passes the batch on ([`forward`]). Between two leaders
+//! a batch waits [`LEADER_WAIT`] at most, so that a change of leaders in good order costs its
+//! client one answer *not leader*, or none: one that was elected waits for the first entry of its
+//! term, one that hands over waits to know who follows it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::debug;
 
-use crate::coordinator::Coordinator;
+use crate::clock::Instant;
+use crate::coordinator::{Coordinator, Limits};
 use crate::error::Failure;
 use crate::ids::Key;
+use crate::leader::desk::READ_BYTES_MAX;
 use crate::leader::drive::Run;
+use crate::leader::forward::{self, InFlight, Onward};
 use crate::leader::group_admin;
-use crate::leader::state::Shared;
+use crate::leader::state::{Shared, Standing};
 use crate::leader::status;
-use crate::net::{Handler, Progress};
+use crate::net::{Handler, Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Batch, Write};
 
+/// How long a batch waits for a leader that is about to serve: some syncs. An election that fails
+/// takes no longer from it than this.
+const LEADER_WAIT: Duration = Duration::from_secs(1);
+
+/// How often such a batch looks whether there is one.
+const LEADER_POLL: Duration = Duration::from_millis(5);
+
 /// Executes the batches of clients.
+#[derive(Clone)]
 pub struct ClientHandler {
     shared: Arc<Shared>,
+    limits: Limits,
+    /// The way to the active leader, if batches are passed on.
+    onward: Option<Arc<dyn Onward>>,
+    in_flight: Arc<InFlight>,
 }
 
 impl ClientHandler {
-    /// For all connections.
+    /// For all connections. A follower answers who leads.
     pub fn new(shared: Arc<Shared>) -> ClientHandler {
-        ClientHandler { shared }
+        ClientHandler {
+            limits: shared.limits,
+            shared,
+            onward: None,
+            in_flight: Arc::default(),
+        }
+    }
+
+    /// A follower passes batches on by `onward`.
+    pub fn passing_on(self, onward: Arc<dyn Onward>) -> ClientHandler {
+        ClientHandler {
+            onward: Some(onward),
+            ..self
+        }
+    }
+
+    /// For what other leaders pass on: it goes no further, and is answered in small parts.
+    pub fn for_peers(shared: Arc<Shared>) -> ClientHandler {
+        let mut handler = ClientHandler::new(shared);
+        handler.limits.read_bytes_max = READ_BYTES_MAX;
+        handler
+    }
+
+    /// Whether it passes batches on.
+    pub fn passes_on(&self) -> bool {
+        self.onward.is_some()
+    }
+
+    /// Begins a batch about messages; until `give_up` it may wait for a leader.
+    fn serve(&self, batch: Batch, may_wait: bool, give_up: Instant) -> Progress {
+        let shared = &self.shared;
+        // First: whoever hands over says so, then looks whether batches run.
+        let running = shared.batch_runs();
+        let term = match shared.standing() {
+            Standing::Serves(term) => term,
+            Standing::Changes if shared.clock.now() < give_up => {
+                return Progress::Parked(Box::new(AwaitsLeader {
+                    handler: self.clone(),
+                    batch,
+                    give_up,
+                    look_at: shared.clock.now() + LEADER_POLL,
+                }));
+            }
+            Standing::Changes | Standing::Follows => return self.redirect(batch),
+        };
+        let Some(tolerance) = shared.view.metadata.tolerance() else {
+            return failed(&batch, Failure::Busy);
+        };
+        let number = shared.next_batch();
+        debug!("batch {number}: {}", describe(&batch));
+        let needed = Coordinator::revisions_needed(&batch);
+        let Some(revisions) = shared.view.allot(term, needed) else {
+            return self.redirect(batch);
+        };
+        let coordinator = Coordinator::new(batch, revisions, tolerance, self.limits)
+            .expect("only these need no coordinator");
+        Run::new(shared.clone(), coordinator, (number, term), running).go_on(may_wait)
+    }
+
+    /// What a follower does: at once, without waiting for an election.
+    fn redirect(&self, batch: Batch) -> Progress {
+        match &self.onward {
+            Some(onward) => forward::begin(&self.shared, &**onward, &self.in_flight, batch),
+            None => {
+                let leader = self.shared.leader_address();
+                failed(&batch, Failure::NotLeader { leader })
+            }
+        }
     }
 }
 
@@ -36,25 +124,32 @@ impl Handler for ClientHandler {
         if let Batch::Group(request) = batch {
             return group_admin::begin(&self.shared, request);
         }
-        let requests = batch.reply_count();
-        let failed = |failure| Progress::Done(vec![Reply::Failed(failure); requests]);
-        // A follower answers at once, without waiting for an election.
-        let leader = || self.shared.leader_address();
-        let Some(term) = self.shared.serving_term() else {
-            return failed(Failure::NotLeader { leader: leader() });
-        };
-        let Some(tolerance) = self.shared.view.metadata.tolerance() else {
-            return failed(Failure::Busy);
-        };
-        let number = self.shared.next_batch();
-        debug!("batch {number}: {}", describe(&batch));
-        let needed = Coordinator::revisions_needed(&batch);
-        let Some(revisions) = self.shared.view.allot(term, needed) else {
-            return failed(Failure::NotLeader { leader: leader() });
-        };
-        let coordinator = Coordinator::new(batch, revisions, tolerance, self.shared.limits)
-            .expect("only these need no coordinator");
-        Run::new(self.shared.clone(), coordinator, number, term).go_on(may_wait)
+        let give_up = self.shared.clock.now() + LEADER_WAIT;
+        self.serve(batch, may_wait, give_up)
+    }
+}
+
+fn failed(batch: &Batch, failure: Failure) -> Progress {
+    Progress::Done(vec![Reply::Failed(failure); batch.reply_count()])
+}
+
+/// A batch between two leaders. It looks again now and then; nobody wakes it.
+struct AwaitsLeader {
+    handler: ClientHandler,
+    batch: Batch,
+    give_up: Instant,
+    look_at: Instant,
+}
+
+impl Parked for AwaitsLeader {
+    fn deadline(&self) -> Instant {
+        self.look_at
+    }
+
+    fn arm(&mut self, _wake: Waker) {}
+
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+        self.handler.serve(self.batch, may_wait, self.give_up)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The `house` thread: keeps a data link to each registered member and sends releases.
+//! The `house` thread: keeps a data link to each registered member, sends releases, and asks
+//! whether this leader takes part still when it has no leader.
 //!
 //! It waits on a doorbell that [`View`] rings when there is something to release or the registry
 //! has changed. It rests between two rounds, so that under load many releases share one request.
@@ -10,8 +11,10 @@ use std::time::Duration;
 use log::{debug, info, warn};
 
 use crate::coordinator::release::Release;
-use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome};
+use crate::faults::{self, Fault};
+use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome, Role};
 use crate::ids::MemberId;
+use crate::leader::standing::Inquirer;
 use crate::leader::state::Shared;
 use crate::rpc::link::CallError;
 use crate::rpc::message::{Refusal, ReleaseRequest, Request, Response};
@@ -34,6 +37,7 @@ pub struct Housekeeping {
     shared: Arc<Shared>,
     /// Where each registered member is dialled, and its name.
     targets: BTreeMap<MemberId, (String, String)>,
+    inquirer: Inquirer,
 }
 
 impl Housekeeping {
@@ -42,6 +46,7 @@ impl Housekeeping {
         Housekeeping {
             shared,
             targets: BTreeMap::new(),
+            inquirer: Inquirer::default(),
         }
     }
 
@@ -60,13 +65,25 @@ impl Housekeeping {
     pub fn round(&mut self) {
         let shared = &self.shared;
         dial_registered(shared, &mut self.targets);
+        self.inquirer.round(shared);
         if let Some(term) = shared.serving_term() {
             describe_itself(shared, term);
+        }
+        if let Some(term) = release_term(shared) {
             while let Some(release) = shared.view.next_release(term) {
                 send(shared, term, release);
             }
         }
     }
+}
+
+/// The term in which releases are sent, if any: the one that is served (R5).
+fn release_term(shared: &Shared) -> Option<u64> {
+    if faults::has(Fault::ReleaseBeforeNoOp) {
+        let status = shared.group.status();
+        return (status.role == Role::Leader).then_some(status.term);
+    }
+    shared.serving_term()
 }
 
 /// Sees to it that the others, and clients through them, know where the active leader is reached.

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use log::info;
 use parking_lot::RwLock;
 
+use crate::coordinator::release::releases_unserved;
 use crate::group::{Configuration, Leadership, SnapshotSource, StateMachine};
 use crate::ids::Key;
 use crate::leader::state::View;
@@ -228,7 +229,9 @@ impl StateMachine for Machine {
         self.publish(&command, &applied);
         match &applied {
             // A replay emits no releases, and a follower leaves them to the active leader (R5).
-            Applied::Write { released, .. } if self.is_serving => self.view.released(released),
+            Applied::Write { released, .. } if self.is_serving || releases_unserved() => {
+                self.view.released(released);
+            }
             Applied::Registered { .. } => self.view.ring(),
             Applied::Set => info!("settings at index {index}: {:?}", command.change),
             Applied::Write { .. }

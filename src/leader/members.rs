@@ -1,63 +1,86 @@
-//! The leader's side of calls from members: registration and heartbeats.
+//! The leader's side of calls from members (registration and heartbeats) and from other leaders.
 
 use std::sync::Arc;
 
-use log::{debug, info, warn};
+use log::{info, warn};
 
 use crate::clock::Clock;
 use crate::group::{IncomingChunk, ProposalOutcome};
 use crate::ids::{MemberId, PeerId};
+use crate::leader::desk::Desk;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command, Registration};
+use crate::protocol::request::Batch;
 use crate::rpc::PeerInfo;
 use crate::rpc::link::Link;
 use crate::rpc::message::{
     JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role, SnapshotChunk,
+    StandingAnswer,
 };
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
 
-/// Answers members.
+/// Answers members and other leaders.
 pub struct MemberService {
     shared: Arc<Shared>,
+    /// Answers what other leaders pass on.
+    desk: Option<Arc<Desk>>,
 }
 
 impl MemberService {
     /// For all connections of members.
     pub fn new(shared: Arc<Shared>) -> MemberService {
-        MemberService { shared }
+        let desk = None;
+        MemberService { shared, desk }
     }
 
-    /// Raft messages of another leader: one that takes part, or any while this one waits to be
-    /// added. A leader that was removed is not listened to.
-    fn raft(&self, peer: &PeerInfo, request: RaftRequest) {
-        let id = PeerId(peer.node_id);
-        if !self.is_peer(id) {
-            debug!("a message of {peer}, which takes no part, is dropped");
-            return;
+    /// What other leaders pass on is answered there; without it, it is refused.
+    pub fn answering(self, desk: Arc<Desk>) -> MemberService {
+        MemberService {
+            desk: Some(desk),
+            ..self
         }
+    }
+
+    /// A batch that a follower passes on.
+    fn forward(&self, peer: &PeerInfo, batch: Batch, bytes: usize, responder: Responder) {
+        let peers = self.shared.group.configuration().peers();
+        let takes_part = peers.contains(&PeerId(peer.node_id));
+        match self.desk.as_ref().filter(|_| takes_part) {
+            Some(desk) => desk.take(batch, bytes, responder),
+            None => responder.send(Response::Refused(Refusal::NotLeader)),
+        }
+    }
+
+    /// Whether the leader that asks takes part.
+    fn standing(&self, peer: &PeerInfo) -> Response {
+        if self.shared.serving_term().is_none() {
+            return Response::Refused(Refusal::NotLeader);
+        }
+        let peers = self.shared.group.configuration().peers();
+        Response::Standing(StandingAnswer {
+            takes_part: peers.contains(&PeerId(peer.node_id)),
+            client: self.shared.client_address.clone(),
+        })
+    }
+
+    /// Raft messages of another leader of this cluster, whether it takes part as far as is known
+    /// here or not: the one that leads may have been added by entries that this one lacks, and gets
+    /// from nobody else (Raft thesis 4.1). One that was removed disturbs nobody: PreVote and
+    /// CheckQuorum see to that.
+    fn raft(&self, peer: &PeerInfo, request: RaftRequest) {
         let peers = &self.shared.view.peers;
-        peers.heard(id, &request.address, &peer.name);
+        peers.heard(PeerId(peer.node_id), &request.address, &peer.name);
         for message in request.messages {
             self.shared.group.message(message);
         }
     }
 
-    fn is_peer(&self, id: PeerId) -> bool {
-        let peers = self.shared.group.configuration().peers();
-        peers.is_empty() || peers.contains(&id)
-    }
-
     fn snapshot(&self, peer: &PeerInfo, chunk: SnapshotChunk, responder: Responder) {
-        let from = PeerId(peer.node_id);
-        if !self.is_peer(from) {
-            let refusal = Refusal::Other("not a peer".to_owned());
-            return responder.send(Response::Refused(refusal));
-        }
         let chunk = IncomingChunk {
-            from,
+            from: PeerId(peer.node_id),
             transfer: chunk.transfer,
             offset: chunk.offset,
             bytes: chunk.bytes,
@@ -164,7 +187,7 @@ impl Service for MemberService {
         }
     }
 
-    fn handle(&self, peer: &PeerInfo, _call: CallInfo, request: Request, responder: Responder) {
+    fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder) {
         match request {
             Request::Register(request) => self.register(peer, request, responder),
             Request::Heartbeat(counters) => {
@@ -184,6 +207,8 @@ impl Service for MemberService {
             Request::Raft(request) => self.raft(peer, request),
             Request::Snapshot(chunk) => self.snapshot(peer, chunk, responder),
             Request::Join(_) => responder.send(self.join(peer)),
+            Request::Forward(batch) => self.forward(peer, batch, call.bytes, responder),
+            Request::Standing => responder.send(self.standing(peer)),
         }
     }
 

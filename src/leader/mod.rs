@@ -12,6 +12,8 @@
 //! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
 //! | `journal`, `fill` | the journal's files | queues | queues closed |
 //! | `snapshot` | the snapshot being written | its queue | queue closed; stop signal |
+//! | `forward` | batches that other leaders pass on | its inbox, the next deadline | stopped |
+//! | `snap` | a snapshot on its way to a peer | each answer of the peer | its end; stop signal |
 //! | `admin` | a change of the group | the network, the group | its deadline; stop signal |
 //! | `house` | targets of the pool, releases under way | the bell | stop signal |
 //!
@@ -31,7 +33,10 @@
 //! cluster, the releases, a shard of the cache, an inbox.
 
 pub mod command_time;
+pub mod control;
+pub mod desk;
 pub mod drive;
+pub mod forward;
 pub mod group_admin;
 pub mod handler;
 pub mod housekeeping;
@@ -40,6 +45,8 @@ pub mod machine;
 pub mod members;
 pub mod peers;
 pub mod server;
+mod slot;
+pub mod standing;
 pub mod state;
 pub mod status;
 

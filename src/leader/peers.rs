@@ -53,7 +53,7 @@ pub struct Peers {
     targets: Mutex<Targets>,
     /// Of the threads that send snapshots.
     stop: StopSignal,
-    snapshots: Mutex<Threads>,
+    snapshots: Mutex<Vec<Thread>>,
     /// The thread `admin`, which changes the group; one at a time.
     admin: Mutex<Option<Thread>>,
 }
@@ -102,7 +102,15 @@ impl Peers {
         let mut targets = self.targets.lock();
         let peers = configuration.peers();
         let gone = |peer: &PeerId| !peers.contains(peer);
-        for peer in targets.configured.keys().filter(|peer| gone(peer)) {
+        // A leader that waits to be added knows its peers from their messages alone.
+        let is_waiting = peers.is_empty();
+        let heard = targets.heard.keys().filter(|_| !is_waiting);
+        for peer in targets
+            .configured
+            .keys()
+            .chain(heard)
+            .filter(|peer| gone(peer))
+        {
             if let Some(own) = self.own.get() {
                 own.pool.remove(*peer);
             }
@@ -111,8 +119,7 @@ impl Peers {
             (*peer, (address.rpc.clone(), address.name.clone()))
         };
         targets.configured = configuration.addresses.iter().map(target).collect();
-        // A leader that waits to be added knows its peers from their messages alone.
-        if !peers.is_empty() {
+        if !is_waiting {
             targets.heard.retain(|peer, _| peers.contains(peer));
         }
         self.dial(&targets);
@@ -185,6 +192,16 @@ impl Peers {
         }
     }
 
+    /// Our id, once the group is open.
+    pub fn own_id(&self) -> Option<PeerId> {
+        Some(self.own.get()?.id)
+    }
+
+    /// The open link to `peer`.
+    pub fn link(&self, peer: PeerId) -> Option<Arc<Link>> {
+        self.own.get()?.pool.link(peer)
+    }
+
     /// Ends the links and the threads until `deadline`; names those that are late.
     pub fn stop(&self, deadline: Instant) -> Result<(), Vec<String>> {
         self.stop.stop();
@@ -192,12 +209,12 @@ impl Peers {
             return Ok(());
         };
         let links = own.pool.stop(deadline);
-        let mut threads = std::mem::take(&mut *self.snapshots.lock());
-        self.admin
-            .lock()
-            .take()
-            .into_iter()
-            .for_each(|thread| threads.push(thread));
+        let mut threads = Threads::default();
+        let snapshots = std::mem::take(&mut *self.snapshots.lock());
+        let admin = self.admin.lock().take();
+        for thread in snapshots.into_iter().chain(admin) {
+            threads.push(thread);
+        }
         let snapshots = threads.join(&*own.clock, deadline);
         match (links, snapshots) {
             (Ok(()), other) | (other, Ok(())) => other,
@@ -282,7 +299,7 @@ impl Transport for PeerTransport {
             }
         };
         match threads::spawn("snap", body) {
-            Ok(thread) => self.peers.snapshots.lock().push(thread),
+            Ok(thread) => self.peers.keep(thread),
             Err(error) => {
                 warn!("no thread to send a snapshot: {error}");
                 if let Some(own) = self.peers.own.get() {
@@ -294,6 +311,15 @@ impl Transport for PeerTransport {
 }
 
 impl Peers {
+    /// Keeps a thread that sends a snapshot, to be joined. There is one for each peer that is
+    /// behind; those that have ended go.
+    fn keep(&self, thread: Thread) {
+        let mut snapshots = self.snapshots.lock();
+        let ended = snapshots.extract_if(.., |thread| thread.is_finished());
+        ended.for_each(Thread::join);
+        snapshots.push(thread);
+    }
+
     /// The body of a thread that sends a snapshot; whether it has arrived.
     fn send_snapshot(&self, snapshot: OutgoingSnapshot) -> bool {
         let Some(own) = self.own.get() else {

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock, sleep};
 use crate::cluster::{Cluster, MemberView, Strategy};
+use crate::config::leader::Redirect;
 use crate::coordinator::Limits;
 use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
@@ -29,6 +30,8 @@ use crate::group::{
     self, Bootstrap, Group, GroupError, GroupHandle, GroupOptions, ProposalOutcome, Timing,
 };
 use crate::ids::{ClusterId, MemberId};
+use crate::leader::desk::{Desk, DeskThread};
+use crate::leader::forward::PeerLinks;
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping::Housekeeping;
 use crate::leader::machine::Machine;
@@ -47,6 +50,8 @@ use crate::threads::{self, StopSignal, Thread};
 
 /// How long what was taken from clients is finished at a stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the batches under way are waited for before that.
+const BATCHES_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long another leader may take to take over at a stop.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the other parts may take to stop, together.
@@ -94,11 +99,15 @@ pub struct Settings {
     pub cache_bytes: usize,
     /// The journal is as long as this, in bytes, before a snapshot of the metadata is taken.
     pub snapshot_bytes: u64,
+    /// What a follower does with commands about messages.
+    pub redirect: Redirect,
     /// How members are chosen.
     pub strategy: Strategy,
     /// The tolerance of a group that has none yet.
     pub tolerance: u8,
 }
+
+pub use crate::leader::control::Control;
 
 /// Where a leader is reached.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +128,7 @@ pub struct Leader {
     group: Group<Applied>,
     /// These are there once it has started.
     house: Option<Thread>,
+    desk: Option<(Arc<Desk>, Thread)>,
     rpc: Option<RpcServer>,
     clients: Option<net::Server>,
     stop_house: StopSignal,
@@ -209,6 +219,7 @@ impl Leader {
             tls,
             group,
             house: None,
+            desk: None,
             rpc: None,
             clients: None,
             stop_house: StopSignal::default(),
@@ -239,7 +250,13 @@ impl Leader {
         let stop = self.stop_house.clone();
         let house = threads::spawn("house", move || house.run(&stop))?;
         self.house = Some(house);
-        let service = Arc::new(MemberService::new(Arc::clone(&self.shared)));
+        let desk = Arc::new(Desk::default());
+        let handler = ClientHandler::for_peers(Arc::clone(&self.shared));
+        let thread = DeskThread::new(Arc::clone(&desk), handler, Arc::clone(&self.clock));
+        let thread = threads::spawn("forward", move || thread.run())?;
+        self.desk = Some((Arc::clone(&desk), thread));
+        let service = MemberService::new(Arc::clone(&self.shared)).answering(desk);
+        let service = Arc::new(service);
         let rpc = RpcServer::start(
             rpc_listener,
             Arc::clone(&self.tls),
@@ -292,10 +309,7 @@ impl Leader {
 
     /// For a reload of settings, from any thread.
     pub fn control(&self) -> Control {
-        Control {
-            shared: Arc::clone(&self.shared),
-            tls: Arc::clone(&self.tls),
-        }
+        Control::new(Arc::clone(&self.shared), Arc::clone(&self.tls))
     }
 
     /// Waits for the stop signal, then stops in order.
@@ -307,17 +321,31 @@ impl Leader {
         Ok(())
     }
 
-    /// Hands leadership to another leader, if there is one, while clients are still answered: they
-    /// are told where it is.
+    /// Hands leadership to another leader, if there is one, while clients are still answered: what
+    /// was begun is finished, then they are told where the other one is.
     fn hand_over(&self) {
         let group = &self.shared.group;
-        let serves = || group.status().role == group::Role::Leader;
-        if !serves() || group.configuration().is_alone(self.group.peer()) {
+        let leads = || group.status().role == group::Role::Leader;
+        if !leads() || group.configuration().is_alone(self.group.peer()) {
             return;
         }
-        let give_up = self.clock.now() + HAND_OVER_TIMEOUT;
-        group.transfer(None);
-        while serves() && self.clock.now() < give_up {
+        self.shared.begin_hand_over();
+        let give_up = self.clock.now() + BATCHES_TIMEOUT;
+        while self.shared.batches_running() > 0 && self.clock.now() < give_up {
+            sleep(LINKS_POLL);
+        }
+        let mut next_try = self.clock.now();
+        let give_up = next_try + HAND_OVER_TIMEOUT;
+        while leads() || group.status().leader.is_none() {
+            let now = self.clock.now();
+            if now >= give_up {
+                return warn!("no other leader has taken over");
+            }
+            // An attempt may be lost on its way.
+            if now >= next_try {
+                group.transfer(None);
+                next_try = now + HAND_OVER_TIMEOUT / 4;
+            }
             sleep(LINKS_POLL);
         }
     }
@@ -335,6 +363,10 @@ impl Leader {
         if let Some(rpc) = self.rpc {
             keep(rpc.stop(deadline));
         }
+        if let Some((desk, thread)) = self.desk {
+            desk.stop();
+            thread.join();
+        }
         self.stop_house.stop();
         self.shared.view.ring();
         if let Some(house) = self.house {
@@ -350,54 +382,6 @@ impl Leader {
             bail!("threads did not stop in time: {}", late.join(", "));
         }
         Ok(())
-    }
-}
-
-/// What can be changed while a leader runs.
-pub struct Control {
-    shared: Arc<Shared>,
-    tls: Arc<TlsContext>,
-}
-
-impl Control {
-    /// Reads the certificates again; the last good ones stay if the new ones are bad.
-    pub fn reload_certificates(&self) {
-        match self.tls.reload() {
-            Ok(()) => info!("certificates are read again"),
-            Err(error) => warn!("the certificates in use stay: {error}"),
-        }
-    }
-
-    /// Chooses members in this way from now on.
-    pub fn set_strategy(&self, strategy: Strategy) {
-        self.shared.view.cluster.lock().set_strategy(strategy);
-    }
-
-    /// Proposes a tolerance if it differs from the one in force. Does not wait.
-    pub fn set_tolerance(&self, tolerance: u8) {
-        if self.shared.view.metadata.tolerance() == Some(tolerance) {
-            return;
-        }
-        let members = self.shared.view.cluster.lock();
-        let members = members
-            .members()
-            .filter(|member| !member.is_retired)
-            .count();
-        if members < usize::from(tolerance) {
-            warn!("tolerance {tolerance} is more than the {members} members: writes will fail");
-        }
-        let Some(term) = self.shared.serving_term() else {
-            return warn!("tolerance {tolerance} is not proposed: this is not the active leader");
-        };
-        let change = Change::SetTolerance(tolerance);
-        let command = Command { term, change };
-        let group = &self.shared.group;
-        group.propose(term, command.encode(), move |outcome| match outcome {
-            ProposalOutcome::Applied(_) => info!("tolerance is {tolerance} now"),
-            ProposalOutcome::NotProposed(_) | ProposalOutcome::Lost | ProposalOutcome::Unknown => {
-                warn!("tolerance {tolerance} was not set");
-            }
-        });
     }
 }
 
@@ -489,9 +473,14 @@ fn start_clients(
             role: if is_serving { "leader" } else { "follower" }.to_owned(),
         }
     });
+    let handler = ClientHandler::new(Arc::clone(shared));
+    let handler = match settings.redirect {
+        Redirect::Reply => handler,
+        Redirect::Forward => handler.passing_on(Arc::new(PeerLinks::new(Arc::clone(shared)))),
+    };
     net::Server::start(
         listener,
-        Arc::new(ClientHandler::new(Arc::clone(shared))),
+        Arc::new(handler),
         Arc::new(sessions),
         Arc::clone(&shared.clock),
         settings.net.clone(),

@@ -7,7 +7,7 @@
 //! index, the cluster, the releases, a shard of the cache, an inbox.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,12 +20,14 @@ use crate::cluster::Cluster;
 use crate::coordinator::cache::PayloadCache;
 use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
-use crate::group::GroupHandle;
+use crate::faults::{self, Fault};
+use crate::group::{GroupHandle, Role};
 use crate::ids::{Fence, Key, MemberId, Revision};
 use crate::leader::command_time::CommandTime;
 use crate::leader::links::{MemberLink, MemberLinks};
 use crate::leader::machine::Metadata;
 use crate::leader::peers::Peers;
+use crate::leader::standing::Removal;
 use crate::metadata::command::Applied;
 use crate::metadata::replica_sets::ReplicaSet;
 
@@ -141,7 +143,7 @@ impl View {
     /// The next release to send in `term`; none if that is not served any more (R5).
     pub fn next_release(&self, term: u64) -> Option<Release> {
         let mut releases = self.releases.lock();
-        if releases.term != term {
+        if releases.term != term && !faults::has(Fault::ReleaseBeforeNoOp) {
             return None;
         }
         releases.queue.next_release()
@@ -193,9 +195,27 @@ pub struct Shared {
     /// The highest term of a fence that a member has executed and that was above this leader's:
     /// another one led that term, or this disk was rolled back. It serves in later terms only.
     deposed: AtomicU64,
+    /// Whether it was removed from its group.
+    pub removal: Removal,
     /// Batches begun, to tell them apart in the log.
     batches: AtomicU64,
+    /// Batches under way.
+    running: AtomicUsize,
+    /// This leader stops and hands over: it begins no more batches.
+    is_handing_over: AtomicBool,
     time: CommandTime,
+}
+
+/// What this leader is to a batch that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The active leader, in this term.
+    Serves(u64),
+    /// There will be an active leader soon: this one was elected and does not serve yet, or hands
+    /// over and does not know yet to whom.
+    Changes,
+    /// Another one leads, or nobody.
+    Follows,
 }
 
 impl Shared {
@@ -221,8 +241,41 @@ impl Shared {
             client_address,
             rpc_address,
             deposed: AtomicU64::new(0),
+            removal: Removal::default(),
             batches: AtomicU64::new(0),
+            running: AtomicUsize::new(0),
+            is_handing_over: AtomicBool::new(false),
         }
+    }
+
+    /// What to do with a batch.
+    pub fn standing(&self) -> Standing {
+        let status = self.group.status();
+        let is_deposed = status.term <= self.deposed.load(Ordering::Relaxed);
+        let leads = status.role == Role::Leader && !is_deposed;
+        let is_handing_over = self.is_handing_over.load(Ordering::SeqCst);
+        match (leads, is_handing_over) {
+            (true, false) if status.serving => Standing::Serves(status.term),
+            (true, _) => Standing::Changes,
+            (false, true) if status.leader.is_none() => Standing::Changes,
+            (false, _) => Standing::Follows,
+        }
+    }
+
+    /// From here on no batch is begun.
+    pub fn begin_hand_over(&self) {
+        self.is_handing_over.store(true, Ordering::SeqCst);
+    }
+
+    /// Batches that were begun and have no replies yet.
+    pub fn batches_running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// A batch begins, until the value is dropped.
+    pub fn batch_runs(self: &Arc<Self>) -> RunningBatch {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        RunningBatch(Arc::clone(self))
     }
 
     /// The term that this leader serves in, if it serves.
@@ -234,6 +287,9 @@ impl Shared {
 
     /// Where clients reach the active leader, `host:port`, as far as this one knows.
     pub fn leader_address(&self) -> Option<String> {
+        if let Some(leader) = self.removal.leader() {
+            return Some(leader);
+        }
         let leader = self.group.status().leader?;
         let configuration = self.group.configuration();
         let address = configuration.addresses.get(&leader)?;
@@ -305,6 +361,15 @@ impl Shared {
                  not serve below that term"
             );
         }
+    }
+}
+
+/// A batch under way, for [`Shared::batches_running`].
+pub struct RunningBatch(Arc<Shared>);
+
+impl Drop for RunningBatch {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -28,7 +28,12 @@ pub fn cluster_status(shared: &Shared) -> ClusterStatus {
         .collect();
     ClusterStatus {
         node: shared.name.clone(),
-        role: if is_serving { "leader" } else { "follower" }.to_owned(),
+        role: match () {
+            () if is_serving => "leader",
+            () if shared.removal.leader().is_some() => "removed",
+            () => "follower",
+        }
+        .to_owned(),
         leader: match is_serving {
             true => Some(shared.client_address.clone()),
             false => shared.leader_address(),

@@ -1,5 +1,7 @@
 //! A whole leader with whole members in this process, over real TLS and sockets on loopback.
 
+mod group;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Instant, SystemClock};
 use crate::cluster::Strategy;
+use crate::config::leader::Redirect;
 use crate::coordinator::Limits;
 use crate::disk::mem::{Fault, MemFileSystem, Operation};
 use crate::group::Bootstrap;
@@ -44,14 +47,20 @@ struct RunningMember {
 
 impl Rig {
     fn new(members: usize) -> Rig {
+        Rig::of(1, members)
+    }
+
+    fn of(leaders: usize, members: usize) -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let pki = TestPki::new(dir.path());
-        let mut tls = vec![("leader-1".to_owned(), pki.issue("leader-1", Role::Leader))];
-        for number in 1..=members {
-            let name = format!("member-{number}");
-            let settings = pki.issue(&name, Role::Member);
-            tls.push((name, settings));
-        }
+        let leaders = (1..=leaders).map(|number| (Role::Leader, number));
+        let all = leaders.chain((1..=members).map(|number| (Role::Member, number)));
+        let issue = |(role, number)| {
+            let name = format!("{role}-{number}");
+            let settings = pki.issue(&name, role);
+            (name, settings)
+        };
+        let tls = all.map(issue).collect();
         Rig {
             dir,
             clock: SystemClock::shared(),
@@ -88,6 +97,7 @@ impl Rig {
             },
             cache_bytes: 0,
             snapshot_bytes: 64 << 20,
+            redirect: Redirect::Reply,
             strategy: Strategy::LeastLoaded,
             tolerance: 2,
         }
@@ -100,11 +110,16 @@ impl Rig {
     }
 
     fn join(&self, number: usize, leader: &RunningLeader) -> RunningMember {
+        self.join_all(number, std::slice::from_ref(leader))
+    }
+
+    fn join_all(&self, number: usize, leaders: &[RunningLeader]) -> RunningMember {
+        let rpc = |one: &RunningLeader| one.leader.addresses().rpc.to_string();
         let name = format!("member-{number}");
         let settings = crate::member::Settings {
             rpc_bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             rpc_advertise: None,
-            leaders: vec![leader.leader.addresses().rpc.to_string()],
+            leaders: leaders.iter().map(rpc).collect(),
             data_dir: self.data_dir(&name),
             cluster_id: CLUSTER,
             zone: String::new(),

@@ -398,7 +398,9 @@ impl Ticket {
             | Response::Register
             | Response::Heartbeat
             | Response::Snapshot
-            | Response::Join(_) => {
+            | Response::Join(_)
+            | Response::Forward(_)
+            | Response::Standing(_) => {
                 unreachable!("the replica core answers stores and releases")
             }
         }

@@ -123,7 +123,11 @@ impl Service for Handler {
                 let reason = "a member takes no registrations".to_owned();
                 responder.send(Response::Refused(Refusal::Other(reason)));
             }
-            Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => {
+            Request::Raft(_)
+            | Request::Snapshot(_)
+            | Request::Join(_)
+            | Request::Forward(_)
+            | Request::Standing => {
                 let reason = "a member is no peer of leaders".to_owned();
                 responder.send(Response::Refused(Refusal::Other(reason)));
             }
@@ -192,7 +196,9 @@ impl FetchWorker {
             | Response::Register
             | Response::Heartbeat
             | Response::Snapshot
-            | Response::Join(_) => {
+            | Response::Join(_)
+            | Response::Forward(_)
+            | Response::Standing(_) => {
                 unreachable!("a fetch is answered as one")
             }
         }

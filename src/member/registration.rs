@@ -143,7 +143,9 @@ impl Registration {
             | Response::Fetch(_)
             | Response::Release
             | Response::Snapshot
-            | Response::Join(_) => Err(End::Lost(
+            | Response::Join(_)
+            | Response::Forward(_)
+            | Response::Standing(_) => Err(End::Lost(
                 "answers something else than was asked".to_owned(),
             )),
         }

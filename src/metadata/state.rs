@@ -362,6 +362,7 @@ fn is_of_term(command: &Command, entry_term: u64) -> bool {
             .operations()
             .iter()
             .all(|operation| match operation {
+                Operation::Set { .. } if faults::has(Fault::CountEarlierTermCopy) => true,
                 Operation::Set { revision, .. } => revision.term() == entry_term,
                 Operation::Delete { .. } => true,
             })

@@ -99,7 +99,7 @@ impl fmt::Display for ReplicaStatus {
 pub struct ClusterStatus {
     /// The answering node's name.
     pub node: String,
-    /// Its role: `leader` (the active one) or `follower`.
+    /// Its role: `leader` (the active one), `follower`, or `removed` from its group.
     pub role: String,
     /// Client address of the active leader, when it is known.
     pub leader: Option<String>,

@@ -14,13 +14,15 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::ids::{CallId, ClusterId, Fence, Key, MemberId, Revision};
+use crate::ids::{CallId, Fence, Key, Revision};
 use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HeartbeatRequest, Hello, Refusal, RegisterRequest, ReleaseRequest,
-    Request, Response, Role, StoreRecord, StoreRequest, StoreResult,
+    FetchRequest, FetchResult, HeartbeatRequest, Hello, RegisterRequest, ReleaseRequest, Request,
+    Response, StoreRecord, StoreRequest, StoreResult,
 };
 
+mod forward;
+mod hello;
 mod peers;
 
 /// The generated types, named nowhere else.
@@ -29,6 +31,7 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/tolerex.v1.rs"));
 }
 
+pub use forward::forwarded_bytes;
 pub use peers::{CHUNK_BYTES_MAX, FOUNDERS_MAX, RAFT_MESSAGES_MAX, SNAPSHOT_END_BYTES_MAX};
 use wire::envelope::Body as WireBody;
 
@@ -103,7 +106,7 @@ pub fn encode(envelope: Envelope) -> Result<Vec<u8>, FrameTooLarge> {
         call_id: envelope.call.0,
         term: envelope.term,
         body: Some(match envelope.body {
-            Body::Hello(hello) => WireBody::Hello(from_hello(hello)),
+            Body::Hello(hello) => WireBody::Hello(hello::from_hello(hello)),
             Body::Request(request) => from_request(request),
             Body::Response(response) => from_response(response),
         }),
@@ -119,8 +122,10 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
     let wire = wire::Envelope::decode(body)?;
     let body = match wire.body {
         None => return invalid("body", "is missing or unknown"),
-        Some(WireBody::Hello(hello)) => Body::Hello(to_hello(hello)?),
-        Some(WireBody::Refused(refused)) => Body::Response(Response::Refused(to_refusal(refused)?)),
+        Some(WireBody::Hello(hello)) => Body::Hello(hello::to_hello(hello)?),
+        Some(WireBody::Refused(refused)) => {
+            Body::Response(Response::Refused(hello::to_refusal(refused)?))
+        }
         Some(WireBody::StoreRequest(request)) => {
             Body::Request(Request::Store(to_store_request(request)?))
         }
@@ -169,6 +174,16 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
         }
         Some(WireBody::JoinResponse(response)) => {
             Body::Response(Response::Join(peers::to_join_answer(response)?))
+        }
+        Some(WireBody::ForwardRequest(request)) => {
+            Body::Request(Request::Forward(forward::to_batch(request)?))
+        }
+        Some(WireBody::ForwardResponse(response)) => {
+            Body::Response(Response::Forward(forward::to_replies(response)?))
+        }
+        Some(WireBody::StandingRequest(_)) => Body::Request(Request::Standing),
+        Some(WireBody::StandingResponse(response)) => {
+            Body::Response(Response::Standing(peers::to_standing(response)?))
         }
     };
     let call = CallId(wire.call_id);
@@ -225,6 +240,8 @@ fn from_request(request: Request) -> WireBody {
         Request::Raft(request) => WireBody::RaftRequest(peers::from_raft(request)),
         Request::Snapshot(chunk) => WireBody::SnapshotRequest(peers::from_chunk(chunk)),
         Request::Join(request) => WireBody::JoinRequest(peers::from_join(request)),
+        Request::Forward(batch) => WireBody::ForwardRequest(forward::from_batch(batch)),
+        Request::Standing => WireBody::StandingRequest(wire::StandingRequest {}),
     }
 }
 
@@ -241,47 +258,10 @@ fn from_response(response: Response) -> WireBody {
         Response::Heartbeat => WireBody::HeartbeatResponse(wire::HeartbeatResponse {}),
         Response::Snapshot => WireBody::SnapshotResponse(wire::SnapshotResponse {}),
         Response::Join(answer) => WireBody::JoinResponse(peers::from_join_answer(answer)),
-        Response::Refused(refusal) => WireBody::Refused(from_refusal(refusal)),
+        Response::Forward(replies) => WireBody::ForwardResponse(forward::from_replies(replies)),
+        Response::Standing(answer) => WireBody::StandingResponse(peers::from_standing(answer)),
+        Response::Refused(refusal) => WireBody::Refused(hello::from_refusal(refusal)),
     }
-}
-
-fn from_hello(hello: Hello) -> wire::Hello {
-    wire::Hello {
-        protocol: hello.protocol,
-        cluster_id: hello.cluster_id.0,
-        name: hello.name,
-        node_id: hello.node_id,
-        incarnation: hello.incarnation,
-        nonce: hello.nonce,
-        link: hello.link,
-        role: match hello.role {
-            Role::Leader => wire::Role::Leader,
-            Role::Member => wire::Role::Member,
-            Role::Client => wire::Role::Client,
-        } as i32,
-    }
-}
-
-fn to_hello(hello: wire::Hello) -> Checked<Hello> {
-    let role = match wire::Role::try_from(hello.role) {
-        Ok(wire::Role::Leader) => Role::Leader,
-        Ok(wire::Role::Member) => Role::Member,
-        Ok(wire::Role::Client) => Role::Client,
-        Ok(wire::Role::Unspecified) | Err(_) => return invalid("hello.role", "is unknown"),
-    };
-    if hello.node_id == 0 && role != Role::Client {
-        return invalid("hello.node_id", "is 0");
-    }
-    Ok(Hello {
-        protocol: hello.protocol,
-        cluster_id: ClusterId(hello.cluster_id),
-        name: to_label(hello.name, 1, NAME_BYTES_MAX, "hello.name")?,
-        node_id: hello.node_id,
-        incarnation: hello.incarnation,
-        nonce: hello.nonce,
-        link: hello.link,
-        role,
-    })
 }
 
 /// Text that goes to logs and tables: bounded, and nothing that moves a terminal's cursor.
@@ -450,59 +430,16 @@ fn to_fetch_results(response: wire::FetchResponse) -> Checked<Vec<FetchResult>> 
     response.results.into_iter().map(to_result).collect()
 }
 
-fn from_refusal(refusal: Refusal) -> wire::Refused {
-    use wire::refused::{Nothing, Reason, StaleIncarnation};
-    let reason = match refusal {
-        Refusal::StaleFence { highest } => Reason::StaleFence(from_fence(highest)),
-        Refusal::NotLeader => Reason::NotLeader(Nothing {}),
-        Refusal::Busy => Reason::Busy(Nothing {}),
-        Refusal::StaleIncarnation {
-            incarnation,
-            registered,
-        } => Reason::StaleIncarnation(StaleIncarnation {
-            incarnation,
-            registered,
-        }),
-        Refusal::Retired(id) => Reason::Retired(id.0),
-        Refusal::Other(mut words) => {
-            let end = (0..=REASON_BYTES_MAX.min(words.len()))
-                .rev()
-                .find(|&at| words.is_char_boundary(at));
-            words.truncate(end.unwrap_or(0));
-            Reason::Other(words)
-        }
-    };
-    wire::Refused {
-        reason: Some(reason),
-    }
-}
-
-fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
-    use wire::refused::Reason;
-    Ok(match refused.reason {
-        None => return invalid("refused.reason", "is missing or unknown"),
-        Some(Reason::StaleFence(fence)) => Refusal::StaleFence {
-            highest: to_fence(Some(fence), "refused.stale_fence")?,
-        },
-        Some(Reason::NotLeader(_)) => Refusal::NotLeader,
-        Some(Reason::Busy(_)) => Refusal::Busy,
-        Some(Reason::StaleIncarnation(stale)) => Refusal::StaleIncarnation {
-            incarnation: stale.incarnation,
-            registered: stale.registered,
-        },
-        Some(Reason::Retired(id)) => Refusal::Retired(MemberId(id)),
-        Some(Reason::Other(words)) if words.len() > REASON_BYTES_MAX => {
-            return invalid("refused.other", "is too long");
-        }
-        Some(Reason::Other(words)) => Refusal::Other(words.replace(char::is_control, " ")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::PeerId;
-    use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, SnapshotChunk};
+    use crate::error::Failure;
+    use crate::ids::{ClusterId, MemberId, PeerId, Token};
+    use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
+    use crate::protocol::request::{BULK_COUNT_MAX, Batch, Write};
+    use crate::rpc::message::{
+        JoinAnswer, JoinRequest, RaftRequest, Refusal, Role, SnapshotChunk, StandingAnswer,
+    };
 
     fn body_of(body: WireBody) -> Bytes {
         let envelope = wire::Envelope {
@@ -702,6 +639,104 @@ mod tests {
     }
 
     #[test]
+    fn what_is_passed_on_is_checked_like_a_clients() {
+        use wire::forward_request as request;
+        use wire::forward_response as response;
+        let asks = |batch| WireBody::ForwardRequest(wire::ForwardRequest { batch });
+        let writes = |write: request::Write, count| {
+            asks(Some(request::Batch::Writes(request::Writes {
+                writes: vec![write; count],
+            })))
+        };
+        let write = |key: &str, token: &str| request::Write {
+            key: word(key),
+            payload: None,
+            token: token.to_owned(),
+        };
+        let bulk = |count, bytes| {
+            asks(Some(request::Batch::Bulk(request::Bulk {
+                count,
+                payload: Bytes::from(vec![0; bytes]),
+                token: String::new(),
+            })))
+        };
+        let answers = |reply| {
+            let replies = vec![response::Reply { reply: Some(reply) }];
+            WireBody::ForwardResponse(wire::ForwardResponse { replies })
+        };
+        let fails = |failure| {
+            let failure = Some(failure);
+            answers(response::reply::Reply::Failed(response::Failure {
+                failure,
+            }))
+        };
+        let partial = |reason: Option<response::failure::Failure>, first| {
+            let reason = reason.map(|failure| {
+                let failure = Some(failure);
+                Box::new(response::Failure { failure })
+            });
+            let stored = Some(response::Range { first, last: 1 });
+            response::failure::Failure::BulkPartial(Box::new(response::BulkPartial {
+                reason,
+                stored,
+            }))
+        };
+        let busy = response::failure::Failure::Code(response::Code::Busy as i32);
+        let cases = [
+            (asks(None), "forward_request.batch is missing"),
+            (writes(write("k", ""), 0), "forward_request.writes is empty"),
+            (
+                writes(write("k", ""), RECORDS_MAX + 1),
+                "forward_request.writes has too many",
+            ),
+            (writes(write("a b", ""), 1), "forward_request.writes.key is"),
+            (
+                writes(write("k", "a b"), 1),
+                "forward_request.writes.token is not 1 to 64",
+            ),
+            (bulk(0, 1), "forward_request.bulk.count is not"),
+            (
+                bulk(BULK_COUNT_MAX + 1, 1),
+                "forward_request.bulk.count is not",
+            ),
+            (
+                bulk(BULK_COUNT_MAX, 2000),
+                "forward_request.bulk is more than 1 GiB",
+            ),
+            (
+                answers(response::reply::Reply::Plain(0)),
+                "forward_response.plain is unknown",
+            ),
+            (
+                fails(response::failure::Failure::Code(0)),
+                "forward_response.code is unknown",
+            ),
+            (
+                fails(response::failure::Failure::NotLeader(
+                    "h:1\r\nOK".to_owned(),
+                )),
+                "forward_response.not_leader has white space",
+            ),
+            (
+                fails(partial(None, 1)),
+                "forward_response.reason is missing",
+            ),
+            (
+                fails(partial(Some(partial(Some(busy.clone()), 1)), 1)),
+                "forward_response.reason is another",
+            ),
+            (
+                fails(partial(Some(busy), 2)),
+                "forward_response.range ends before it begins",
+            ),
+        ];
+        for (body, expected) in cases {
+            let text = decode(body_of(body)).expect_err(expected).to_string();
+            assert!(text.contains(expected), "{text} instead of {expected}");
+        }
+    }
+
+    #[test]
     fn only_one_way_requests_have_no_call_id() {
         let call = |call_id, body| {
             let term = 0;
@@ -827,7 +862,93 @@ mod tests {
                 Request::Join(JoinRequest { founders })
             });
             prop_oneof![
-                store, fetch, release, register, heartbeat, raft, chunk, join
+                store,
+                fetch,
+                release,
+                register,
+                heartbeat,
+                raft,
+                chunk,
+                join,
+                batch().prop_map(Request::Forward),
+                Just(Request::Standing),
+            ]
+        }
+
+        fn batch() -> impl Strategy<Value = Batch> {
+            let token = || {
+                let token = "[a-z]{1,9}".prop_map(|text| Token::parse(text.as_bytes()).ok());
+                prop_oneof![token, Just(None)]
+            };
+            let set = (key(), payload(), token()).prop_map(|(key, payload, token)| Write::Set {
+                key,
+                payload,
+                token,
+            });
+            let delete = (key(), token()).prop_map(|(key, token)| Write::Delete { key, token });
+            let bulk = (1..=BULK_COUNT_MAX, payload(), token());
+            prop_oneof![
+                vec(prop_oneof![set, delete], 1..5).prop_map(Batch::Writes),
+                vec(key(), 1..5).prop_map(Batch::Reads),
+                bulk.prop_map(|(count, payload, token)| Batch::Bulk {
+                    count,
+                    payload,
+                    token,
+                }),
+                key().prop_map(Batch::Where),
+                Just(Batch::Count),
+            ]
+        }
+
+        fn reply() -> impl Strategy<Value = Reply> {
+            let range = || (0..9u64, 9..99u64);
+            let state = prop_oneof![
+                Just(MemberState::Up),
+                Just(MemberState::Suspect),
+                Just(MemberState::Down),
+            ];
+            let replica = ("[a-z0-9-]{1,9}", "[a-z]{1,9}:[0-9]{1,4}", state).prop_map(
+                |(name, address, state)| ReplicaStatus {
+                    name,
+                    address,
+                    state,
+                },
+            );
+            let location = (revision(), any::<u64>(), vec(replica, 0..4));
+            prop_oneof![
+                revision().prop_map(|revision| Reply::Stored { revision }),
+                Just(Reply::Deleted),
+                Just(Reply::NotFound),
+                (revision(), payload())
+                    .prop_map(|(revision, payload)| Reply::Value { revision, payload }),
+                range().prop_map(|(first, last)| Reply::BulkStored { first, last }),
+                location.prop_map(|(revision, bytes, replicas)| Reply::Location {
+                    revision,
+                    bytes,
+                    replicas,
+                }),
+                any::<u64>().prop_map(Reply::Count),
+                failure().prop_map(Reply::Failed),
+                (failure(), proptest::option::of(range())).prop_map(|(reason, stored)| {
+                    let reason = Box::new(reason);
+                    Reply::Failed(Failure::BulkPartial { reason, stored })
+                }),
+            ]
+        }
+
+        fn failure() -> impl Strategy<Value = Failure> {
+            let address = proptest::option::of("[a-z]{1,9}:[0-9]{1,4}");
+            prop_oneof![
+                Just(Failure::WriteTimedOut),
+                Just(Failure::ReadTimedOut),
+                Just(Failure::Busy),
+                Just(Failure::TooManyTokens),
+                Just(Failure::TokenInUse),
+                Just(Failure::TokenExpired),
+                (0..9usize, 0..9usize)
+                    .prop_map(|(have, need)| Failure::NotEnoughMembers { have, need }),
+                "[ -~]{0,30}".prop_map(|replicas| Failure::Unavailable { replicas }),
+                address.prop_map(|leader| Failure::NotLeader { leader }),
             ]
         }
 
@@ -868,6 +989,10 @@ mod tests {
                 Just(Response::Snapshot),
                 ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}")
                     .prop_map(|(rpc, client)| Response::Join(JoinAnswer { rpc, client })),
+                vec(reply(), 1..5).prop_map(Response::Forward),
+                (any::<bool>(), "[a-z:0-9]{1,20}").prop_map(|(takes_part, client)| {
+                    Response::Standing(StandingAnswer { takes_part, client })
+                }),
                 refusal().prop_map(Response::Refused),
             ]
         }

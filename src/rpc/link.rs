@@ -11,6 +11,7 @@
 //! What is posted is not in the table: it leaves in order with the calls, and nobody learns whether
 //! it arrived.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
+use crate::protocol::request::Batch;
 use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::greeting::{self, Expected, Greeted, GreetingError};
@@ -236,19 +238,23 @@ fn encode(call: CallId, term: u64, request: Request) -> Result<Vec<u8>, CallErro
 }
 
 /// How many results an answer must have, for the kinds that have them.
-fn results_of(request: &Request) -> usize {
+fn results_of(request: &Request) -> RangeInclusive<usize> {
+    let exactly = |count| count..=count;
     match request {
-        Request::Store(request) => request.records.len(),
-        Request::Fetch(request) => request.revisions.len(),
-        Request::Release(_) | Request::Register(_) | Request::Heartbeat(_) => 0,
-        Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => 0,
+        Request::Store(request) => exactly(request.records.len()),
+        Request::Fetch(request) => exactly(request.revisions.len()),
+        Request::Forward(Batch::Reads(keys)) => 1..=keys.len(),
+        Request::Forward(batch) => exactly(batch.reply_count()),
+        Request::Release(_) | Request::Register(_) | Request::Heartbeat(_) => exactly(0),
+        Request::Raft(_) | Request::Snapshot(_) | Request::Join(_) => exactly(0),
+        Request::Standing => exactly(0),
     }
 }
 
 /// A call without an outcome.
 struct Pending {
     kind: Kind,
-    results: usize,
+    results: RangeInclusive<usize>,
     deadline: Instant,
     completion: Completion,
 }
@@ -257,15 +263,19 @@ impl Pending {
     fn fits(&self, response: &Response) -> bool {
         match (self.kind, response) {
             (_, Response::Refused(_)) => true,
-            (Kind::Store, Response::Store(results)) => results.len() == self.results,
-            (Kind::Fetch, Response::Fetch(results)) => results.len() == self.results,
+            (Kind::Store, Response::Store(results)) => self.results.contains(&results.len()),
+            (Kind::Fetch, Response::Fetch(results)) => self.results.contains(&results.len()),
+            (Kind::Forward, Response::Forward(replies)) => self.results.contains(&replies.len()),
             (Kind::Release, Response::Release)
             | (Kind::Register, Response::Register)
             | (Kind::Heartbeat, Response::Heartbeat)
             | (Kind::Snapshot, Response::Snapshot)
-            | (Kind::Join, Response::Join(_)) => true,
+            | (Kind::Join, Response::Join(_))
+            | (Kind::Standing, Response::Standing(_)) => true,
             (Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat, _)
-            | (Kind::Raft | Kind::Snapshot | Kind::Join, _) => false,
+            | (Kind::Raft | Kind::Snapshot | Kind::Join | Kind::Forward | Kind::Standing, _) => {
+                false
+            }
         }
     }
 }

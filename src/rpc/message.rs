@@ -9,6 +9,8 @@ use std::fmt;
 use bytes::Bytes;
 
 use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::Batch;
 
 /// What a process is, as its certificate's common name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,6 +74,10 @@ pub enum Request {
     Snapshot(SnapshotChunk),
     /// Leader to leader: belong to this group.
     Join(JoinRequest),
+    /// Leader to leader: answer this batch of a client, yourself. About messages only.
+    Forward(Batch),
+    /// Leader to leader: do I take part still?
+    Standing,
 }
 
 /// What is asked; `Display` is its name in logs.
@@ -93,6 +99,10 @@ pub enum Kind {
     Snapshot,
     /// See [`Request::Join`].
     Join,
+    /// See [`Request::Forward`].
+    Forward,
+    /// See [`Request::Standing`].
+    Standing,
 }
 
 impl Kind {
@@ -101,6 +111,7 @@ impl Kind {
         match self {
             Kind::Store | Kind::Fetch | Kind::Release => Role::Leader,
             Kind::Raft | Kind::Snapshot | Kind::Join => Role::Leader,
+            Kind::Forward | Kind::Standing => Role::Leader,
             Kind::Register | Kind::Heartbeat => Role::Member,
         }
     }
@@ -110,7 +121,7 @@ impl Kind {
         match self {
             Kind::Raft => true,
             Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat => false,
-            Kind::Snapshot | Kind::Join => false,
+            Kind::Snapshot | Kind::Join | Kind::Forward | Kind::Standing => false,
         }
     }
 }
@@ -126,6 +137,8 @@ impl fmt::Display for Kind {
             Kind::Raft => "raft",
             Kind::Snapshot => "snapshot",
             Kind::Join => "join",
+            Kind::Forward => "forward",
+            Kind::Standing => "standing",
         })
     }
 }
@@ -142,6 +155,8 @@ impl Request {
             Request::Raft(_) => Kind::Raft,
             Request::Snapshot(_) => Kind::Snapshot,
             Request::Join(_) => Kind::Join,
+            Request::Forward(_) => Kind::Forward,
+            Request::Standing => Kind::Standing,
         }
     }
 }
@@ -163,6 +178,10 @@ pub enum Response {
     Snapshot,
     /// It belongs to the group, and says where it is reached.
     Join(JoinAnswer),
+    /// One reply for each request of the batch, in order; to reads perhaps fewer, at least one.
+    Forward(Vec<Reply>),
+    /// Whether the asking leader takes part; said by the active leader only.
+    Standing(StandingAnswer),
     /// The whole request was refused and had no effect.
     Refused(Refusal),
 }
@@ -290,6 +309,15 @@ pub struct JoinAnswer {
     /// By leaders and members, `host:port`.
     pub rpc: String,
     /// By clients, `host:port`.
+    pub client: String,
+}
+
+/// How a leader stands to the group that it asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandingAnswer {
+    /// Whether it takes part.
+    pub takes_part: bool,
+    /// Where clients reach the active leader, which answers, `host:port`.
     pub client: String,
 }
 

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, SystemClock};
 use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
+use crate::protocol::reply::Reply;
 use crate::rpc::LocalIdentity;
 use crate::rpc::PeerInfo;
 use crate::rpc::frame;
@@ -111,6 +112,8 @@ fn answering() -> Arc<Recorder> {
             Request::Register(_) => Response::Register,
             Request::Heartbeat(_) => Response::Heartbeat,
             Request::Snapshot(_) => Response::Snapshot,
+            Request::Forward(batch) => Response::Forward(vec![Reply::Deleted; batch.reply_count()]),
+            Request::Standing => Response::Refused(Refusal::NotLeader),
             // Nobody may hear of an answer to the first.
             Request::Raft(_) | Request::Join(_) => Response::Join(JoinAnswer {
                 rpc: "h:1".to_owned(),

@@ -26,6 +26,7 @@ use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
 use crate::ids::{Key, Revision};
 use crate::storage::compaction::Step;
+use crate::storage::group::{Group, Record};
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
 
 /// How long something acknowledged may be in memory only: what DESIGN.md §6 promises.
@@ -36,9 +37,6 @@ pub const FLUSH_BYTES: u64 = 1 << 20;
 
 /// Changes made visible under one hold of the lock, as in the log engine.
 const CHANGES_PER_LOCK: usize = 256;
-
-/// A record, or `None` where it is released.
-type Record = Option<(Key, Bytes)>;
 
 /// Whether what is acknowledged will find room on the disk.
 pub struct Space {
@@ -58,10 +56,7 @@ pub struct BufferedEngine {
     inner: Box<dyn Engine>,
     space: Space,
     shared: Arc<Shared>,
-    /// The group in call order.
-    staged: Vec<(Revision, Record)>,
-    /// The state of each revision that the group touches, as if it was committed.
-    overlay: FxHashMap<Revision, Record>,
+    group: Group<(Revision, Record)>,
     /// What was committed and not written, in order. `shared` has the last state of each.
     unwritten: Vec<(Revision, Record)>,
     /// What the disk will need for it.
@@ -103,28 +98,11 @@ impl BufferedEngine {
                 written,
                 buffer: RwLock::new(buffer),
             }),
-            staged: Vec::new(),
-            overlay: FxHashMap::default(),
+            group: Group::default(),
             unwritten: Vec::new(),
             unwritten_bytes: 0,
             stuck: false,
             failed: false,
-        }
-    }
-
-    /// The record of a revision as it is after what is staged so far, and whether it is committed.
-    /// A copy that cannot be read counts as none: storing it anew is how it is mended.
-    fn existing(&self, revision: Revision) -> Option<(Key, Bytes, Staged)> {
-        if let Some(staged) = self.overlay.get(&revision) {
-            let (key, payload) = staged.as_ref()?;
-            return Some((key.clone(), payload.clone(), Staged::New));
-        }
-        match self.shared.fetch(revision) {
-            Ok(record) => record.map(|(key, payload)| (key, payload, Staged::Known)),
-            Err(error) => {
-                log::warn!("revision {revision} is stored anew: {error}");
-                None
-            }
         }
     }
 
@@ -289,36 +267,27 @@ impl BufferedEngine {
 impl Engine for BufferedEngine {
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
         self.check()?;
-        match self.existing(revision) {
-            Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
-                return Ok(known);
-            }
-            Some(_) => return Ok(Staged::Conflict),
-            None => {}
+        let answer = self.group.answer(&*self.shared, revision, key, payload);
+        if let Some(answer) = answer {
+            return Ok(answer);
         }
         let record = Some((key.clone(), payload.clone()));
-        self.overlay.insert(revision, record.clone());
-        self.staged.push((revision, record));
+        self.group
+            .push(revision, record.clone(), (revision, record));
         Ok(Staged::New)
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
         self.check()?;
-        let exists = match self.overlay.get(&revision) {
-            Some(staged) => staged.is_some(),
-            None => self.shared.length(revision).is_some(),
-        };
-        if exists {
-            self.staged.push((revision, None));
-            self.overlay.insert(revision, None);
+        if self.group.has(&*self.shared, revision) {
+            self.group.push(revision, None, (revision, None));
         }
         Ok(())
     }
 
     fn commit(&mut self) -> Result<Committed, Fatal> {
         self.check()?;
-        let changes = std::mem::take(&mut self.staged);
-        self.overlay.clear();
+        let changes = self.group.take();
         if changes.is_empty() {
             return Ok(Committed::Done);
         }
@@ -338,12 +307,11 @@ impl Engine for BufferedEngine {
     }
 
     fn discard(&mut self) {
-        self.staged.clear();
-        self.overlay.clear();
+        self.group.clear();
     }
 
     fn flush(&mut self) -> Result<(), Fatal> {
-        assert!(self.staged.is_empty(), "flush with a group staged");
+        assert!(self.group.is_empty(), "flush with a group staged");
         if self.unwritten.is_empty() {
             self.note_space(false);
             return Ok(());
@@ -367,7 +335,7 @@ impl Engine for BufferedEngine {
     }
 
     fn idle(&mut self) -> Result<(), Fatal> {
-        assert!(self.staged.is_empty(), "idle with a group staged");
+        assert!(self.group.is_empty(), "idle with a group staged");
         self.flush()?;
         let idle = self.inner.idle();
         self.note(idle)

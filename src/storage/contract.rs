@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proptest::prelude::*;
 
 use crate::disk::fs::FileSystem;
 use crate::disk::log::LogOptions;
@@ -17,6 +16,8 @@ use crate::ids::{Key, Revision};
 use crate::storage::model::ModelEngine;
 use crate::storage::opening::{self, StoreOptions};
 use crate::storage::{Committed, Engine, EngineKind, ReadError, Staged, WriteMode};
+
+mod properties;
 
 const DIR: &str = "data";
 
@@ -105,14 +106,7 @@ impl Pair {
 
     /// Commits; what the answer says took effect did, and nothing else.
     fn commit(&mut self) -> Committed {
-        let released = std::mem::take(&mut self.releases);
-        if self.kind == EngineKind::Files {
-            // A power failure may find what a group released gone, and what it stored not there
-            // yet: its names change one after the other.
-            let mut between = self.history.last().expect("there is a state").clone();
-            between.retain(|revision, _| !released.contains(revision));
-            self.history.push(between);
-        }
+        self.note_between();
         let committed = self.engine.commit().unwrap();
         self.model.set_space(committed);
         self.model.commit().unwrap();
@@ -124,6 +118,17 @@ impl Pair {
         }
         self.compare();
         committed
+    }
+
+    /// A power failure may find what a group of files released gone, and what it stored not there
+    /// yet: its names change one after the other.
+    fn note_between(&mut self) {
+        let released = std::mem::take(&mut self.releases);
+        if self.kind == EngineKind::Files {
+            let mut between = self.history.last().expect("there is a state").clone();
+            between.retain(|revision, _| !released.contains(revision));
+            self.history.push(between);
+        }
     }
 
     fn flush(&mut self) {
@@ -402,85 +407,6 @@ fn a_mode_may_change_and_an_engine_may_not() {
     }
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Store(u64, u8, usize),
-    Release(u64),
-    Commit,
-    Discard,
-    /// A commit on a disk that has no space.
-    CommitFull,
-    Flush,
-    Idle,
-    /// An orderly end and a start.
-    Restart,
-    ProcessCrash,
-    /// A power failure that loses a part of what is unsynced.
-    PowerLoss(u64),
-}
-
-fn any_change() -> impl Strategy<Value = Step> {
-    let length = prop_oneof![0usize..40, 0usize..3000];
-    prop_oneof![
-        3 => (0u64..12, 0u8..2, length).prop_map(|(n, v, length)| Step::Store(n, v, length)),
-        1 => (0u64..12).prop_map(Step::Release),
-    ]
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        16 => any_change(),
-        6 => Just(Step::Commit),
-        1 => Just(Step::Discard),
-        2 => Just(Step::CommitFull),
-        2 => Just(Step::Flush),
-        2 => Just(Step::Idle),
-        1 => Just(Step::Restart),
-        1 => Just(Step::ProcessCrash),
-        1 => any::<u64>().prop_map(Step::PowerLoss),
-    ]
-}
-
-fn any_engine() -> impl Strategy<Value = (EngineKind, WriteMode)> {
-    prop::sample::select(every().collect::<Vec<_>>())
-}
-
-fn execute(pair: &mut Pair, step: Step) {
-    match step {
-        Step::Store(number, variant, length) => _ = pair.store(number, variant, length),
-        Step::Release(number) => pair.release(number),
-        Step::Commit => _ = pair.commit(),
-        Step::Discard => {
-            pair.engine.discard();
-            pair.model.discard();
-            pair.releases.clear();
-            pair.compare();
-        }
-        Step::CommitFull => {
-            limit(&pair.fs, 6 << 10);
-            assert_ne!(pair.commit(), Committed::Full);
-            pair.fs.set_capacity(None);
-            pair.flush();
-        }
-        Step::Flush => {
-            pair.commit();
-            pair.flush();
-        }
-        Step::Idle => {
-            pair.commit();
-            pair.idle();
-        }
-        Step::Restart => {
-            pair.commit();
-            pair.engine.close().unwrap();
-            pair.settled();
-            pair.process_crash();
-        }
-        Step::ProcessCrash => pair.process_crash(),
-        Step::PowerLoss(seed) => pair.power_loss(Loss::Random(seed)),
-    }
-}
-
 #[test]
 fn a_buffered_engine_that_failed_takes_nothing_more() {
     for kind in ENGINES {
@@ -494,66 +420,5 @@ fn a_buffered_engine_that_failed_takes_nothing_more() {
         let (revision, key, payload) = record(2, 1, 10);
         assert!(engine.store(revision, &key, &payload).is_err());
         assert!(engine.commit().is_err() && engine.release(revision).is_err());
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
-    /// Any operations give the same answers, contents and counters as the model; after any crash
-    /// all is there that the write mode promised, and nothing that was not committed.
-    #[test]
-    fn every_engine_behaves_as_the_model(
-        (kind, mode) in any_engine(),
-        steps in prop::collection::vec(any_step(), 0..60),
-    ) {
-        let mut pair = Pair::new(kind, mode);
-        for step in steps {
-            execute(&mut pair, step);
-        }
-        pair.commit();
-        pair.idle();
-        pair.power_loss(Loss::Everything);
-    }
-
-    /// When the disk fails in a commit and the power goes, each record of the group is there as it
-    /// was before or as it should be, and all others are untouched.
-    #[test]
-    fn a_failed_commit_leaves_old_or_new(
-        (kind, mode) in any_engine(),
-        before in prop::collection::vec(any_step(), 0..20),
-        group in prop::collection::vec(any_change(), 1..8),
-        calls in 0u64..12,
-        seed in any::<u64>(),
-    ) {
-        let mut pair = Pair::new(kind, mode);
-        for step in before {
-            execute(&mut pair, step);
-        }
-        pair.commit();
-        pair.idle();
-        // A release may take effect without the store behind it.
-        let mut between = pair.model.contents();
-        for step in group {
-            if let Step::Release(number) = &step {
-                between.remove(&Revision::from_u64(*number));
-            }
-            execute(&mut pair, step);
-        }
-        pair.history.push(between);
-        pair.fs.fail(Operation::Any, calls, Fault::ShortWrite);
-        let committed = pair.engine.commit().and_then(|_| pair.engine.flush());
-        let failed = committed.is_err();
-        pair.fs.heal();
-        pair.model.set_space(Committed::Done);
-        pair.model.commit().unwrap();
-        let new = pair.model.contents();
-        pair.history.push(new);
-        if !failed && mode == WriteMode::Sync {
-            pair.settled();
-        }
-        pair.power_loss(Loss::Random(seed));
-        pair.store(NUMBERS - 1, 1, 10);
-        prop_assert_eq!(pair.commit(), Committed::Done);
     }
 }

@@ -31,7 +31,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use crate::disk::atomic_file;
 use crate::disk::error::{LogError, is_full};
@@ -41,6 +41,7 @@ use crate::ids::{Key, Revision};
 use crate::storage::file_name;
 use crate::storage::files_index::{Arrival, Entry, Shared, dir_of};
 use crate::storage::files_recovery;
+use crate::storage::group::{Group, Record};
 use crate::storage::{Committed, Engine, Fatal, Reader, Staged};
 
 /// What a record takes on the disk beside key and payload, in bytes, at most: the rest of its last
@@ -69,10 +70,8 @@ pub struct FilesEngine {
     fs: Arc<dyn FileSystem>,
     options: FilesOptions,
     shared: Arc<Shared>,
-    /// The group in call order; the last change of a revision rules.
-    staged: Vec<(Revision, Option<(Key, Bytes)>)>,
-    /// The state of each revision that the group touches, as if it was committed.
-    overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
+    /// The last change of a revision rules.
+    group: Group<(Revision, Record)>,
     /// Which directories exist.
     made: BTreeSet<u8>,
     owed: Owed,
@@ -111,29 +110,12 @@ impl FilesEngine {
             fs,
             options,
             shared,
-            staged: Vec::new(),
-            overlay: FxHashMap::default(),
+            group: Group::default(),
             made,
             owed: Owed::default(),
             poisoned: false,
         };
         Ok((engine, recovery))
-    }
-
-    /// The record of a revision as it is after what is staged so far, and whether it is committed.
-    /// A copy that cannot be read counts as none: storing it anew is how it is mended.
-    fn existing(&self, revision: Revision) -> Option<(Key, Bytes, Staged)> {
-        if let Some(staged) = self.overlay.get(&revision) {
-            let (key, payload) = staged.as_ref()?;
-            return Some((key.clone(), payload.clone(), Staged::New));
-        }
-        match self.shared.fetch(revision) {
-            Ok(record) => record.map(|(key, payload)| (key, payload, Staged::Known)),
-            Err(error) => {
-                log::warn!("revision {revision} is stored anew: {error}");
-                None
-            }
-        }
     }
 
     fn check(&self) -> Result<(), Fatal> {
@@ -381,62 +363,54 @@ impl FilesEngine {
 impl Engine for FilesEngine {
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
         self.check()?;
-        match self.existing(revision) {
-            Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
-                return Ok(known);
-            }
-            Some(_) => return Ok(Staged::Conflict),
-            None => {}
+        let answer = self.group.answer(&*self.shared, revision, key, payload);
+        if let Some(answer) = answer {
+            return Ok(answer);
         }
         let record = Some((key.clone(), payload.clone()));
-        self.overlay.insert(revision, record.clone());
-        self.staged.push((revision, record));
+        self.group
+            .push(revision, record.clone(), (revision, record));
         Ok(Staged::New)
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
         self.check()?;
-        let exists = match self.overlay.get(&revision) {
-            Some(staged) => staged.is_some(),
-            None => self.shared.length(revision).is_some(),
-        };
-        if exists {
-            self.staged.push((revision, None));
-            self.overlay.insert(revision, None);
+        if self.group.has(&*self.shared, revision) {
+            self.group.push(revision, None, (revision, None));
         }
         Ok(())
     }
 
     fn commit(&mut self) -> Result<Committed, Fatal> {
         self.check()?;
-        let staged = std::mem::take(&mut self.staged);
-        let mut last = std::mem::take(&mut self.overlay);
-        if staged.is_empty() {
+        let changes = self.group.take();
+        if changes.is_empty() {
             return Ok(Committed::Done);
         }
         let (mut arrivals, mut releases) = (Vec::new(), BTreeSet::new());
-        for (revision, record) in staged {
+        let mut seen = FxHashSet::default();
+        // Each revision once, in its last state.
+        for (revision, record) in changes.into_iter().rev() {
             if record.is_none() {
                 releases.insert(revision);
             }
-            // In call order, each revision once, in its last state.
-            if let Some(Some((key, payload))) = last.remove(&revision) {
+            if let (true, Some((key, payload))) = (seen.insert(revision), record) {
                 arrivals.push(Arrival::new(revision, key, payload));
             }
         }
+        arrivals.reverse();
         let releases: Vec<Revision> = releases.into_iter().collect();
         let committed = self.commit_group(&arrivals, &releases);
         self.fatal("commit a group", committed)
     }
 
     fn discard(&mut self) {
-        self.staged.clear();
-        self.overlay.clear();
+        self.group.clear();
     }
 
     fn idle(&mut self) -> Result<(), Fatal> {
         self.check()?;
-        assert!(self.staged.is_empty(), "idle with a group staged");
+        assert!(self.group.is_empty(), "idle with a group staged");
         let paid = self.pay();
         self.fatal("sync", paid)
     }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions, LogReader, Recovery};
@@ -40,6 +40,7 @@ use crate::disk::segment;
 use crate::faults::{self, Fault};
 use crate::ids::{Key, Revision};
 use crate::storage::compaction::Step;
+use crate::storage::group::Group;
 use crate::storage::location_index::{LocationIndex, Place};
 use crate::storage::{Committed, Counters, Engine, Fatal, ReadError, Reader, Staged};
 use replay::Replay;
@@ -62,11 +63,8 @@ pub struct LogEngine {
     hinted: BTreeSet<u32>,
     /// What is committed; shared with the readers, written by [`Engine::commit`] alone.
     shared: Arc<Shared>,
-    /// The group in call order, as the index takes it after the commit.
-    changes: Vec<Change>,
-    /// The state of each revision that the group touches, as if it was committed; `None` where the
-    /// last change is a release. Its payloads are shared with the requests.
-    overlay: FxHashMap<Revision, Option<(Key, Bytes)>>,
+    /// Its changes are as the index takes them after the commit.
+    group: Group<Change>,
 }
 
 /// What the engine shares with its readers and with compaction.
@@ -106,8 +104,7 @@ impl LogEngine {
             synced: true,
             hinted,
             shared,
-            changes: Vec::new(),
-            overlay: FxHashMap::default(),
+            group: Group::default(),
         };
         Ok((engine, recovery))
     }
@@ -122,22 +119,6 @@ impl LogEngine {
     /// The body of the thread that zero-fills the next segment.
     pub fn filler(&self) -> Filler {
         self.log.filler()
-    }
-
-    /// The record of a revision as it is after what is staged so far, and whether it is committed.
-    /// A copy that cannot be read counts as none: storing it anew is how it is mended.
-    fn existing(&self, revision: Revision) -> Option<(Key, Bytes, Staged)> {
-        if let Some(staged) = self.overlay.get(&revision) {
-            let (key, payload) = staged.as_ref()?;
-            return Some((key.clone(), payload.clone(), Staged::New));
-        }
-        match self.shared.fetch(revision) {
-            Ok(record) => record.map(|(key, payload)| (key, payload, Staged::Known)),
-            Err(error) => {
-                log::warn!("revision {revision} is stored anew: {error}");
-                None
-            }
-        }
     }
 
     fn stage(&mut self, record: &Record<'_>) -> Result<Location, Fatal> {
@@ -191,12 +172,9 @@ impl LogEngine {
 
 impl Engine for LogEngine {
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
-        match self.existing(revision) {
-            Some((old_key, old_payload, known)) if old_key == *key && old_payload == *payload => {
-                return Ok(known);
-            }
-            Some(_) => return Ok(Staged::Conflict),
-            None => {}
+        let answer = self.group.answer(&*self.shared, revision, key, payload);
+        if let Some(answer) = answer {
+            return Ok(answer);
         }
         let record = Record {
             kind: KIND_STORE,
@@ -206,28 +184,22 @@ impl Engine for LogEngine {
         };
         let location = self.stage(&record)?;
         let place = place(location, payload.len());
-        self.changes.push(Change::Store(revision, place));
-        let record = (key.clone(), payload.clone());
-        self.overlay.insert(revision, Some(record));
+        let record = Some((key.clone(), payload.clone()));
+        self.group
+            .push(revision, record, Change::Store(revision, place));
         Ok(Staged::New)
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
-        let exists = match self.overlay.get(&revision) {
-            Some(staged) => staged.is_some(),
-            None => self.shared.index.read().find(revision).is_some(),
-        };
-        if exists {
+        if self.group.has(&*self.shared, revision) {
             self.stage(&release_record(revision))?;
-            self.changes.push(Change::Release(revision));
-            self.overlay.insert(revision, None);
+            self.group.push(revision, None, Change::Release(revision));
         }
         Ok(())
     }
 
     fn commit(&mut self) -> Result<Committed, Fatal> {
-        let changes = std::mem::take(&mut self.changes);
-        self.overlay.clear();
+        let changes = self.group.take();
         if changes.is_empty() {
             return Ok(Committed::Done);
         }
@@ -240,12 +212,11 @@ impl Engine for LogEngine {
 
     fn discard(&mut self) {
         self.log.discard();
-        self.changes.clear();
-        self.overlay.clear();
+        self.group.clear();
     }
 
     fn idle(&mut self) -> Result<(), Fatal> {
-        assert!(self.changes.is_empty(), "idle with a group staged");
+        assert!(self.group.is_empty(), "idle with a group staged");
         let idle = self.log.idle();
         idle.map_err(|error| fatal("make the synced offset durable", error))
     }
@@ -360,7 +331,7 @@ fn read_error(error: LogError) -> ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+    use crate::disk::mem::{Loss, MemFileSystem};
     use crate::storage::model::ModelEngine;
 
     /// The engine on a disk in memory beside the model; each operation is done to both and
@@ -446,36 +417,6 @@ mod tests {
         }
     }
 
-    /// Leaves so many bytes of the disk free.
-    fn limit(fs: &MemFileSystem, free: u64) {
-        let large = 1 << 30;
-        fs.set_capacity(Some(large));
-        let used = large - fs.free_space(Path::new("log")).unwrap();
-        fs.set_capacity(Some(used + free));
-    }
-
-    #[test]
-    fn a_full_disk_refuses_stores_and_takes_releases_from_the_reserve() {
-        let mut pair = Pair::new();
-        for number in 0..8 {
-            pair.store(number, 1, 1000);
-        }
-        assert_eq!(pair.commit(), Committed::Done);
-        // Less than the reserve is left, and room for a segment with a group of releases.
-        limit(&pair.fs, 6 << 10);
-        pair.model.set_space(Committed::StoresFull);
-        pair.store(9, 1, 100);
-        pair.release(1);
-        pair.release(9);
-        assert_eq!(pair.store(1, 2, 10), Staged::New);
-        assert_eq!(pair.commit(), Committed::StoresFull);
-        pair.fs.set_capacity(None);
-        pair.model.set_space(Committed::Done);
-        pair.store(9, 1, 100);
-        assert_eq!(pair.commit(), Committed::Done);
-        pair.reopen(Some(Loss::Everything));
-    }
-
     #[test]
     fn a_disk_without_any_space_refuses_the_group_and_stays_valid() {
         let mut pair = Pair::new();
@@ -493,18 +434,6 @@ mod tests {
         pair.release(1);
         assert_eq!(pair.commit(), Committed::Done);
         pair.reopen(Some(Loss::Everything));
-    }
-
-    #[test]
-    fn a_failed_sync_is_fatal_for_good() {
-        let mut pair = Pair::new();
-        let (revision, key, payload) = record(1, 1, 10);
-        pair.engine.store(revision, &key, &payload).unwrap();
-        pair.fs.fail(Operation::Sync, 0, Fault::Io);
-        assert!(pair.engine.commit().is_err());
-        assert!(pair.engine.reader().fetch(revision).unwrap().is_none());
-        assert!(pair.engine.store(revision, &key, &payload).is_err());
-        assert!(pair.engine.idle().is_err());
     }
 
     #[test]
@@ -534,125 +463,5 @@ mod tests {
         assert_eq!(staged, Staged::New);
         pair.engine.commit().unwrap();
         pair.compare();
-    }
-}
-
-#[cfg(test)]
-mod properties {
-    use proptest::prelude::*;
-
-    use super::tests::{Pair, record};
-    use super::*;
-    use crate::disk::mem::{Fault, Loss, Operation};
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Store(u64, u8, usize),
-        Release(u64),
-        Commit,
-        /// A commit that finds no space at first.
-        CommitFull,
-        Idle,
-        Reopen,
-        /// A power failure that loses a part of what is unsynced.
-        Crash(u64),
-    }
-
-    fn any_change() -> impl Strategy<Value = Step> {
-        let length = prop_oneof![0usize..40, 0usize..3000];
-        prop_oneof![
-            3 => (0u64..12, 0u8..2, length).prop_map(|(n, v, length)| Step::Store(n, v, length)),
-            1 => (0u64..12).prop_map(Step::Release),
-        ]
-    }
-
-    fn any_step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            8 => any_change(),
-            3 => Just(Step::Commit),
-            1 => Just(Step::CommitFull),
-            1 => Just(Step::Idle),
-            1 => Just(Step::Reopen),
-            1 => any::<u64>().prop_map(Step::Crash),
-        ]
-    }
-
-    fn execute(pair: &mut Pair, step: Step) {
-        match step {
-            Step::Store(number, variant, length) => _ = pair.store(number, variant, length),
-            Step::Release(number) => pair.release(number),
-            Step::Commit => _ = pair.commit(),
-            Step::CommitFull => {
-                // A group without an effect writes nothing, and does not notice.
-                let nothing = pair.engine.changes.is_empty();
-                let space = if nothing {
-                    Committed::Done
-                } else {
-                    Committed::StoresFull
-                };
-                if nothing {
-                    pair.model.discard();
-                } else {
-                    pair.fs.fail(Operation::Write, 0, Fault::NoSpace);
-                }
-                pair.model.set_space(space);
-                pair.commit();
-                pair.model.set_space(Committed::Done);
-            }
-            Step::Idle => {
-                pair.commit();
-                pair.engine.idle().unwrap();
-            }
-            Step::Reopen => pair.reopen(None),
-            Step::Crash(seed) => pair.reopen(Some(Loss::Random(seed))),
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
-
-        /// Any operations give the same answers, contents and counters as the model; opened again,
-        /// after a crash or not, all that was committed is there and what was released is not.
-        #[test]
-        fn it_behaves_as_the_model(steps in prop::collection::vec(any_step(), 0..60)) {
-            let mut pair = Pair::new();
-            for step in steps {
-                execute(&mut pair, step);
-            }
-            pair.commit();
-            pair.reopen(Some(Loss::Everything));
-        }
-
-        /// A commit during which the disk fails and the power goes is there as a whole or not at
-        /// all, and takes nothing of what was committed before with it.
-        #[test]
-        fn a_failed_commit_is_all_or_nothing(
-            before in prop::collection::vec(any_step(), 0..20),
-            group in prop::collection::vec(any_change(), 1..8),
-            calls in 0u64..6,
-            seed in any::<u64>(),
-        ) {
-            let mut pair = Pair::new();
-            for step in before {
-                execute(&mut pair, step);
-            }
-            pair.commit();
-            for step in group {
-                execute(&mut pair, step);
-            }
-            pair.fs.fail(Operation::Any, calls, Fault::ShortWrite);
-            let failed = pair.engine.commit().is_err();
-            pair.fs.heal();
-            let old = pair.model.contents();
-            pair.model.commit().unwrap();
-            let new = pair.model.contents();
-            pair.fs.crash(Loss::Random(seed));
-            pair.engine = super::tests::open(&pair.fs);
-            let contents = pair.contents();
-            prop_assert!(contents == new || failed && contents == old);
-            let (revision, key, payload) = record(99, 1, 10);
-            pair.engine.store(revision, &key, &payload).unwrap();
-            prop_assert_eq!(pair.engine.commit().unwrap(), Committed::Done);
-        }
     }
 }

@@ -14,6 +14,7 @@ pub mod file_name;
 pub mod files_engine;
 mod files_index;
 mod files_recovery;
+mod group;
 pub mod hints;
 pub mod location_index;
 pub mod log_engine;

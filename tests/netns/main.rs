@@ -100,9 +100,17 @@ mod in_namespaces {
 
     #[test]
     #[ignore = "slow: a cluster and some seconds of faults"]
-    fn all_is_delayed_by_200_ms() {
-        inside("in_namespaces::all_is_delayed_by_200_ms", |network| {
-            play(network, &DELAY)
+    fn round_trips_take_200_ms_longer() {
+        inside("in_namespaces::round_trips_take_200_ms_longer", |network| {
+            play(network, &DELAY);
+        });
+    }
+
+    #[test]
+    #[ignore = "slow: a cluster and some seconds of faults"]
+    fn round_trips_take_400_ms_longer() {
+        inside("in_namespaces::round_trips_take_400_ms_longer", |network| {
+            play(network, &LONG_DELAY);
         });
     }
 
@@ -173,8 +181,14 @@ mod through_proxies {
 
     #[test]
     #[ignore = "slow: a cluster and some seconds of faults"]
-    fn all_is_delayed_by_200_ms() {
+    fn round_trips_take_200_ms_longer() {
         run(&DELAY);
+    }
+
+    #[test]
+    #[ignore = "slow: a cluster and some seconds of faults"]
+    fn round_trips_take_400_ms_longer() {
+        run(&LONG_DELAY);
     }
 
     #[test]

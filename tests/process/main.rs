@@ -8,12 +8,15 @@
 mod support;
 
 mod by_hand;
+mod client;
 mod cycles;
 mod damage;
 mod failover;
 mod faults;
+mod forward;
 mod identity;
 mod members;
+mod minority;
 mod once;
 mod placement;
 mod refusals;

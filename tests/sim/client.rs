@@ -2,25 +2,34 @@
 //! what it asked and was told.
 //!
 //! A connection that breaks and a reply that does not come leave the outcome unknown; the client
-//! goes on, and the history keeps the operation open.
+//! goes on, and the history keeps the operation open. A write with a token is asked again until its
+//! outcome is known, and now and then once more.
 
 use bytes::Bytes;
 use fastrand::Rng;
 use tolerex::error::{Failure, Outcome as Certainty};
-use tolerex::ids::Key;
+use tolerex::ids::{Key, Token};
 use tolerex::protocol::reply::Reply;
 use tolerex::protocol::request::{Batch, Write};
 
+use crate::events::Event;
 use crate::history::{CallId, Command, Outcome};
 use crate::net::MS;
 use crate::plan::Plan;
-use crate::world::{Event, Phase, World};
+use crate::world::{Phase, World};
 
-/// A client waits this long for a reply.
-const PATIENCE: u64 = 5_000 * MS;
+/// How often a write with a token is asked, at most.
+const TRIES_MAX: u32 = 12;
 
 /// Operations in one batch, at most.
 const BATCH_MAX: usize = 6;
+
+/// A write with a token.
+struct Once {
+    token: Bytes,
+    command: Command,
+    tries: u32,
+}
 
 /// A client.
 pub struct Client {
@@ -31,8 +40,14 @@ pub struct Client {
     left: usize,
     /// The batch under way: its number, and its operations in the history.
     under_way: Option<(u64, Vec<CallId>)>,
+    /// How many of 20 batches read.
+    reads: u32,
+    /// The write with a token that is to be asked again, or is under way.
+    once: Option<Once>,
     /// For values that no other write has.
     written: u64,
+    /// Tokens made.
+    tokens: u64,
     /// Keys to read again at the end.
     pub to_read: Vec<Bytes>,
 }
@@ -43,17 +58,21 @@ impl Client {
         let mut rng = Rng::with_seed(plan.seed ^ 0xc1 ^ (number as u64) << 16);
         Client {
             leader: rng.usize(..plan.leaders),
+            reads: rng.choice([8, 8, 8, 17]).unwrap_or(8),
+            once: None,
             rng,
             left: plan.operations,
             under_way: None,
             written: 0,
+            tokens: 0,
             to_read: Vec::new(),
         }
     }
 
     /// Whether nothing is under way or to be done.
     pub fn is_idle(&self) -> bool {
-        self.under_way.is_none() && self.left == 0 && self.to_read.is_empty()
+        let is_done = self.left == 0 && self.to_read.is_empty();
+        is_done && self.under_way.is_none() && self.once.is_none()
     }
 
     fn key(&mut self, plan: &Plan) -> Bytes {
@@ -72,6 +91,48 @@ impl Client {
         Bytes::from(format!("{number}.{}.{:0filler$}", self.written, 0))
     }
 
+    /// What to ask next, and by which token.
+    fn wishes(&mut self, number: usize, plan: &Plan) -> (Vec<Command>, Option<Bytes>) {
+        if self.once.is_none() {
+            let commands = self.commands(number, plan);
+            let is_write = !matches!(commands[0], Command::Get { .. });
+            if commands.len() > 1 || !is_write || !plan.has_tokens || self.rng.bool() {
+                return (commands, None);
+            }
+            self.tokens += 1;
+            let token = Bytes::from(format!("t{number}.{}", self.tokens));
+            self.once = commands.into_iter().next().map(|command| Once {
+                token,
+                command,
+                tries: 0,
+            });
+        }
+        let once = self.once.as_mut().expect("there is one");
+        once.tries += 1;
+        (vec![once.command.clone()], Some(once.token.clone()))
+    }
+
+    /// The write with a token came to something; whether it is over.
+    fn tried(&mut self, outcome: &Outcome) {
+        let Some(once) = &mut self.once else {
+            return;
+        };
+        use Outcome::{Failed, Found, Ids, NotFound, Ok, Partial, Unknown};
+        let is_known = match outcome {
+            Ok | NotFound | Found(_) | Ids { .. } => true,
+            Partial { .. } | Failed | Unknown => false,
+        };
+        if once.tries >= TRIES_MAX {
+            self.once = None;
+        } else if is_known {
+            // As if the reply had been lost, the last time.
+            once.tries = TRIES_MAX - 1;
+            if self.rng.u32(..4) > 0 {
+                self.once = None;
+            }
+        }
+    }
+
     /// What to ask next.
     fn commands(&mut self, number: usize, plan: &Plan) -> Vec<Command> {
         if let Some(key) = self.to_read.last() {
@@ -81,12 +142,13 @@ impl Client {
             0 => self.rng.usize(2..=BATCH_MAX),
             _ => 1,
         };
+        let reads = self.reads;
         match self.rng.u32(..20) {
             0 => {
                 let count = self.rng.u64(2..=5);
                 vec![Command::bulk(count, self.value(number))]
             }
-            1..=8 => (0..count).map(|_| Command::get(self.key(plan))).collect(),
+            lot if lot <= reads => (0..count).map(|_| Command::get(self.key(plan))).collect(),
             _ => (0..count)
                 .map(|_| match self.rng.u32(..5) {
                     0 => Command::del(self.key(plan)),
@@ -98,13 +160,14 @@ impl Client {
 }
 
 /// The batch that asks for all of it.
-fn batch(commands: &[Command]) -> Batch {
+fn batch(commands: &[Command], token: Option<&Bytes>) -> Batch {
+    let token = || token.map(|token| Token::parse(token).expect("a good token"));
     let key = |key: &Bytes| Key::parse(key).expect("a good key");
     if let [Command::Bulk { count, value }] = commands {
         return Batch::Bulk {
             count: *count,
             payload: value.clone(),
-            token: None,
+            token: token(),
         };
     }
     let reads = commands.iter().filter_map(|command| match command {
@@ -119,11 +182,11 @@ fn batch(commands: &[Command]) -> Batch {
         Command::Set { key: name, value } => Some(Write::Set {
             key: key(name),
             payload: value.clone(),
-            token: None,
+            token: token(),
         }),
         Command::Del { key: name } => Some(Write::Delete {
             key: key(name),
-            token: None,
+            token: token(),
         }),
         Command::Get { .. } | Command::Bulk { .. } => None,
     });
@@ -155,20 +218,22 @@ impl World {
         if client.under_way.is_some() {
             return;
         }
-        if client.to_read.is_empty() {
+        if client.once.is_none() && client.to_read.is_empty() {
             if client.left == 0 || self.phase != Phase::Faults {
                 client.left = 0;
                 return;
             }
             client.left -= 1;
         }
-        let commands = client.commands(number, &self.plan);
-        let batch = batch(&commands);
+        let (commands, token) = client.wishes(number, &self.plan);
+        let batch = batch(&commands, token.as_ref());
         let leader = client.leader;
-        let calls: Vec<CallId> = commands
-            .into_iter()
-            .map(|command| self.history.call(number as u32, self.now, command))
-            .collect();
+        let (who, now) = (number as u32, self.now);
+        let calls = commands.into_iter().map(|command| match &token {
+            Some(token) => self.history.call_once(who, now, token.clone(), command),
+            None => self.history.call(who, now, command),
+        });
+        let calls: Vec<CallId> = calls.collect();
         let request = self.number();
         let size = calls.len();
         self.trace.note(
@@ -191,7 +256,14 @@ impl World {
             request,
             replies: None,
         };
-        self.after(PATIENCE, given_up);
+        self.after(self.plan.patience_ms * MS, given_up);
+    }
+
+    /// A client loses its connection, whatever is under way.
+    pub fn hang_up(&mut self, client: usize) {
+        if let Some((request, _)) = self.clients[client].under_way {
+            self.disconnect(client, request);
+        }
     }
 
     /// The connection of a client has broken.
@@ -225,6 +297,7 @@ impl World {
                 for (call, reply) in calls.iter().zip(replies) {
                     let outcome = outcome(reply);
                     is_served |= !matches!(reply, Reply::Failed(_));
+                    client.tried(&outcome);
                     self.history.end(*call, self.now, outcome);
                 }
                 let is_read = replies
@@ -237,11 +310,17 @@ impl World {
                         calls.len()
                     ));
                 }
-                if is_served && !client.to_read.is_empty() {
+                if is_served && is_read && !client.to_read.is_empty() {
                     client.to_read.pop();
                 }
             }
-            None => client.leader = (client.leader + 1) % leaders,
+            None => {
+                client.tried(&Outcome::Unknown);
+                // Some insist.
+                if client.rng.bool() {
+                    client.leader = (client.leader + 1) % leaders;
+                }
+            }
         }
         if replies.is_some() && !is_served {
             client.leader = client.rng.usize(..leaders);

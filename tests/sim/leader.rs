@@ -1,6 +1,5 @@
 //! One leader: the real group node, journal, snapshot desk, state machine, batches and
-//! housekeeping,
-//! stepped by events instead of threads.
+//! housekeeping, stepped by events instead of threads.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,9 +31,9 @@ use tolerex::rpc::link::{CallError, Completion};
 use tolerex::rpc::message::Request;
 
 use crate::clock::NodeClock;
+use crate::events::{Out, Outbox};
 use crate::oracle::Oracle;
 use crate::plan::Plan;
-use crate::world::{Out, Outbox};
 
 /// Digests are compared at each index that this divides.
 const DIGEST_EVERY: u64 = 64;
@@ -57,8 +56,15 @@ pub struct Leader {
     pub raft_lag: u64,
     /// Its disk is slow until then.
     pub slow_until: u64,
-    /// The sync of a directory is made to fail: the next end of the process is one of the system.
-    pub has_lost_names: bool,
+    /// The next end of the process by itself is one of the machine: the sync of a directory is made
+    /// to fail, or the power fails within a write.
+    pub ends_in_power: bool,
+    /// It began with an empty disk, waiting to be added.
+    pub joins: bool,
+    /// It was asked to leave the group, and is not out of it for all that is known.
+    pub is_leaving: bool,
+    /// By how much its wall clock is ahead, in milliseconds, where a start finds it so.
+    pub ahead_ms: i64,
     /// Ticks until it stands for election.
     pub ticks: usize,
     /// By how many millionths its clock is fast.
@@ -73,6 +79,8 @@ pub struct Running {
     pub shared: Arc<Shared>,
     /// The group.
     pub parts: Parts<Watched>,
+    /// Told to stop; it ends when the group has let it go.
+    pub is_stopping: bool,
     /// Of clients.
     pub handler: ClientHandler,
     /// Of members.
@@ -110,7 +118,7 @@ impl Leader {
         number: usize,
         now: u64,
         plan: &Plan,
-        voters: &[PeerId],
+        founders: &[PeerId],
         (outbox, oracle, calls): (Outbox, Arc<Mutex<Oracle>>, Arc<AtomicU64>),
     ) -> Result<(), GroupError> {
         self.epoch += 1;
@@ -121,12 +129,15 @@ impl Leader {
             _ = fs.create_dir_all(&dir);
             let identity = Identity {
                 peer: self.id,
-                voters: voters.to_vec(),
+                voters: match self.joins {
+                    true => Vec::new(),
+                    false => founders.to_vec(),
+                },
                 is_ready: false,
             };
             identity.write(&*fs, &dir)?;
         }
-        let clock = Arc::new(NodeClock::new(now, self.ppm, 0));
+        let clock = Arc::new(NodeClock::new(now, self.ppm, self.ahead_ms));
         let options = GroupOptions {
             fs,
             dir,
@@ -183,6 +194,7 @@ impl Leader {
             house: Housekeeping::new(shared.clone()),
             shared,
             parts,
+            is_stopping: false,
             house_is_due: false,
             writes: Vec::new(),
             journal_is_busy: false,
@@ -228,8 +240,9 @@ impl StateMachine for Watched {
         let is_first = self.oracle.lock().applies(self.number, index, term, data);
         let applied = self.inner.apply(index, term, data);
         if is_first {
+            self.oracle.lock().came_to(&applied);
             let find = |key: &_| self.view.metadata.find(key);
-            self.oracle.lock().applied(data, find);
+            self.oracle.lock().applied(term, data, find);
         }
         if index.is_multiple_of(DIGEST_EVERY) {
             self.compare(index);
@@ -238,15 +251,18 @@ impl StateMachine for Watched {
     }
 
     fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
+        self.oracle.lock().census.saw("snapshot taken");
         self.compare(index);
         self.inner.begin_snapshot(index)
     }
 
     fn reset(&mut self) {
+        self.oracle.lock().census.saw("snapshot installed");
         self.inner.reset();
     }
 
     fn configuration(&mut self, configuration: &Configuration) {
+        self.oracle.lock().configured(configuration);
         self.inner.configuration(configuration);
     }
 

@@ -43,8 +43,8 @@ pub struct Member {
     pub paused_until: u64,
     /// Its disk is slow until then.
     pub slow_until: u64,
-    /// The sync of a directory is made to fail: the next end of the process is one of the system.
-    pub has_lost_names: bool,
+    /// As of a leader.
+    pub ends_in_power: bool,
     /// For ids and nonces.
     pub rng: Rng,
     /// By how many millionths its clock is fast.

@@ -1,24 +1,19 @@
-//! Faults, their end, and what must come after it.
+//! Faults: which, when, on whom.
 //!
-//! **Liveness**: within [`SETTLE`] from the end of the faults one leader serves, every request has
-//! ended, and all leaders have applied the same log to the same state. Then, in half of the runs
-//! after a power failure of everything that loses all that is not synced, every key is read again,
-//! within the same time; the history with these reads is judged.
+//! All choices are made whether a kind is switched off or not, so that a seed without a kind is
+//! still much the same.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tolerex::disk::fs::FileSystem;
-use tolerex::disk::mem::{Fault, Loss, Operation};
+use tolerex::disk::mem::{Fault, MemFileSystem, Operation};
+use tolerex::group::Role;
 
+use crate::events::Event;
 use crate::net::MS;
 use crate::plan::Kind;
-use crate::world::{Event, Phase, World};
-
-/// From the end of the faults to rest: 400 ticks.
-const SETTLE: u64 = 20_000 * MS;
-
-/// How often to look whether it has come to rest.
-const LOOK: u64 = 25 * MS;
+use crate::world::World;
 
 /// The calls that are made to fail.
 const FAILING: [Operation; 8] = [
@@ -32,70 +27,71 @@ const FAILING: [Operation; 8] = [
     Operation::SetLen,
 ];
 
-impl World {
-    /// Whether things may fail.
-    pub fn has_faults(&self) -> bool {
-        self.phase == Phase::Faults
-    }
+/// The first bytes of a segment that a turned bit may be in: behind its header.
+const ROT_BEGIN: u64 = 4096;
 
+impl World {
     pub(crate) fn fault(&mut self) {
         if !self.has_faults() {
             return;
         }
         let pause = self.chance.u64(10..=self.plan.fault_ms.max(11));
         self.after(pause * MS, Event::Fault);
-        // All choices are made whether the kind is switched off or not, so that a seed without a
-        // kind is still much the same.
         let Some(kind) = self.chance.choice(self.plan.drawn.iter().copied()) else {
             return;
         };
-        let node = self.chance.usize(..self.plan.leaders + self.plan.members);
-        let other = self.chance.usize(..self.plan.leaders + self.plan.members);
+        let servers = self.plan.leaders + self.plan.members;
+        let node = self.chance.usize(..servers);
+        let other = self.chance.usize(..servers);
         let length = self.chance.u64(50..=2_000) * MS;
-        let lot = self.chance.u64(..1 << 32);
+        let lot = self.chance.u64(..1 << 48);
         // Often the one that serves.
-        let serving = self.leaders.iter().position(|one| one.serving().is_some());
         let node = match self.chance.bool() {
-            true => serving.unwrap_or(node),
+            true => self.leading().unwrap_or(node),
             false => node,
         };
         if !self.plan.has(kind) {
             return;
         }
-        self.trace.note(
-            self.now,
-            format_args!("fault {} {node} {other}", kind.name()),
-        );
+        self.note(format_args!("fault {} {node} {other}", kind.name()));
         match kind {
             Kind::Net => self.disturb(node, other, length, lot),
             Kind::Disk => self.spoil(node, length, lot),
             Kind::Crash => self.crash(node, length, lot),
             Kind::Pause => self.pause(node, length),
             Kind::Clock => self.set_clock(node, lot),
-            Kind::Group => self.hand_over(node, other),
+            Kind::Group => self.change_group(node, other, lot),
         }
+    }
+
+    fn leading(&self) -> Option<usize> {
+        self.leaders.iter().position(|one| one.serving().is_some())
+    }
+
+    fn cut(&mut self, one: usize, other: usize, until: u64) {
+        self.net.block(one, other, until);
+        self.net.block(other, one, until);
     }
 
     fn disturb(&mut self, node: usize, other: usize, length: u64, lot: u64) {
         let until = self.now + length;
-        let nodes = self.plan.leaders + self.plan.members + self.plan.clients;
-        match lot % 9 {
-            // One is cut off, or from the other servers only.
-            0 | 1 => {
-                let last = if lot.is_multiple_of(9) {
-                    nodes
-                } else {
-                    nodes - self.plan.clients
-                };
-                for peer in (0..last).filter(|peer| *peer != node) {
-                    self.net.block(node, peer, until);
-                    self.net.block(peer, node, until);
-                }
+        let servers = self.plan.leaders + self.plan.members;
+        let nodes = servers + self.plan.clients;
+        match lot % 14 {
+            0 => {
+                self.saw("net cut of all");
+                (0..nodes).for_each(|peer| self.cut(node, peer, until));
             }
-            // One direction.
-            2 => self.net.block(node, other, until),
-            // Halves.
+            1 => {
+                self.saw("net cut of servers");
+                (0..servers).for_each(|peer| self.cut(node, peer, until));
+            }
+            2 => {
+                self.saw("net one way");
+                self.net.block(node, other, until);
+            }
             3 => {
+                self.saw("net halves");
                 let side = |node: usize| lot >> (8 + node % 24) & 1;
                 for from in 0..nodes {
                     for to in (0..nodes).filter(|to| side(*to) != side(from)) {
@@ -103,22 +99,15 @@ impl World {
                     }
                 }
             }
-            // One is slow to reach.
             4 => {
+                self.saw("net slow");
                 for peer in 0..nodes {
                     self.net.clog(peer, node, 400 * MS, until);
                 }
             }
-            // The one that serves from its peers, not from clients and members.
-            5..8 => {
-                let serving = self.leaders.iter().position(|one| one.serving().is_some());
-                let node = serving.unwrap_or(node % self.plan.leaders);
-                for peer in (0..self.plan.leaders).filter(|peer| *peer != node) {
-                    self.net.block(node, peer, until);
-                    self.net.block(peer, node, until);
-                }
-                return;
-            }
+            5 => self.flap(node, other, lot),
+            6..11 => return self.cut_leader(node, length, lot >> 8),
+            11 | 12 => return self.bridge(other % self.plan.leaders, until),
             _ => {}
         }
         // The links between, in a while.
@@ -132,66 +121,203 @@ impl World {
         }
     }
 
-    fn spoil(&mut self, node: usize, length: u64, lot: u64) {
+    /// Its turn of a link that flaps, if there are faults still.
+    pub(crate) fn cut_one_way(&mut self, from: usize, to: usize, until: u64) {
+        if self.has_faults() {
+            self.net.block(from, to, until);
+        }
+    }
+
+    /// Leaders reach only this one of them: a vote of it that counts twice would show.
+    fn bridge(&mut self, middle: usize, until: u64) {
+        self.saw("net bridge");
         let leaders = self.plan.leaders;
+        for one in (0..leaders).filter(|one| *one != middle) {
+            for other in (0..leaders).filter(|other| *other != middle) {
+                self.net.block(one, other, until);
+            }
+        }
+    }
+
+    /// A link that is cut and heals again and again.
+    fn flap(&mut self, node: usize, other: usize, lot: u64) {
+        self.saw("net flaps");
+        let beat = 20 * MS + (lot >> 8) % (400 * MS);
+        for turn in 0..8 {
+            let at = self.now + turn * 2 * beat;
+            for (from, to) in [(node, other), (other, node)] {
+                let until = at + beat;
+                self.schedule(at, Event::Cut { from, to, until });
+            }
+        }
+    }
+
+    /// The leader that serves is cut off from its peers. It still reaches the members, and some
+    /// clients: what they are told now is what safety is about. Members may crash meanwhile.
+    fn cut_leader(&mut self, node: usize, length: u64, lot: u64) {
+        self.saw("net cut of the leader from its peers");
+        let node = self.leading().unwrap_or(node % self.plan.leaders);
         let until = self.now + length;
-        let fs = match node < leaders {
-            true => self.leaders[node].fs.clone(),
-            false => self.members[node - leaders].fs.clone(),
+        for peer in (0..self.plan.leaders).filter(|peer| *peer != node) {
+            self.cut(node, peer, until);
+        }
+        for client in 0..self.plan.clients {
+            if lot >> client & 1 == 0 {
+                self.cut(node, self.client_node(client), until);
+                self.hang_up(client);
+            }
+        }
+        if !self.plan.has(Kind::Crash) {
+            return;
+        }
+        // None, one, two, or all of them: what they have obeyed must not be forgotten.
+        let members = self.plan.members as u64;
+        let count = match lot >> 9 & 3 {
+            3 => members,
+            count => count,
         };
-        let fault = match lot % 5 {
-            0 => Some(Fault::Io),
-            1 => Some(Fault::ShortWrite),
-            2 => Some(Fault::NoSpace),
+        let (begin, apart) = (350 + (lot >> 20) % 700, lot >> 34 & 31);
+        for turn in 0..count {
+            let member = (((lot >> 12) + turn) % members) as usize;
+            let crash = Event::Crash {
+                node: self.member_node(member),
+                is_power: lot >> 8 & 1 == 0,
+                down: (1 + lot % 20) * MS,
+            };
+            self.schedule(self.now + (begin + turn * apart) * MS, crash);
+        }
+        // For a while only the one that is cut off reaches them again.
+        let at = self.now + begin * MS;
+        let until = at + 300 * MS;
+        for to in 0..if count == members {
+            self.plan.members
+        } else {
+            0
+        } {
+            let to = self.member_node(to);
+            for from in (0..self.plan.leaders).filter(|from| *from != node) {
+                self.schedule(at, Event::Cut { from, to, until });
+            }
+        }
+    }
+
+    fn disk_of(&self, node: usize) -> MemFileSystem {
+        match node.checked_sub(self.plan.leaders) {
+            None => self.leaders[node].fs.clone(),
+            Some(member) => self.members[member].fs.clone(),
+        }
+    }
+
+    fn end_in_power(&mut self, node: usize) {
+        match node.checked_sub(self.plan.leaders) {
+            None => self.leaders[node].ends_in_power = true,
+            Some(member) => self.members[member].ends_in_power = true,
+        }
+    }
+
+    fn spoil(&mut self, node: usize, length: u64, lot: u64) {
+        let (fs, until) = (self.disk_of(node), self.now + length);
+        let fault = match lot % 7 {
+            0 => Some((Fault::Io, "disk fails")),
+            1 => Some((Fault::ShortWrite, "disk short write")),
+            2 => Some((Fault::NoSpace, "disk full")),
             _ => None,
         };
-        match fault {
-            Some(fault) => {
-                let kind = FAILING[(lot >> 8) as usize % FAILING.len()];
-                fs.fail(kind, lot >> 16 & 31, fault);
-                if kind == Operation::SyncDir {
-                    match node < leaders {
-                        true => self.leaders[node].has_lost_names = true,
-                        false => self.members[node - leaders].has_lost_names = true,
-                    }
-                }
+        if let Some((fault, what)) = fault {
+            self.saw(what);
+            let kind = FAILING[(lot >> 8) as usize % FAILING.len()];
+            fs.fail(kind, lot >> 16 & 31, fault);
+            if kind == Operation::SyncDir {
+                self.end_in_power(node);
             }
+            return;
+        }
+        match lot % 7 {
             // Full, until the next time that this is looked at.
-            None if lot % 5 == 3 => {
-                let free = fs.free_space("".as_ref()).unwrap_or(0);
-                match free == u64::MAX {
-                    true => {
-                        let used: u64 = 60_000 + (lot >> 8 & 0xffff);
-                        fs.set_capacity(Some(used));
-                    }
-                    false => fs.set_capacity(None),
+            3 => match fs.free_space("".as_ref()).unwrap_or(0) {
+                u64::MAX => {
+                    self.saw("disk without capacity");
+                    fs.set_capacity(Some(60_000 + (lot >> 8 & 0xffff)));
+                }
+                _ => fs.set_capacity(None),
+            },
+            4 => self.rot(lot >> 8),
+            _ => {
+                self.saw("disk slow");
+                match node.checked_sub(self.plan.leaders) {
+                    None => self.leaders[node].slow_until = until,
+                    Some(member) => self.members[member].slow_until = until,
                 }
             }
-            None if node < leaders => self.leaders[node].slow_until = until,
-            None => self.members[node - leaders].slow_until = until,
+        }
+    }
+
+    /// Turns a bit in the log of the one member on whose disk this may happen.
+    fn rot(&mut self, lot: u64) {
+        let member = self.plan.rotten;
+        let (Some(id), true) = (self.members[member].id, self.plan.tolerance >= 2) else {
+            return;
+        };
+        let fs = self.members[member].fs.clone();
+        let dir = Path::new("member/log");
+        let mut names = fs.list(dir).unwrap_or_default();
+        names.retain(|name| name.ends_with(".log"));
+        let Some(name) = names.get(lot as usize % names.len().max(1)) else {
+            return;
+        };
+        let path = dir.join(name);
+        let length = fs.content(&path).map_or(0, |content| content.len()) as u64;
+        let at = ROT_BEGIN + (lot >> 8) % length.saturating_sub(ROT_BEGIN).max(1);
+        if fs.flip_bit(&path, at, (lot >> 5 & 7) as u8) {
+            self.saw("disk rot");
+            self.oracle.lock().rotten.insert(id);
         }
     }
 
     fn crash(&mut self, node: usize, length: u64, lot: u64) {
-        let leaders = self.plan.leaders;
         let (is_power, is_all) = (lot & 1 == 0, lot >> 1 & 15 == 0);
+        if lot >> 5 & 3 == 0 {
+            // While it writes: a part of that is on the disk.
+            self.saw("crash within a write");
+            let after = lot >> 8 & 7;
+            self.disk_of(node)
+                .fail(Operation::Write, after, Fault::ShortWrite);
+            return self.end_in_power(node);
+        }
         let nodes = match is_all {
-            true => 0..leaders + self.plan.members,
+            true => 0..self.plan.leaders + self.plan.members,
             false => node..node + 1,
         };
+        if is_all {
+            self.saw("crash of all");
+        }
         for node in nodes {
             let longest = match self.chance.bool() {
                 true => 40 * MS,
                 false => length,
             };
             let down = self.chance.u64(5 * MS..=longest);
-            if node < leaders {
+            self.crash_one(node, is_power, down);
+        }
+    }
+
+    /// A server ends, and comes back.
+    pub(crate) fn crash_one(&mut self, node: usize, is_power: bool, down: u64) {
+        if !self.has_faults() {
+            return;
+        }
+        self.saw(match is_power {
+            true => "crash of power",
+            false => "crash of process",
+        });
+        match node.checked_sub(self.plan.leaders) {
+            None => {
                 if self.leaders[node].running.is_some() {
                     self.crash_leader(node, is_power);
                     self.after(down, Event::StartLeader { leader: node });
                 }
-            } else {
-                let member = node - leaders;
+            }
+            Some(member) => {
                 if self.members[member].running.is_some() {
                     self.crash_member(member, is_power);
                     self.after(down, Event::StartMember { member });
@@ -200,151 +326,54 @@ impl World {
         }
     }
 
-    /// A leader has come to know of a new term, and may have voted: a good time for a crash.
+    /// A follower has come to know of a new term, and may have voted: a good time for a crash, and
+    /// for a return before another candidate of the term asks.
     pub(crate) fn may_crash_voter(&mut self, leader: usize) {
         let Some(running) = &self.leaders[leader].running else {
             return;
         };
-        let term = running.parts.handle.status().term;
+        let status = running.parts.handle.status();
+        let (term, is_voter) = (status.term, status.role == Role::Follower);
+        let odds = match self.plan.has_rivals {
+            true => 2,
+            false => 8,
+        };
         if std::mem::replace(&mut self.leaders[leader].last_term, term) == term
+            || !is_voter
             || !self.has_faults()
             || !self.plan.has(Kind::Crash)
-            || self.chance.u32(..8) > 0
+            || self.chance.u32(..odds) > 0
         {
             return;
         }
+        self.saw("crash of voter");
         self.crash_leader(leader, true);
-        let down = self.chance.u64(MS..=20 * MS);
+        let down = self.chance.u64(MS / 5..=10 * MS);
         self.after(down, Event::StartLeader { leader });
     }
 
     fn pause(&mut self, node: usize, length: u64) {
-        let leaders = self.plan.leaders;
+        self.saw("pause");
         let until = self.now + length;
-        match node < leaders {
-            true => {
+        match node.checked_sub(self.plan.leaders) {
+            None => {
                 self.leaders[node].raft_lag = self.chance.u64(..=100 * MS);
                 self.leaders[node].paused_until = until;
             }
-            false => self.members[node - leaders].paused_until = until,
+            Some(member) => self.members[member].paused_until = until,
         }
     }
 
+    /// A jump of the wall clock: of any length while the process runs, which must not notice; of
+    /// some seconds where the next start finds it so.
     fn set_clock(&mut self, node: usize, lot: u64) {
-        let jump = (lot % 7_200_000) as i64 - 3_600_000;
-        if let Some(leader) = self.leaders.get(node)
-            && let Some(running) = &leader.running
-        {
-            running.clock.jump(jump);
+        let Some(leader) = self.leaders.get_mut(node) else {
+            return;
+        };
+        leader.ahead_ms = ((lot >> 24) % 20_000) as i64 - 10_000;
+        if let Some(running) = &leader.running {
+            running.clock.jump((lot % 7_200_000) as i64 - 3_600_000);
         }
-    }
-
-    fn hand_over(&mut self, node: usize, other: usize) {
-        let leaders = self.plan.leaders;
-        let to = self.leaders[other % leaders].id;
-        if let Some(running) = &self.leaders[node % leaders].running {
-            running.parts.handle.transfer(Some(to));
-        }
-        self.advance(node % leaders);
-    }
-
-    /// The faults stop.
-    pub(crate) fn calm(&mut self) {
-        self.trace.note(self.now, format_args!("calm"));
-        self.phase = Phase::Calm;
-        self.phase_since = self.now;
-        self.net.heal();
-        self.start_all();
-        self.after(LOOK, Event::Look);
-    }
-
-    fn start_all(&mut self) {
-        for leader in 0..self.plan.leaders {
-            let node = &mut self.leaders[leader];
-            node.fs.heal();
-            node.fs.set_capacity(None);
-            (node.paused_until, node.slow_until) = (0, 0);
-            self.start_leader(leader);
-        }
-        for member in 0..self.plan.members {
-            let node = &mut self.members[member];
-            node.fs.heal();
-            node.fs.set_capacity(None);
-            (node.paused_until, node.slow_until) = (0, 0);
-            self.start_member(member);
-        }
-    }
-
-    pub(crate) fn look(&mut self) {
-        let unsettled = self.unsettled();
-        if unsettled.is_none() {
-            self.trace.note(self.now, format_args!("settled"));
-            return match self.phase {
-                Phase::Calm => self.begin_reading(),
-                Phase::Faults | Phase::Reading | Phase::Over => self.phase = Phase::Over,
-            };
-        }
-        if self.now - self.phase_since > SETTLE {
-            let phase = self.phase;
-            let what = unsettled.unwrap_or_default();
-            return self.fail(format!("liveness: {what}, 400 ticks into {phase:?}"));
-        }
-        self.after(LOOK, Event::Look);
-    }
-
-    /// What has not come to rest.
-    fn unsettled(&mut self) -> Option<String> {
-        if let Some(client) = self.clients.iter().position(|client| !client.is_idle()) {
-            return Some(format!("client {client} waits for an answer"));
-        }
-        let serving = self
-            .leaders
-            .iter()
-            .filter(|one| one.serving().is_some())
-            .count();
-        if serving != 1 {
-            return Some(format!("{serving} leaders serve"));
-        }
-        let mut states = Vec::new();
-        for (number, leader) in self.leaders.iter().enumerate() {
-            let Some(running) = &leader.running else {
-                return Some(format!("leader {number} is down"));
-            };
-            if !running.parked.is_empty() {
-                return Some(format!("leader {number} has batches that wait"));
-            }
-            states.push((running.parts.handle.status().applied, number));
-        }
-        let (first, last) = (states.iter().min()?, states.iter().max()?);
-        if first.0 != last.0 {
-            let (index, leader) = first;
-            return Some(format!("leader {leader} has applied {index} of {}", last.0));
-        }
-        let index = first.0;
-        for (number, leader) in self.leaders.iter().enumerate() {
-            if let Some(running) = &leader.running {
-                let digest = running.parts.node.machine().digest();
-                self.oracle.lock().digest(number, index, digest);
-            }
-        }
-        None
-    }
-
-    fn begin_reading(&mut self) {
-        self.phase = Phase::Reading;
-        self.phase_since = self.now;
-        if self.chance.bool() {
-            for leader in 0..self.plan.leaders {
-                self.crash_leader(leader, false);
-                self.leaders[leader].fs.crash(Loss::Everything);
-            }
-            for member in 0..self.plan.members {
-                self.crash_member(member, false);
-                self.members[member].fs.crash(Loss::Everything);
-            }
-            self.start_all();
-        }
-        self.read_all();
-        self.after(LOOK, Event::Look);
+        self.saw("clock jump");
     }
 }

@@ -8,11 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::{FxHashMap, FxHashSet};
+use tolerex::group::Configuration;
 use tolerex::ids::{Fence, Key, MemberId, Revision};
-use tolerex::metadata::command::{Command, Operation};
+use tolerex::metadata::command::{Applied, Command, Operation, OperationResult};
 use tolerex::metadata::message_index::Entry;
 use tolerex::metadata::replica_sets::ReplicaSet;
-use tolerex::rpc::message::{Request, Response, StoreResult};
+use tolerex::rpc::message::{Refusal, Request, Response, StoreResult};
+
+use crate::census::Census;
 
 /// An applied entry, and who applied it first.
 struct Seen {
@@ -32,8 +35,14 @@ pub struct Oracle {
     terms: BTreeMap<u64, (usize, u32)>,
     /// Digests of the state at an index.
     digests: BTreeMap<u64, (u64, usize)>,
-    /// The copies that were acknowledged.
-    copies: FxHashSet<(Revision, MemberId)>,
+    /// The copies that were acknowledged, and in which term.
+    copies: FxHashMap<(Revision, MemberId), u64>,
+    /// The term of the entry that replaced or deleted a revision.
+    replaced: FxHashMap<Revision, u64>,
+    /// Members on whose disks bits were turned: what they hold is not certain.
+    pub rotten: FxHashSet<MemberId>,
+    /// What happened how often.
+    pub census: Census,
     /// The copies that must be there after a crash, unless their release was handed in.
     kept: BTreeMap<MemberId, BTreeSet<Revision>>,
     /// The copies whose release was handed to the member, executed or not.
@@ -105,8 +114,17 @@ impl Oracle {
             }
             for member in members {
                 let copy = (*revision, *member);
-                if !self.copies.contains(&copy) {
-                    self.fail(format!("A1: {revision} on {member} was not acknowledged"));
+                match self.copies.get(&copy) {
+                    None => self.fail(format!("A1: {revision} on {member} was not acknowledged")),
+                    Some(term) if *term != command.term => {
+                        let term = *term;
+                        self.fail(format!(
+                            "R9: {revision} on {member} was acknowledged in term {term}, its \
+                             entry is of term {}",
+                            command.term
+                        ));
+                    }
+                    Some(_) => {}
                 }
                 if self.released.contains(&copy) {
                     self.fail(format!(
@@ -121,19 +139,46 @@ impl Oracle {
     }
 
     /// What the messages of an entry are, once it was applied for the first time.
-    pub fn applied(&mut self, data: &[u8], find: impl Fn(&Key) -> Option<Entry>) {
+    pub fn applied(&mut self, term: u64, data: &[u8], find: impl Fn(&Key) -> Option<Entry>) {
         let Ok(command) = Command::decode(data) else {
             return;
         };
         for operation in command.operations() {
             let (Operation::Set { key, .. } | Operation::Delete { key, .. }) = operation;
-            match find(key) {
-                Some(entry) => {
-                    let found = (entry.revision, entry.replicas);
-                    self.current.insert(key.clone(), found);
-                }
-                None => _ = self.current.remove(key),
+            let found = find(key).map(|entry| (entry.revision, entry.replicas));
+            let now = found.map(|(revision, _)| revision);
+            let before = match found {
+                Some(found) => self.current.insert(key.clone(), found),
+                None => self.current.remove(key),
+            };
+            if let Some((before, _)) = before
+                && now != Some(before)
+            {
+                self.replaced.insert(before, term);
             }
+        }
+    }
+
+    /// What an entry came to, where it was applied first.
+    pub fn came_to(&mut self, applied: &Applied) {
+        match applied {
+            Applied::Write { results, .. } => {
+                let is_repeated =
+                    |one: &OperationResult| matches!(one, OperationResult::Repeated(_));
+                if results.iter().any(is_repeated) {
+                    self.census.saw("token repeated");
+                }
+            }
+            Applied::Repeated(_) => self.census.saw("token repeated"),
+            Applied::Resumed { .. } => self.census.saw("bulk goes on by its token"),
+            _ => {}
+        }
+    }
+
+    /// Who takes part, as a leader has applied it.
+    pub fn configured(&mut self, configuration: &Configuration) {
+        if configuration.is_joint() {
+            self.census.saw("group configuration joint");
         }
     }
 
@@ -149,6 +194,7 @@ impl Oracle {
 
     /// A leader serves a term from now on.
     pub fn serves(&mut self, by: usize, epoch: u32, term: u64) {
+        self.census.saw("election");
         let (first, start) = *self.terms.entry(term).or_insert((by, epoch));
         if (first, start) != (by, epoch) {
             self.fail(format!(
@@ -158,9 +204,27 @@ impl Oracle {
         }
     }
 
-    /// A request is handed to a member: a release may have its effect from now on.
+    /// A request is handed to a member: a release may have its effect from now on. Its term must be
+    /// served (R5), and what it names was given up in this term, or replaced by an entry of it: of
+    /// what was applied before, nothing is released (R14).
     pub fn delivered(&mut self, member: MemberId, request: &Request) {
         if let Request::Release(release) = request {
+            self.census.saw("release");
+            let term = release.fence.term;
+            if !self.terms.contains_key(&term) {
+                self.fail(format!(
+                    "R5: a release of term {term}, which nobody serves yet"
+                ));
+            }
+            let is_due = |revision: &&Revision| {
+                revision.term() == term || self.replaced.get(*revision) == Some(&term)
+            };
+            if let Some(revision) = release.revisions.iter().find(|one| !is_due(one)) {
+                self.fail(format!(
+                    "R14: {revision} is released in term {term}, and was replaced in term {:?}",
+                    self.replaced.get(revision)
+                ));
+            }
             let revisions = release.revisions.iter();
             self.leaving
                 .extend(revisions.map(|revision| (*revision, member)));
@@ -175,7 +239,8 @@ impl Oracle {
                 for (record, result) in store.records.iter().zip(results) {
                     self.keys.insert(record.revision, record.key.clone());
                     if *result == StoreResult::Stored {
-                        self.copies.insert((record.revision, member));
+                        let copy = (record.revision, member);
+                        self.copies.insert(copy, store.fence.term);
                         self.kept.entry(member).or_default().insert(record.revision);
                     }
                 }
@@ -186,6 +251,7 @@ impl Oracle {
                     self.released(*revision, member);
                 }
             }
+            (_, Response::Refused(Refusal::StaleFence { .. })) => self.census.saw("fence refused"),
             _ => {}
         }
     }
@@ -220,6 +286,9 @@ impl Oracle {
 
     /// A member was started again: what it acknowledged must be there.
     pub fn restarted(&mut self, member: MemberId, holds: impl Fn(Revision) -> bool) {
+        if self.rotten.contains(&member) {
+            return;
+        }
         let is_lost = |revision: &&Revision| {
             !self.leaving.contains(&(**revision, member)) && !holds(**revision)
         };

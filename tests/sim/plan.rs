@@ -2,12 +2,14 @@
 //!
 //! # Fault budget
 //!
-//! What the design promises to survive, and so what may be done to it:
-//!
-//! Each promise, and what may be done to it:
+//! Each promise of the design, and what may be done to it:
 //!
 //! * a synced write survives anything but the loss of the disk: any number of crashes, of all
-//!   at once, that lose or tear what is unsynced; no disk is lost, no synced bit turned.
+//!   at once, that lose or tear what is unsynced.
+//! * a message survives the loss of all copies but one: bits are turned on the disk of one member
+//!   at most, in its log, and only where each message has two copies. There is no repair yet.
+//! * a leader's disk is never lost or changed, except when the group knows nothing of it any more.
+//! * tokens are remembered for two minutes by the leaders' clocks: these differ by some seconds.
 //! * a failed sync is final: any number: the process ends.
 //! * the same of a directory: any number: the process ends, and the machine with it, as a file
 //!   system that cannot write its names takes nothing more.
@@ -64,8 +66,12 @@ impl Kind {
 pub struct Plan {
     /// The seed.
     pub seed: u64,
-    /// Leaders with a vote from the start.
+    /// Leaders, with those that wait to be added.
     pub leaders: usize,
+    /// Those of them that have a vote from the start.
+    pub voters: usize,
+    /// Whether two leaders stand for election after the same time.
+    pub has_rivals: bool,
     /// Members.
     pub members: usize,
     /// Copies of each message.
@@ -88,6 +94,14 @@ pub struct Plan {
     pub loss: u32,
     /// Whether Raft messages overtake each other, as over links that break often.
     pub reorders: bool,
+    /// How many Raft messages of a thousand come twice.
+    pub duplicates: u32,
+    /// How long a client waits for a reply, in ms.
+    pub patience_ms: u64,
+    /// Whether clients send tokens with some writes, and repeat these until they know.
+    pub has_tokens: bool,
+    /// The member on whose disk bits may be turned.
+    pub rotten: usize,
     /// The time between two faults, at most, in ms.
     pub fault_ms: u64,
     /// For how long there are faults, in ms.
@@ -103,12 +117,15 @@ impl Plan {
     pub fn new(seed: u64, without: &[Kind]) -> Plan {
         let mut rng = Rng::with_seed(seed);
         let rng = &mut rng;
-        let leaders = rng.choice([1, 3, 3, 3, 3, 3, 5]).unwrap_or(3);
+        let voters = rng.choice([1, 3, 3, 3, 3, 3, 5]).unwrap_or(3);
+        let leaders = voters + rng.usize(0..=1);
         let members = rng.usize(3..=5);
         let tolerance = rng.u8(1..=3);
         let mut plan = Plan {
             seed,
             leaders,
+            voters,
+            has_rivals: rng.u32(..3) == 0,
             members,
             tolerance,
             clients: rng.usize(2..=4),
@@ -120,6 +137,10 @@ impl Plan {
             delay_us: rng.choice([200, 1_000, 5_000, 20_000]).unwrap_or(1_000),
             loss: rng.choice([0, 0, 10, 50, 200]).unwrap_or(0),
             reorders: rng.u32(..4) == 0,
+            duplicates: rng.choice([0, 0, 10, 200]).unwrap_or(0),
+            patience_ms: rng.choice([400, 1_000, 5_000]).unwrap_or(1_000),
+            has_tokens: rng.bool(),
+            rotten: rng.usize(..3),
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),
             drawn: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
@@ -128,7 +149,7 @@ impl Plan {
         let is_on = |kind: &Kind| !without.contains(kind);
         plan.kinds = plan.drawn.iter().copied().filter(is_on).collect();
         if !plan.has(Kind::Net) {
-            plan.loss = 0;
+            (plan.loss, plan.duplicates) = (0, 0);
         }
         plan
     }

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use tolerex::disk::mem::Loss;
-use tolerex::group::IncomingChunk;
 use tolerex::group::TICK_INTERVAL;
 use tolerex::group::node::Event as NodeEvent;
 use tolerex::group::snapshots::Task;
@@ -14,9 +13,10 @@ use tolerex::protocol::reply::Reply;
 use tolerex::protocol::request::Batch;
 use tolerex::threads::StopSignal;
 
+use crate::events::{Event, Out};
 use crate::leader::{Running, Waiting, now_of};
 use crate::net::MS;
-use crate::world::{Event, Out, Transfer, World};
+use crate::world::World;
 
 /// Between two rounds of housekeeping when the bell rang, and when it did not.
 const ROUND: Duration = Duration::from_millis(20);
@@ -37,14 +37,13 @@ impl World {
         if self.leaders[leader].running.is_some() {
             return;
         }
-        let voters: Vec<_> = self.leaders.iter().map(|leader| leader.id).collect();
         let shared = (
             self.outbox.clone(),
             self.oracle.clone(),
             self.next_call.clone(),
         );
         let node = &mut self.leaders[leader];
-        let opened = node.open(leader, self.now, &self.plan, &voters, shared);
+        let opened = node.open(leader, self.now, &self.plan, &self.founders, shared);
         let epoch = node.epoch;
         self.trace.note(
             self.now,
@@ -134,6 +133,7 @@ impl World {
             }
         }
         self.look_after(leader, epoch);
+        self.end_if_stopped(leader);
     }
 
     /// The process ends by itself.
@@ -143,7 +143,8 @@ impl World {
         if !self.has_faults() {
             self.fail(format!("leader {leader} failed without a fault: {error}"));
         }
-        let is_power = self.rng.bool() || std::mem::take(&mut self.leaders[leader].has_lost_names);
+        self.saw("leader failed");
+        let is_power = self.rng.bool() || std::mem::take(&mut self.leaders[leader].ends_in_power);
         self.crash_leader(leader, is_power);
         self.about(Duration::from_millis(500), Event::StartLeader { leader });
     }
@@ -163,38 +164,12 @@ impl World {
                 }
             }
         }
-        for message in effects.messages {
-            let Some(to) = self.leaders.iter().position(|one| one.id == message.to) else {
-                continue;
-            };
-            if self.rng.u32(..1000) < self.plan.loss && self.has_faults() {
-                self.trace.note(
-                    self.now,
-                    format_args!("L{leader} lost L{to} {}", message.bytes.len()),
-                );
-                continue;
-            }
-            let mut at = self.net.arrival(leader, to, self.now, !self.plan.reorders);
-            if self.plan.reorders && self.has_faults() && self.rng.u32(..32) == 0 {
-                // It was in a link that broke.
-                at += self.rng.u64(..500 * MS);
-            }
-            let (from, bytes) = (leader, message.bytes);
-            self.schedule(at, Event::Raft { from, to, bytes });
-        }
-        for snapshot in effects.transfers {
-            let Some(to) = self.leaders.iter().position(|one| one.id == snapshot.to) else {
-                continue;
-            };
-            let number = self.number();
-            self.transfers
-                .insert((leader, to), Transfer { snapshot, number });
-            self.next_chunk(leader, to);
-        }
+        self.send_messages(leader, effects.messages);
+        self.send_snapshots(leader, effects.transfers);
     }
 
     /// Schedules what the other threads of the process have to do.
-    fn look_after(&mut self, leader: usize, epoch: u32) {
+    pub(crate) fn look_after(&mut self, leader: usize, epoch: u32) {
         let slow = self.leaders[leader].slow_until > self.now;
         let Some(running) = self.leader(leader, epoch) else {
             return;
@@ -266,6 +241,7 @@ impl World {
             Ok(None) => {
                 running.writes = writes;
                 running.journal_is_busy = true;
+                self.saw("journal full");
                 self.trace
                     .note(self.now, format_args!("L{leader} journal full"));
                 self.after(100 * MS, Event::Journal { leader, epoch });
@@ -327,92 +303,6 @@ impl World {
                 command.encode(),
                 |_: tolerex::group::ProposalOutcome<Applied>| (),
             );
-        }
-    }
-
-    pub(crate) fn raft(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
-        let epoch = self.leaders[to].epoch;
-        let is_blocked = self.net.blocked_until(from, to) > self.now;
-        let size = bytes.len();
-        let Some(running) = self.leader(to, epoch).filter(|_| !is_blocked) else {
-            self.trace
-                .note(self.now, format_args!("L{to} misses L{from} {size}"));
-            let peer = self.leaders[to].id;
-            if self.rng.u32(..8) == 0
-                && let Some(sender) = &self.leaders[from].running
-            {
-                sender.parts.handle.unreachable(peer);
-            }
-            return;
-        };
-        let now = now_of(running);
-        let taken = running
-            .parts
-            .node
-            .take(NodeEvent::Message(bytes.into()), now);
-        self.trace
-            .note(self.now, format_args!("L{to} hears L{from} {size}"));
-        if let Err(error) = taken {
-            return self.leader_failed(to, &error.to_string());
-        }
-        self.advance(to);
-    }
-
-    fn next_chunk(&mut self, from: usize, to: usize) {
-        let Some(transfer) = self.transfers.get_mut(&(from, to)) else {
-            return;
-        };
-        let number = transfer.number;
-        match transfer.snapshot.next_chunk(number) {
-            Ok(Some(chunk)) => {
-                let at = self.net.arrival(from, to, self.now, true);
-                self.schedule(at, Event::Chunk { from, to, chunk });
-            }
-            Ok(None) => self.end_transfer(from, to, true),
-            Err(_) => self.end_transfer(from, to, false),
-        }
-    }
-
-    fn end_transfer(&mut self, from: usize, to: usize, arrived: bool) {
-        self.transfers.remove(&(from, to));
-        let peer = self.leaders[to].id;
-        if let Some(running) = &self.leaders[from].running {
-            running.parts.handle.snapshot_sent(peer, arrived);
-        }
-        self.advance(from);
-    }
-
-    pub(crate) fn chunk(&mut self, from: usize, to: usize, chunk: IncomingChunk) {
-        let (transfer, outbox) = (chunk.transfer, self.outbox.clone());
-        let epoch = self.leaders[to].epoch;
-        let is_blocked = self.net.blocked_until(from, to) > self.now;
-        let size = chunk.bytes.len();
-        self.trace
-            .note(self.now, format_args!("L{to} chunk of L{from} {size}"));
-        let taken = move |is_taken| Out::ChunkTaken {
-            from,
-            to,
-            transfer,
-            is_taken,
-        };
-        match self.leader(to, epoch).filter(|_| !is_blocked) {
-            Some(running) => running.parts.handle.receive_chunk(chunk, move |result| {
-                outbox.lock().push(taken(result.is_ok()));
-            }),
-            None => outbox.lock().push(taken(false)),
-        }
-        self.look_after(to, epoch);
-    }
-
-    pub(crate) fn chunk_done(&mut self, from: usize, to: usize, transfer: u64, is_taken: bool) {
-        let current = self.transfers.get(&(from, to)).map(|one| one.number);
-        self.trace
-            .note(self.now, format_args!("L{from} chunk at L{to} {is_taken}"));
-        if current == Some(transfer) {
-            match is_taken {
-                true => self.next_chunk(from, to),
-                false => self.end_transfer(from, to, false),
-            }
         }
     }
 

@@ -12,10 +12,11 @@ use tolerex::rpc::link::{CallError, Completion};
 use tolerex::rpc::message::{Refusal, RegisterRequest, Request, Response, Role};
 use tolerex::rpc::server::{CallInfo, Responder, Service};
 
+use crate::events::{Ends, Event, Out};
 use crate::leader::now_of;
 use crate::member::Running;
 use crate::net::{DataLink, MS};
-use crate::world::{Ends, Event, Out, PendingCall, World};
+use crate::world::{PendingCall, World};
 
 /// Between two tries to register, and between two looks whether it is needed.
 const REGISTER: Duration = Duration::from_millis(400);
@@ -98,7 +99,8 @@ impl World {
         if !self.has_faults() {
             self.fail(format!("member {member} failed without a fault: {error}"));
         }
-        let is_power = self.rng.bool() || std::mem::take(&mut self.members[member].has_lost_names);
+        self.saw("member failed");
+        let is_power = self.rng.bool() || std::mem::take(&mut self.members[member].ends_in_power);
         self.crash_member(member, is_power);
         self.about(Duration::from_millis(500), Event::StartMember { member });
     }
@@ -159,6 +161,8 @@ impl World {
         }
         one.is_open = false;
         one.drains_until = now + drains;
+        self.saw("net link breaks");
+        let one = &self.net.links[link];
         let (leader, epoch, member) = (one.leader, one.leader_epoch, one.member);
         self.trace
             .note(now, format_args!("L{leader} breaks M{member}"));

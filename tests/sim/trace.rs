@@ -44,7 +44,8 @@ impl Trace {
             self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
         if self.prints {
-            println!("{line}");
+            let mut out = std::io::stdout();
+            _ = std::io::Write::write_fmt(&mut out, format_args!("{line}\n"));
         }
         // The oldest line's memory is used for the next one.
         self.tail.push_back(line);

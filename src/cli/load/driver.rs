@@ -9,12 +9,18 @@
 //! * With a rate a thread's requests are due at equal intervals and go to its connections in turn;
 //!   a connection that has `pipeline` of them in flight keeps the others waiting.
 //!
-//! A connection that breaks fails what it has in flight and is not opened again. At the end what is
-//! in flight is waited for, [`REPLY_TIMEOUT`] at most.
+//! **When the leader changes** a connection that breaks fails what it has in flight: of a SET that
+//! was sent the outcome is unknown. One that is told to go elsewhere waits for the replies it is
+//! owed. Then [`super::opener`] looks for the active leader, the connection is opened again, and
+//! the load goes on; nothing is sent twice. With a rate all that was due meanwhile waits and is
+//! charged for it. Where no leader is found a connection stays closed.
+//!
+//! At the end what is in flight is waited for, [`REPLY_TIMEOUT`] at most.
 
-use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+mod connection;
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,20 +30,22 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 
+use self::connection::{BUFFER_BYTES, Connection, Flight, State};
+use super::opener::Share;
 use super::recorder::Recorder;
 use super::workload::{Requests, is_done};
+use crate::client::Answer;
 use crate::clock::{Clock, Instant};
 
-/// How long a reply may take. The servers' own deadlines (some seconds, and the time the bytes
-/// need) end well before it.
-pub const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a reply may take. The servers' own deadlines (two seconds, and the time the bytes need,
+/// 6.4 s for all that may be in flight to a member) end well before it.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often a thread looks whether a connection was opened again.
+const OPENED_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How often a thread looks whether it should stop, and at [`REPLY_TIMEOUT`].
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Requests are written out ahead of the socket up to this, and read in pieces of this: what a
-/// pipeline of 16 small requests or their replies need many times over.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// The longest reply line: the largest payload that a leader may be configured for, and more.
 const LINE_BYTES_MAX: usize = 40 << 20;
@@ -94,6 +102,8 @@ pub struct Driver {
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
     epoll: OwnedFd,
+    /// Opens connections again; `None`: they stay closed.
+    opener: Option<Share>,
     recorder: Recorder,
     /// When the last reply came.
     last_reply: Instant,
@@ -101,39 +111,9 @@ pub struct Driver {
     scratch: Vec<u8>,
 }
 
-/// One connection and what is on its way on it.
-struct Connection {
-    stream: TcpStream,
-    requests: Requests,
-    /// Requests that are due and were not sent: their numbers are `due_first`, then each
-    /// connections' count later. Only with a schedule.
-    due: u64,
-    due_first: u64,
-    /// Requests that were sent, or are just being sent, and not answered.
-    in_flight: VecDeque<Flight>,
-    /// The last so many of them are not in `out` yet.
-    unwritten: usize,
-    /// Bytes from `sent` on are to be sent.
-    out: Vec<u8>,
-    sent: usize,
-    /// The beginning of a reply line whose end has not come.
-    partial: Vec<u8>,
-    /// Whether the poller looks for room to write too.
-    waits_for_room: bool,
-    is_open: bool,
-}
-
-/// A request in flight.
-#[derive(Clone, Copy)]
-struct Flight {
-    /// When it was meant to be sent: latency counts from here.
-    meant: Instant,
-    /// When it was.
-    sent: Instant,
-}
-
 impl Driver {
-    /// Takes connections that have been greeted, with what each is to send.
+    /// Takes connections that have been greeted, with what each is to send, and what opens them
+    /// again.
     pub fn new(
         connections: Vec<(TcpStream, Requests)>,
         pipeline: usize,
@@ -141,6 +121,7 @@ impl Driver {
         times: Times,
         clock: Arc<dyn Clock>,
         shared: Arc<Shared>,
+        opener: Option<Share>,
     ) -> io::Result<Driver> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut taken = Vec::with_capacity(connections.len());
@@ -148,19 +129,7 @@ impl Driver {
             stream.set_nonblocking(true)?;
             let data = epoll::EventData::new_u64(place as u64);
             epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)?;
-            taken.push(Connection {
-                stream,
-                requests,
-                due: 0,
-                due_first: place as u64,
-                in_flight: VecDeque::with_capacity(pipeline),
-                unwritten: 0,
-                out: Vec::new(),
-                sent: 0,
-                partial: Vec::new(),
-                waits_for_room: false,
-                is_open: true,
-            });
+            taken.push(Connection::new(stream, requests, place as u64, pipeline));
         }
         Ok(Driver {
             connections: taken,
@@ -171,6 +140,7 @@ impl Driver {
             clock,
             shared,
             epoll,
+            opener,
             recorder: Recorder::default(),
             last_reply: times.start,
             scratch: vec![0; BUFFER_BYTES],
@@ -195,6 +165,7 @@ impl Driver {
                 self.give_up_unsent(now);
             }
             if is_sending {
+                self.take_opened();
                 self.take_due(now);
             }
             if self
@@ -228,6 +199,9 @@ impl Driver {
             if let Some(schedule) = &self.schedule {
                 until = until.min(schedule.due(self.next));
             }
+            if self.opener.as_ref().is_some_and(Share::is_waiting) {
+                until = until.min(now + OPENED_INTERVAL);
+            }
         }
         let wait = until.since(now);
         Timespec {
@@ -253,7 +227,7 @@ impl Driver {
             let place = (self.next % count) as usize;
             self.next += 1;
             let connection = &mut self.connections[place];
-            if !connection.is_open {
+            if connection.state == State::Closed {
                 self.recorder
                     .failed(1, || "the connection is closed".to_owned());
             } else if connection.left() > 0 {
@@ -270,17 +244,29 @@ impl Driver {
         let count = self.connections.len() as u64;
         let sent = self.clock.now();
         let connection = &mut self.connections[place];
+        if connection.state != State::Open {
+            return;
+        }
+        let is_write = true;
         if let Some(schedule) = &self.schedule {
             while connection.due > 0 && connection.in_flight.len() < self.pipeline {
                 let meant = schedule.due(connection.due_first);
                 connection.due -= 1;
                 connection.due_first += count;
-                connection.in_flight.push_back(Flight { meant, sent });
+                connection.in_flight.push_back(Flight {
+                    meant,
+                    sent,
+                    is_write,
+                });
                 connection.unwritten += 1;
             }
         } else if connection.in_flight.is_empty() {
             let batch = connection.requests.left().min(self.pipeline as u64) as usize;
-            let flight = Flight { meant: sent, sent };
+            let flight = Flight {
+                meant: sent,
+                sent,
+                is_write,
+            };
             connection
                 .in_flight
                 .extend(std::iter::repeat_n(flight, batch));
@@ -298,7 +284,7 @@ impl Driver {
 
     /// Does what a connection is ready for.
     fn ready(&mut self, place: usize, flags: epoll::EventFlags, is_sending: bool) {
-        if !self.connections[place].is_open {
+        if !self.connections[place].is_connected() {
             return;
         }
         if flags.contains(epoll::EventFlags::OUT) {
@@ -317,11 +303,22 @@ impl Driver {
             }
         }
         let connection = &self.connections[place];
+        if connection.state == State::Leaving && connection.in_flight.is_empty() {
+            self.disconnect(place);
+        }
+        if is_sending {
+            self.send_what_may(place);
+        }
+    }
+
+    /// Sends if there is something to send.
+    fn send_what_may(&mut self, place: usize) {
+        let connection = &self.connections[place];
         let may_send = match self.schedule {
             Some(_) => connection.due > 0,
             None => connection.in_flight.is_empty() && connection.requests.left() > 0,
         };
-        if is_sending && may_send && connection.is_open {
+        if may_send {
             self.send_more(place);
         }
     }
@@ -343,7 +340,10 @@ impl Driver {
             };
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             start = end + 1;
-            let Some(Flight { meant, .. }) = connection.in_flight.pop_front() else {
+            let Some(Flight {
+                meant, is_write, ..
+            }) = connection.in_flight.pop_front()
+            else {
                 return self.close(place, &io::Error::other("a reply to no request"));
             };
             answered += 1;
@@ -353,8 +353,16 @@ impl Driver {
                 }
             } else {
                 failed += 1;
+                let (count, answer) = (u64::from(is_measured), Answer::of(line));
                 let reason = || String::from_utf8_lossy(line).into_owned();
-                self.recorder.failed(u64::from(is_measured), reason);
+                if answer == Answer::Unknown && is_write {
+                    self.recorder.unknown(count, reason);
+                } else {
+                    self.recorder.failed(count, reason);
+                }
+                if matches!(answer, Answer::NotLeader(_)) && self.opener.is_some() {
+                    connection.state = State::Leaving;
+                }
             }
             connection.partial.clear();
         }
@@ -366,25 +374,93 @@ impl Driver {
         }
     }
 
-    /// Ends a connection: what is in flight on it, or waits for it, is not done.
+    /// Ends a connection: what was sent and not answered is not done, or unknown.
     fn close(&mut self, place: usize, error: &io::Error) {
         let connection = &mut self.connections[place];
-        connection.is_open = false;
-        let lost = connection.in_flight.len() as u64 + connection.due;
-        // A connection that breaks with nothing in flight is worth being told too.
-        self.recorder
-            .failed(lost.max(1), || format!("a connection broke: {error}"));
-        self.shared.failed.fetch_add(lost, Ordering::Relaxed);
-        (connection.due, connection.unwritten) = (0, 0);
-        connection.in_flight.clear();
+        if !connection.is_connected() {
+            return; // Writing and reading have failed both.
+        }
+        let written = connection.in_flight.len() - connection.unwritten;
+        let sent = connection.in_flight.iter().take(written);
+        let writes = sent.filter(|flight| flight.is_write).count();
+        let reason = || format!("a connection broke: {error}");
+        self.recorder.unknown(writes as u64, reason);
+        // Without another one to come, one that breaks idle is worth being told too.
+        let is_silent = written == 0 && self.opener.is_none();
+        let failed = (written - writes).max(usize::from(is_silent));
+        self.recorder.failed(failed as u64, reason);
+        self.shared
+            .failed
+            .fetch_add(written as u64, Ordering::Relaxed);
+        self.disconnect(place);
+    }
+
+    /// Leaves a connection to be opened again, if that can be. What is due waits.
+    fn disconnect(&mut self, place: usize) {
+        let count = self.connections.len() as u64;
+        let connection = &mut self.connections[place];
+        if self.schedule.is_some() {
+            let unwritten = connection.unwritten as u64;
+            connection.due += unwritten;
+            connection.due_first -= unwritten * count;
+        }
+        connection.forget();
         // The socket may be gone already; the poller forgets it when it is dropped.
         _ = epoll::delete(&self.epoll, &connection.stream);
+        // It is dropped when another one comes; its leader need not wait for that.
+        _ = connection.stream.shutdown(Shutdown::Both);
+        connection.state = State::Reopening;
+        match &mut self.opener {
+            Some(opener) => opener.ask(place),
+            None => self.close_for_good(place, 0, "the connection is closed"),
+        }
+    }
+
+    /// What waits on a connection that is not opened again is not done: as many errors at least.
+    fn close_for_good(&mut self, place: usize, errors_min: u64, why: &str) {
+        let connection = &mut self.connections[place];
+        let due = std::mem::take(&mut connection.due);
+        connection.state = State::Closed;
+        self.shared.failed.fetch_add(due, Ordering::Relaxed);
+        self.recorder.failed(due.max(errors_min), || why.to_owned());
+    }
+
+    /// Goes on with the connections that were opened again.
+    fn take_opened(&mut self) {
+        while let Some((place, opened)) = self.opener.as_mut().and_then(Share::take) {
+            let stream = match opened {
+                Ok(stream) => stream,
+                Err(error) => {
+                    self.close_for_good(place, 1, &error.to_string());
+                    continue;
+                }
+            };
+            let data = epoll::EventData::new_u64(place as u64);
+            let watched = stream.set_nonblocking(true).and_then(|()| {
+                Ok(epoll::add(
+                    &self.epoll,
+                    &stream,
+                    data,
+                    epoll::EventFlags::IN,
+                )?)
+            });
+            if let Err(error) = watched {
+                self.close_for_good(place, 1, &error.to_string());
+                continue;
+            }
+            self.recorder.reopened();
+            let connection = &mut self.connections[place];
+            connection.stream = stream;
+            connection.state = State::Open;
+            self.send_what_may(place);
+        }
     }
 
     /// Ends the connections whose oldest request waits for too long.
     fn fail_late(&mut self, now: Instant) {
         for place in 0..self.connections.len() {
             let oldest = self.connections[place].in_flight.front();
+            // One that is not connected has nothing in flight.
             if oldest.is_some_and(|flight| now.since(flight.sent) > REPLY_TIMEOUT) {
                 let text = format!("no answer within {} s", REPLY_TIMEOUT.as_secs());
                 self.close(place, &io::Error::other(text));
@@ -413,61 +489,15 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-impl Connection {
-    /// Requests that are neither sent nor due.
-    fn left(&self) -> u64 {
-        let taken = self.due + self.unwritten as u64;
-        self.requests.left().saturating_sub(taken)
-    }
-
-    /// Whether nothing will happen on it any more.
-    fn is_over(&self, is_sending: bool) -> bool {
-        let has_more = is_sending && (self.requests.left() > 0 || self.due > 0);
-        !self.is_open || (self.in_flight.is_empty() && !has_more)
-    }
-
-    /// Sends until all is sent or the socket takes no more.
-    fn write(&mut self, epoll: &OwnedFd, place: usize) -> io::Result<()> {
-        let mut is_full = false;
-        while !is_full {
-            if self.sent == self.out.len() {
-                self.out.clear();
-                self.sent = 0;
-            }
-            while self.unwritten > 0 && self.out.len() < BUFFER_BYTES {
-                self.requests.write(&mut self.out);
-                self.unwritten -= 1;
-            }
-            if self.out.is_empty() {
-                break;
-            }
-            match self.stream.write(&self.out[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => is_full = true,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if is_full != self.waits_for_room {
-            let room = if is_full {
-                epoll::EventFlags::OUT
-            } else {
-                epoll::EventFlags::empty()
-            };
-            let data = epoll::EventData::new_u64(place as u64);
-            epoll::modify(epoll, &self.stream, data, epoll::EventFlags::IN | room)?;
-            self.waits_for_room = is_full;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::load::opener::Opener;
     use crate::cli::load::workload::{End, Load};
+    use crate::client::Client;
     use crate::clock::{SystemClock, sleep};
     use crate::threads;
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
     const LOAD: Load = Load {
@@ -484,6 +514,15 @@ mod tests {
     /// is false.
     fn drive(
         load: &Load,
+        serve: impl FnMut(&mut TcpStream, usize) -> bool + Send + 'static,
+    ) -> Recorder {
+        drive_with(load, None, serve)
+    }
+
+    /// The same with what opens connections again.
+    fn drive_with(
+        load: &Load,
+        opener: Option<Share>,
         mut serve: impl FnMut(&mut TcpStream, usize) -> bool + Send + 'static,
     ) -> Recorder {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -514,7 +553,15 @@ mod tests {
         });
         let connections = vec![(stream, load.requests(0, 1))];
         let shared = Arc::new(Shared::default());
-        let driver = Driver::new(connections, load.pipeline, schedule, times, clock, shared);
+        let driver = Driver::new(
+            connections,
+            load.pipeline,
+            schedule,
+            times,
+            clock,
+            shared,
+            opener,
+        );
         let (recorder, _) = driver.expect("a poller").run();
         server.expect("a thread").join();
         recorder
@@ -585,5 +632,64 @@ mod tests {
         assert_eq!((recorder.ops(), recorder.errors()), (2, 14));
         let error = recorder.first_error().expect("an error");
         assert!(error.starts_with("a connection broke: "), "{error}");
+    }
+
+    /// A leader that takes one connection after the other and does all that it is asked.
+    fn next_leader() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        (listener, address)
+    }
+
+    fn lead(listener: &TcpListener, connections: usize) {
+        for _ in 0..connections {
+            let (stream, _) = listener.accept().expect("a client");
+            let mut lines = BufReader::new(stream);
+            let mut line = String::new();
+            while let Ok(1..) = lines.read_line(&mut line) {
+                let reply: &[u8] = match line.trim_end() {
+                    "PROMPT OFF" => b"tolerex> OK\r\n",
+                    "COUNT" => b"0\r\n",
+                    _ => b"OK\r\n",
+                };
+                if lines.get_mut().write_all(reply).is_err() {
+                    break;
+                }
+                line.clear();
+            }
+        }
+    }
+
+    #[test]
+    fn a_load_goes_on_with_the_next_leader_and_counts_what_was_lost() {
+        let deep = Load {
+            pipeline: 16,
+            ..LOAD
+        };
+        let refusal = "ERROR: not leader, leader is h:1\r\n".repeat(16);
+        for (reply, lost, unknown) in [("OK\r\nOK\r\n", 14, 14), (refusal.as_str(), 16, 0)] {
+            let (listener, address) = next_leader();
+            // That of whoever looks for the leader, held open, comes first.
+            let leader = threads::spawn("next", move || {
+                let looking = listener.try_clone().expect("a descriptor");
+                let first = threads::spawn("looking", move || lead(&looking, 1));
+                lead(&listener, 1);
+                first.expect("a thread").join();
+            });
+            let client = Client::new([address]).expect("a client");
+            let shared = Arc::new(Shared::default());
+            let (opener, thread) = Opener::start(client, 1, shared).expect("a thread");
+            let share = opener.share(1);
+            drop(opener);
+            let reply = reply.to_owned();
+            let recorder = drive_with(&deep, Some(share), move |stream, _| {
+                stream.write_all(reply.as_bytes()).expect("sent");
+                reply.len() > 100 // Whoever refuses stays there.
+            });
+            thread.join();
+            leader.expect("a thread").join();
+            assert_eq!((recorder.ops(), recorder.errors()), (300 - lost, lost));
+            assert_eq!((recorder.unknowns(), recorder.reopenings()), (unknown, 1));
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! `tolerex bench`: a load on a cluster, and how fast it was.
 //!
-//! [`workload`] says what is sent, [`driver`] sends it, [`recorder`] keeps what came of it,
-//! [`report`] tells. Threads: `bench-N` drive a share of the connections each, `signal` ends the
-//! load early on Ctrl-C, with the figures so far; `main` waits, and shows the progress on a
-//! terminal.
+//! [`workload`] says what is sent, [`driver`] sends it, [`opener`] follows the leader, [`recorder`]
+//! keeps what came of it, [`report`] tells. Threads: `bench-N` drive a share of the connections
+//! each, `bench-open` opens those again that lost their leader, `signal` ends the load early on
+//! Ctrl-C, with the figures so far; `main` waits, and shows the progress on a terminal.
 
 pub mod cpu;
 pub mod driver;
+pub mod opener;
 pub mod recorder;
 pub mod report;
 pub mod workload;
@@ -22,15 +23,17 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::args::BenchArgs;
+use super::args::{BenchArgs, ClusterArgs};
 use super::cluster;
 use super::exit::{Exit, ToolError, print};
-use super::session::Session;
+
 use super::signals::SignalWatch;
+use crate::client::{Connection, Patience};
 use crate::clock::{Clock, Instant, SystemClock};
 use crate::threads;
 use cpu::CpuTime;
 use driver::{Driver, Schedule, Shared, Times};
+use opener::Opener;
 use recorder::Recorder;
 use report::{Progress, Report, Run};
 use workload::{End, Load, Requests};
@@ -53,11 +56,23 @@ const FILL_PIPELINE: usize = 64;
 /// Payload bytes in flight on one connection while filling.
 const FILL_BYTES: usize = 1 << 20;
 
+/// How long the leader may take to take a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a load goes.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    /// The active leader's address.
+    address: &'a str,
+    /// Where another one is looked for when that leads no more.
+    at: &'a ClusterArgs,
+}
+
 /// Runs `tolerex bench`.
 pub fn run(args: &BenchArgs) -> Result<(), ToolError> {
     let load = load(args)?;
     raise_file_limit();
-    let address = cluster::active_leader(&args.at)?;
+    let address = cluster::client(&args.at, Patience::WhileElecting)?.leader()?;
     let pids = match &args.at.data_dir {
         Some(dir) => cpu::servers(dir)?,
         None => Vec::new(),
@@ -67,12 +82,16 @@ pub fn run(args: &BenchArgs) -> Result<(), ToolError> {
         let shared = Arc::clone(&shared);
         move |_| shared.stop.store(true, Ordering::Relaxed)
     })?;
-    let result = fill(&address, &load, &shared).and_then(|()| {
+    let target = Target {
+        address: &address,
+        at: &args.at,
+    };
+    let result = fill(target, &load, &shared).and_then(|()| {
         let warmup = match load.end {
             End::After(time) => time.mul_f64(WARMUP_SHARE).min(WARMUP_MAX),
             End::Count(_) => Duration::ZERO,
         };
-        drive(&address, &load, warmup, &shared, "bench", &pids)
+        drive(target, &load, warmup, &shared, "bench", &pids)
     });
     signals.finish();
     let (recorder, run) = result?;
@@ -128,7 +147,7 @@ fn raise_file_limit() {
 }
 
 /// Stores what the load will read.
-fn fill(address: &str, load: &Load, shared: &Arc<Shared>) -> Result<(), ToolError> {
+fn fill(target: Target<'_>, load: &Load, shared: &Arc<Shared>) -> Result<(), ToolError> {
     if load.get_ratio == 0.0 {
         return Ok(());
     }
@@ -140,7 +159,7 @@ fn fill(address: &str, load: &Load, shared: &Arc<Shared>) -> Result<(), ToolErro
         get_ratio: 0.0,
         ..load.clone()
     };
-    let (recorder, _) = drive(address, &fill, Duration::ZERO, shared, "filling", &[])?;
+    let (recorder, _) = drive(target, &fill, Duration::ZERO, shared, "filling", &[])?;
     match recorder.first_error() {
         None => Ok(()),
         Some(error) => Err(ToolError::failed(format!(
@@ -151,7 +170,7 @@ fn fill(address: &str, load: &Load, shared: &Arc<Shared>) -> Result<(), ToolErro
 
 /// Runs a load to its end, on threads of its own.
 fn drive(
-    address: &str,
+    target: Target<'_>,
     load: &Load,
     warmup: Duration,
     shared: &Arc<Shared>,
@@ -159,7 +178,9 @@ fn drive(
     pids: &[u32],
 ) -> Result<(Recorder, Run), ToolError> {
     let clock = SystemClock::shared();
-    let connections = connect(address, load)?;
+    let connections = connect(target.address, load)?;
+    let client = cluster::client(target.at, Patience::WhileElecting)?;
+    let (opener, opening) = Opener::start(client, load.connections, Arc::clone(shared))?;
     let start = clock.now();
     let times = Times {
         start,
@@ -173,10 +194,22 @@ fn drive(
     let drivers = shares.map(|(share, connections)| {
         let schedule = schedule(load, start, share, connections.len());
         let (clock, shared) = (Arc::clone(&clock), Arc::clone(shared));
-        Driver::new(connections, load.pipeline, schedule, times, clock, shared)
+        let opener = Some(opener.share(connections.len()));
+        let pipeline = load.pipeline;
+        Driver::new(
+            connections,
+            pipeline,
+            schedule,
+            times,
+            clock,
+            shared,
+            opener,
+        )
     });
     let drivers: io::Result<Vec<Driver>> = drivers.collect();
     let drivers = drivers.context("cannot watch connections")?;
+    // It ends with the last driver.
+    drop(opener);
 
     let mut watch = Watch {
         times,
@@ -203,6 +236,7 @@ fn drive(
     for thread in threads {
         thread.context("cannot start a thread")?.join();
     }
+    opening.join();
     let run = Run {
         elapsed: last_reply.since(times.measured_from),
         warmup,
@@ -230,11 +264,11 @@ fn connect(address: &str, load: &Load) -> Result<Vec<Vec<(TcpStream, Requests)>>
     let seed = getrandom::u64().unwrap_or(1); // Any seed is good.
     let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
     for index in 0..load.connections {
-        let session = Session::open(address).map_err(|error| {
+        let connection = Connection::open(address, CONNECT_TIMEOUT).map_err(|error| {
             let text = format!("connection {} of {}: {error}", index + 1, load.connections);
             ToolError::new(Exit::Unreachable, text)
         })?;
-        shares[index % threads].push((session.into_stream(), load.requests(index, seed)));
+        shares[index % threads].push((connection.into_stream(), load.requests(index, seed)));
     }
     Ok(shares)
 }

@@ -24,8 +24,12 @@ pub struct Recorder {
     latencies: Histogram<u64>,
     /// How many of them are of requests that were due and never sent.
     unsent: u64,
-    /// Requests that were not done.
+    /// Requests that were not done, or of which that is unknown.
     errors: u64,
+    /// How many of them are writes that may have happened.
+    unknown: u64,
+    /// Connections that were opened again.
+    reopened: u64,
     first_error: Option<String>,
 }
 
@@ -37,6 +41,8 @@ impl Default for Recorder {
             latencies: latencies.expect("the bounds are in order"),
             unsent: 0,
             errors: 0,
+            unknown: 0,
+            reopened: 0,
             first_error: None,
         }
     }
@@ -63,12 +69,25 @@ impl Recorder {
         self.errors += count;
     }
 
+    /// Writes may or may not have happened, all for the same reason.
+    pub fn unknown(&mut self, count: u64, reason: impl FnOnce() -> String) {
+        self.failed(count, reason);
+        self.unknown += count;
+    }
+
+    /// A connection was opened again.
+    pub fn reopened(&mut self) {
+        self.reopened += 1;
+    }
+
     /// Adds what another one saw.
     pub fn merge(&mut self, other: Recorder) {
         let added = self.latencies.add(other.latencies);
         added.expect("recorders have the same bounds");
         self.unsent += other.unsent;
         self.errors += other.errors;
+        self.unknown += other.unknown;
+        self.reopened += other.reopened;
         self.first_error = self.first_error.take().or(other.first_error);
     }
 
@@ -82,9 +101,19 @@ impl Recorder {
         self.unsent
     }
 
-    /// How many were not.
+    /// How many were not, or are not known to be.
     pub fn errors(&self) -> u64 {
         self.errors
+    }
+
+    /// How many of those are writes that may have happened.
+    pub fn unknowns(&self) -> u64 {
+        self.unknown
+    }
+
+    /// How many connections were opened again.
+    pub fn reopenings(&self) -> u64 {
+        self.reopened
     }
 
     /// Why the first one was not.

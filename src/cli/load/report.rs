@@ -25,8 +25,12 @@ pub struct Report {
     pub p999_us: u64,
     /// The longest latency.
     pub max_us: u64,
-    /// Requests that were not done.
+    /// Requests that were not done, or of which that is unknown.
     pub errors: u64,
+    /// Those of them that are writes which may have happened.
+    pub unknown: u64,
+    /// Connections that were opened again, after they broke or their leader led no more.
+    pub reopened: u64,
     /// Why the first one was not.
     pub first_error: Option<String>,
     /// Requests done.
@@ -42,7 +46,7 @@ pub struct Report {
     pub server_cpu_us_per_op: Option<f64>,
     /// The same of this process.
     pub bench_cpu_us_per_op: Option<f64>,
-    /// The active leader.
+    /// The active leader, when it began.
     pub addr: String,
     /// Connections.
     pub connections: usize,
@@ -97,6 +101,8 @@ impl Report {
             p999_us: recorder.quantile_us(0.999),
             max_us: recorder.max_us(),
             errors: recorder.errors(),
+            unknown: recorder.unknowns(),
+            reopened: recorder.reopenings(),
             first_error: recorder.first_error().map(str::to_owned),
             ops,
             unsent: recorder.unsent(),
@@ -164,7 +170,13 @@ impl Report {
         if self.unsent > 0 {
             text += &format!("{} were due and not sent when it ended\n", self.unsent);
         }
+        if self.reopened > 0 {
+            text += &format!("{} connections were opened again\n", self.reopened);
+        }
         text += &format!("errors: {}", self.errors);
+        if self.unknown > 0 {
+            text += &format!(" ({} writes may have happened)", self.unknown);
+        }
         if let Some(error) = &self.first_error {
             text += &format!(", the first: {error}");
         }
@@ -230,7 +242,9 @@ mod tests {
     fn report(run: Run) -> Report {
         let mut recorder = Recorder::default();
         (0..100).for_each(|_| recorder.done(Duration::from_micros(250)));
-        recorder.failed(3, || "ERROR: busy, try again".to_owned());
+        recorder.failed(2, || "ERROR: busy, try again".to_owned());
+        recorder.unknown(1, || "a connection broke".to_owned());
+        recorder.reopened();
         let load = Load {
             connections: 64,
             pipeline: 16,
@@ -261,6 +275,8 @@ mod tests {
             ("p50_us", 250.0),
             ("p999_us", 250.0),
             ("errors", 3.0),
+            ("unknown", 1.0),
+            ("reopened", 1.0),
             ("connections", 64.0),
             ("pipeline", 16.0),
             ("size", 100.0),
@@ -286,6 +302,7 @@ mod tests {
         assert_eq!(report.ops_per_s, 0.0);
         let text = report.text();
         assert!(text.contains("ended early"), "{text}");
-        assert!(text.contains("errors: 3, the first: ERROR: busy"), "{text}");
+        let errors = "errors: 3 (1 writes may have happened), the first: ERROR: busy";
+        assert!(text.contains(errors), "{text}");
     }
 }

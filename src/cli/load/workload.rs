@@ -78,8 +78,9 @@ impl Requests {
         self.left
     }
 
-    /// Writes the next request, which must be [`left`](Requests::left), to the end of `out`.
-    pub fn write(&mut self, out: &mut Vec<u8>) {
+    /// Writes the next request, which must be [`left`](Requests::left), to the end of `out`; says
+    /// whether it stores something.
+    pub fn write(&mut self, out: &mut Vec<u8>) -> bool {
         assert!(self.left > 0, "a request is left");
         self.left -= 1;
         let is_get = self.get_ratio > 0.0 && self.random.f64() < self.get_ratio;
@@ -97,6 +98,7 @@ impl Requests {
             out.extend_from_slice(&self.payload);
         }
         out.extend_from_slice(b"\r\n");
+        !is_get
     }
 }
 

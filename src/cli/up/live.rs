@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::super::cluster;
-use super::super::session::Session;
-use super::super::status;
+use crate::client::Patience;
 use crate::threads::{self, StopSignal, Thread};
 
 /// How often the leader is asked.
@@ -22,38 +21,18 @@ pub fn watch(
     stop: StopSignal,
     on_table: impl Fn(String) + Send + 'static,
 ) -> Result<Thread> {
+    let client = cluster::client_of(addresses, Patience::OneRound);
+    let mut client = client.map_err(|error| anyhow::anyhow!(error.text))?;
     let body = move || {
-        let mut session = None;
         while !stop.is_stopped() {
-            on_table(match ask(&mut session, &addresses) {
-                Ok(table) => table,
-                Err(error) => {
-                    session = None;
-                    format!("the leader does not answer: {error}\n")
-                }
+            on_table(match cluster::view(&mut client, b"STATUS") {
+                Ok(table) => String::from_utf8_lossy(&table).into_owned(),
+                Err(error) => format!("the leader does not answer: {error}\n"),
             });
             stop.wait_timeout(ASK_INTERVAL);
         }
     };
     threads::spawn("table", body).context("cannot start a thread")
-}
-
-fn ask(session: &mut Option<Session>, addresses: &[String]) -> io::Result<String> {
-    let open = match session {
-        Some(open) => open,
-        None => {
-            let active = cluster::find_active(addresses.to_vec())
-                .map_err(|error| io::Error::other(error.text))?;
-            session.insert(Session::open(&active)?)
-        }
-    };
-    let table = status::table(open)?;
-    let table = String::from_utf8_lossy(&table).into_owned();
-    // Another one leads by now, and knows more of the members.
-    if table.contains("role: follower") {
-        *session = None;
-    }
-    Ok(table)
 }
 
 /// The end of a terminal, where the table stands.

@@ -224,7 +224,12 @@ impl Up {
         loop {
             match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
                 Ok(Event::Stop) => return Ok(()),
-                Ok(Event::Status(readiness)) => newest = readiness,
+                Ok(Event::Status(readiness)) => {
+                    newest = readiness;
+                    if newest.is_gathered {
+                        setup::note_gathered(&self.plan.dir)?;
+                    }
+                }
                 Ok(Event::Table(text)) => {
                     if let Some(table) = &mut self.table {
                         table.show(&text);

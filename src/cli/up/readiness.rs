@@ -1,8 +1,8 @@
 //! Whether a local cluster serves: asks the active leader for `STATUS JSON` until it does.
 //!
 //! The thread `ready` ends when all members are registered and up and all leaders have a vote, or
-//! when it is told to stop. In a cluster that is being set up it adds the leaders to the group:
-//! never later, as one that was removed, or has lost its data, is the user's to add.
+//! when it is told to stop. Until all leaders had a vote once, in whichever run, it adds them to
+//! the group: never later, as one that was removed, or has lost its data, is the user's to add.
 
 use std::io;
 use std::time::Duration;
@@ -10,13 +10,18 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::super::session::Session;
 use super::manifest::Role;
 use super::setup::Plan;
+use crate::client::{Connection, Request};
 use crate::threads::{self, StopSignal, Thread};
 
 /// How often the leader is asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a leader may take to take a connection, and for an answer: one that adds another has
+/// twelve seconds for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What is known of a cluster that starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub struct Readiness {
     pub registered: usize,
     /// Names of members that are expected and not up, and of leaders without a vote.
     pub missing: Vec<String>,
+    /// The active leader says that all leaders have a vote.
+    pub is_gathered: bool,
 }
 
 impl Readiness {
@@ -105,7 +112,7 @@ pub fn watch(
         leaders: leaders
             .map(|planned| (planned.name.clone(), planned.addresses.rpc.to_string()))
             .collect(),
-        adds: plan.bootstrap,
+        adds: plan.gathers,
     };
     let body = move || {
         let mut last = Readiness::default();
@@ -129,13 +136,15 @@ pub fn watch(
 fn ask(expected: &Expected) -> io::Result<Readiness> {
     let mut found = Err(io::Error::other("there is no leader"));
     for address in &expected.addresses {
-        let Ok(mut session) = Session::open(address) else {
+        let Ok(mut leader) = Connection::open(address, CONNECT_TIMEOUT) else {
             continue;
         };
-        session.send(b"STATUS JSON\r\n")?;
-        let mut readiness = read(&session.line()?, &expected.members)?;
+        leader.set_timeout(ANSWER_TIMEOUT)?;
+        let mut readiness = read(&line(&mut leader, "STATUS JSON")?, &expected.members)?;
         if readiness.tolerance > 0 {
-            readiness.missing.extend(gather(&mut session, expected)?);
+            let leaders = gather(&mut leader, expected)?;
+            readiness.is_gathered = leaders.is_empty();
+            readiness.missing.extend(leaders);
             return Ok(readiness);
         }
         found = Ok(readiness);
@@ -144,12 +153,11 @@ fn ask(expected: &Expected) -> io::Result<Readiness> {
 }
 
 /// Adds the leaders that take no part, if that is our task; gives those without a vote.
-fn gather(session: &mut Session, expected: &Expected) -> io::Result<Vec<String>> {
+fn gather(leader: &mut Connection, expected: &Expected) -> io::Result<Vec<String>> {
     if expected.leaders.len() == 1 {
         return Ok(Vec::new());
     }
-    session.send(b"GROUP JSON\r\n")?;
-    let group: GroupStatus = serde_json::from_slice(&session.line()?)?;
+    let group: GroupStatus = serde_json::from_slice(&line(leader, "GROUP JSON")?)?;
     let mut missing = Vec::new();
     for (name, rpc) in &expected.leaders {
         let peer = group.peers.iter().find(|peer| peer.name == *name);
@@ -159,12 +167,17 @@ fn gather(session: &mut Session, expected: &Expected) -> io::Result<Vec<String>>
         missing.push(name.clone());
         // The one that leads adds itself: it says where it is reached.
         if peer.is_none() && expected.adds && group.peers.iter().all(|peer| !peer.name.is_empty()) {
-            session.send(format!("GROUP ADD {rpc}\r\n").as_bytes())?;
             // It may not be there yet: the next round tries again.
-            session.line()?;
+            line(leader, &format!("GROUP ADD {rpc}"))?;
         }
     }
     Ok(missing)
+}
+
+/// The line that answers a command.
+fn line(leader: &mut Connection, command: &str) -> io::Result<Vec<u8>> {
+    let request = Request::raw(command.as_bytes(), None).map_err(io::Error::other)?;
+    Ok(leader.ask(&request)?.line)
 }
 
 fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
@@ -185,6 +198,7 @@ fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
         leader: status.leader.unwrap_or_default(),
         registered: up.len(),
         missing: missing.into_iter().cloned().collect(),
+        is_gathered: false,
     })
 }
 

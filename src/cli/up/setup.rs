@@ -7,6 +7,7 @@
 //! | `config/NAME.toml` | settings of each process; written once, then the user's |
 //! | `config/tolerance.conf` | the tolerance, as the leader reads it |
 //! | `config/bootstrapped` | the leader group exists: it is never bootstrapped again |
+//! | `config/gathered` | all leaders had a vote once: none is added again by itself |
 //! | `NAME/` | data of each process, and its log `NAME.log` |
 //! | `up.lock` | locked by the running `tolerex up` |
 //! | `up.sock` | where `tolerex stop`, `kill` and `start` reach it |
@@ -58,6 +59,8 @@ pub struct Plan {
     pub cluster_id: ClusterId,
     /// Whether the leader group must still be made.
     pub bootstrap: bool,
+    /// Whether leaders must still be added to it.
+    pub gathers: bool,
     /// What the user should know about it.
     pub warnings: Vec<String>,
 }
@@ -237,6 +240,7 @@ pub fn prepare(
     }
     Ok(Plan {
         bootstrap: !bootstrapped_path(dir).exists(),
+        gathers: !gathered_path(dir).exists(),
         dir: dir.to_owned(),
         processes,
         cluster_id,
@@ -278,6 +282,18 @@ fn bootstrapped_path(dir: &Path) -> PathBuf {
 pub fn note_bootstrapped(dir: &Path) -> Result<()> {
     let text = "The leader group exists. `tolerex up` will not make another one here.\n";
     write_if_absent(&bootstrapped_path(dir), text)
+}
+
+/// The file that says that all leaders had a vote once. An interrupted set-up is continued by the
+/// next `up`; later one that takes no part was removed, or has lost its data.
+fn gathered_path(dir: &Path) -> PathBuf {
+    dir.join("config").join("gathered")
+}
+
+/// Notes that all leaders have a vote.
+pub fn note_gathered(dir: &Path) -> Result<()> {
+    let text = "All leaders have had a vote. `tolerex up` adds none by itself any more.\n";
+    write_if_absent(&gathered_path(dir), text)
 }
 
 fn prepare_tolerance(args: &UpArgs, config: &Path, is_existing: bool) -> Result<Vec<String>> {
@@ -437,6 +453,24 @@ mod tests {
             file: Some(config_path(&plan.dir, name)),
             ..Sources::default()
         }
+    }
+
+    #[test]
+    fn leaders_are_added_until_all_had_a_vote_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let asked = UpArgs {
+            leaders: Some(3),
+            ..args(dir.path())
+        };
+        let plan = set_up(&asked).expect("set up");
+        assert!(plan.bootstrap && plan.gathers);
+        // The first one served before the others were there, and then all was interrupted.
+        note_bootstrapped(dir.path()).expect("noted");
+        let plan = set_up(&asked).expect("set up");
+        assert!(!plan.bootstrap && plan.gathers);
+        note_gathered(dir.path()).expect("noted");
+        let plan = set_up(&asked).expect("set up");
+        assert!(!plan.bootstrap && !plan.gathers);
     }
 
     #[test]

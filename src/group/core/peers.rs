@@ -78,6 +78,11 @@ impl Core {
             .map_err(|source| CoreError(format!("entry {}: {source}", entry.index)))?;
         let store = self.node.mut_store();
         store.configuration = membership::after(&store.configuration, &change, &state)?;
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(self.id.0).is_none() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
         Ok(())
     }
 
@@ -113,7 +118,9 @@ impl Core {
         let has_caught_up = |peer: &&PeerId| {
             let progress = raft.prs().get(peer.0);
             progress.is_some_and(|progress| {
-                progress.state != ProgressState::Snapshot
+                // It has answered: a vote of one that has nothing is a vote that is missing.
+                progress.matched > 0
+                    && progress.state != ProgressState::Snapshot
                     && progress.recent_active
                     && progress.matched + CAUGHT_UP_ENTRIES >= raft.raft_log.committed
             })

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Checked, NAME_BYTES_MAX, invalid, to_label, wire};
 use crate::ids::PeerId;
-use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, SnapshotChunk};
+use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, SnapshotChunk, StandingAnswer};
 
 /// Messages of one frame. Twice of it would not make frames fewer in practice: what one step of
 /// Raft makes for one peer are some tens.
@@ -130,5 +130,20 @@ pub(super) fn to_join_answer(response: wire::JoinResponse) -> Checked<JoinAnswer
     Ok(JoinAnswer {
         rpc: address(response.rpc, "join_response.rpc")?,
         client: address(response.client, "join_response.client")?,
+    })
+}
+
+pub(super) fn from_standing(answer: StandingAnswer) -> wire::StandingResponse {
+    wire::StandingResponse {
+        takes_part: answer.takes_part,
+        client: answer.client,
+    }
+}
+
+pub(super) fn to_standing(response: wire::StandingResponse) -> Checked<StandingAnswer> {
+    const FIELD: &str = "standing_response.client";
+    Ok(StandingAnswer {
+        takes_part: response.takes_part,
+        client: to_label(response.client, 1, NAME_BYTES_MAX, FIELD)?,
     })
 }

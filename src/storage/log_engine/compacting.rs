@@ -20,7 +20,7 @@ impl LogEngine {
 
     /// See [`crate::storage::Engine::compact`].
     pub(super) fn compact_step(&mut self, step: &Step) -> Result<bool, Fatal> {
-        assert!(self.changes.is_empty(), "compaction with a group staged");
+        assert!(self.group.is_empty(), "compaction with a group staged");
         match step {
             Step::Move(records) => self.relocate(records),
             Step::Retire(segment) => self.retire(*segment),

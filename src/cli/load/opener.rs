@@ -1,0 +1,121 @@
+//! The thread `bench-open`: finds the active leader for connections that lost theirs.
+//!
+//! The threads that drive a load never wait for a connection: they ask here for another one and go
+//! on with those they have. It owns the [client](crate::client) that looks for the leader. Its
+//! queue holds every connection of the load once, so nobody waits to ask; it ends with the last
+//! driver.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::CONNECT_TIMEOUT;
+use super::driver::Shared;
+use crate::client::{Client, ClientError, Connection};
+use crate::threads::{self, Thread};
+
+/// How often an address that has just been a leader's is tried again where it takes no connection.
+const TRIES: usize = 3;
+
+/// A connection that is wanted.
+struct Wanted {
+    place: usize,
+    answer: Sender<Opened>,
+}
+
+/// The connection for a place, or why there is none.
+pub type Opened = (usize, Result<TcpStream, ClientError>);
+
+/// Where drivers ask.
+pub struct Opener {
+    wanted: Sender<Wanted>,
+}
+
+/// One driver's side.
+pub struct Share {
+    wanted: Sender<Wanted>,
+    answer: Sender<Opened>,
+    opened: Receiver<Opened>,
+    /// Asked for and not answered.
+    waiting: usize,
+}
+
+impl Opener {
+    /// Starts the thread, for so many connections.
+    pub fn start(
+        client: Client,
+        connections: usize,
+        shared: Arc<Shared>,
+    ) -> anyhow::Result<(Opener, Thread)> {
+        let (wanted, receiver) = bounded(connections);
+        let body = move || serve(client, &receiver, &shared);
+        let thread = threads::spawn("bench-open", body).context("cannot start a thread")?;
+        Ok((Opener { wanted }, thread))
+    }
+
+    /// For a driver of so many connections.
+    pub fn share(&self, connections: usize) -> Share {
+        let (answer, opened) = bounded(connections);
+        Share {
+            wanted: self.wanted.clone(),
+            answer,
+            opened,
+            waiting: 0,
+        }
+    }
+}
+
+impl Share {
+    /// Asks for a connection, one at a time for a place.
+    pub fn ask(&mut self, place: usize) {
+        let answer = self.answer.clone();
+        let asked = self.wanted.try_send(Wanted { place, answer });
+        asked.expect("the thread lives, and its queue has room for every connection");
+        self.waiting += 1;
+    }
+
+    /// Whether a connection is still to come.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting > 0
+    }
+
+    /// A connection that has come.
+    pub fn take(&mut self) -> Option<Opened> {
+        let opened = self.opened.try_recv().ok()?;
+        self.waiting -= 1;
+        Some(opened)
+    }
+}
+
+fn serve(mut client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
+    for first in wanted {
+        let opened = open(&mut client, shared);
+        let error = opened.as_ref().err().cloned();
+        // Whoever has ended does not take it.
+        _ = first.answer.try_send((first.place, opened));
+        if let Some(error) = error {
+            // Those that came meanwhile have waited for the same leader.
+            for next in wanted.try_iter() {
+                _ = next.answer.try_send((next.place, Err(error.clone())));
+            }
+        }
+    }
+}
+
+fn open(client: &mut Client, shared: &Shared) -> Result<TcpStream, ClientError> {
+    let mut tried = "it was ended".to_owned();
+    for _ in 0..TRIES {
+        if shared.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let leader = client.leader()?;
+        match Connection::open(&leader, CONNECT_TIMEOUT) {
+            Ok(connection) => return Ok(connection.into_stream()),
+            Err(error) => tried = format!("{leader}: {error}"),
+        }
+    }
+    Err(ClientError::NoLeader { tried })
+}

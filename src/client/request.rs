@@ -1,0 +1,232 @@
+//! A request as bytes, with what its reply looks like and whether it may be sent again. Pure.
+
+use std::time::Duration;
+
+use super::error::ClientError;
+use crate::ids::{Key, Token};
+
+/// Payload bytes that the slowest cluster this is made for stores in a second, and messages of a
+/// bulk write: a leader's own deadline counts on ten times as much. Twice as long only delays the
+/// news of a leader that is cut off without a word.
+const BYTES_PER_SECOND: u64 = 1_000_000;
+const MESSAGES_PER_SECOND: u64 = 10_000;
+
+/// What follows a reply's first line, unless that is an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Nothing.
+    #[default]
+    Line,
+    /// Lines until an empty one.
+    Lines,
+    /// Behind `VALUE <revision> <bytes>` a payload.
+    Value,
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The command's line, and the payload of a SETB.
+    pub bytes: Vec<u8>,
+    /// What its reply looks like.
+    pub form: Form,
+    /// Whether it may change something.
+    pub is_write: bool,
+    /// Whether it may be sent again when its outcome is not known: a read, or a write under a
+    /// token.
+    pub is_repeatable: bool,
+    /// How long the reply may take beyond the usual: what its bytes need.
+    pub extra: Duration,
+}
+
+impl Request {
+    /// Stores a message of any bytes.
+    pub fn set(key: &Key, payload: &[u8], token: Option<&Token>) -> Request {
+        let head = format!("SETB {key} {}\r\n", payload.len());
+        let mut request = Request::write(head.as_bytes(), token);
+        request.bytes.extend_from_slice(payload);
+        request.bytes.extend_from_slice(b"\r\n");
+        request.extra = time_for(1, payload.len());
+        request
+    }
+
+    /// Stores one message many times under fresh ids. It stands on the command's line, so not every
+    /// byte can be sent.
+    pub fn bulk(count: u64, payload: &[u8], token: Option<&Token>) -> Result<Request, ClientError> {
+        if memchr::memchr(b'\n', payload).is_some() || payload.ends_with(b"\r") {
+            let reason =
+                "the message of a bulk write is a single line: without LF, no CR at its end";
+            return Err(ClientError::invalid(reason));
+        }
+        let line = [format!("{count} SET ").as_bytes(), payload, b"\r\n"].concat();
+        let mut request = Request::write(&line, token);
+        request.extra = time_for(count, payload.len());
+        Ok(request)
+    }
+
+    /// Deletes a message.
+    pub fn delete(key: &Key, token: Option<&Token>) -> Request {
+        Request::write(format!("DEL {key}\r\n").as_bytes(), token)
+    }
+
+    /// Reads a message.
+    pub fn get(key: &Key) -> Request {
+        Request {
+            form: Form::Value,
+            ..Request::read(&format!("GETB {key}\r\n"))
+        }
+    }
+
+    /// Counts the messages, which only the active leader does.
+    pub fn count() -> Request {
+        Request::read("COUNT\r\n")
+    }
+
+    /// A command as a person types it, without line end, and the payload of a SETB.
+    pub fn raw(line: &[u8], payload: Option<&[u8]>) -> Result<Request, ClientError> {
+        if memchr::memchr(b'\n', line).is_some() {
+            return Err(ClientError::invalid("a command is a single line"));
+        }
+        let text = String::from_utf8_lossy(line).to_ascii_uppercase();
+        let words: Vec<&str> = text.split_ascii_whitespace().take(4).collect();
+        let (words, is_once) = match words.as_slice() {
+            ["ONCE", _, rest @ ..] => (rest, true),
+            rest => (rest, false),
+        };
+        let (form, is_write) = match words {
+            [] | ["PROMPT" | "QUIT" | "EXIT", ..] => {
+                let reason = "the connection belongs to the client: no PROMPT, QUIT or empty line";
+                return Err(ClientError::invalid(reason));
+            }
+            ["STATUS" | "GROUP"] | ["HELP", ..] => (Form::Lines, false),
+            ["STATUS" | "WHERE" | "COUNT" | "GET", ..] | ["GROUP", "JSON"] => (Form::Line, false),
+            ["GETB", ..] => (Form::Value, false),
+            _ => (Form::Line, true),
+        };
+        let mut bytes = [line, b"\r\n"].concat();
+        if let Some(payload) = payload {
+            bytes.extend_from_slice(payload);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        let count = match words {
+            [count, "SET", ..] => count.parse().unwrap_or(1),
+            _ => 1,
+        };
+        let extra = time_for(count, bytes.len());
+        Ok(Request {
+            bytes,
+            form,
+            is_write,
+            is_repeatable: is_once || !is_write,
+            extra,
+        })
+    }
+
+    fn read(line: &str) -> Request {
+        Request {
+            bytes: line.as_bytes().to_vec(),
+            form: Form::Line,
+            is_write: false,
+            is_repeatable: true,
+            extra: Duration::ZERO,
+        }
+    }
+
+    fn write(line: &[u8], token: Option<&Token>) -> Request {
+        let once = token.map_or(String::new(), |token| format!("ONCE {token} "));
+        Request {
+            bytes: [once.as_bytes(), line].concat(),
+            form: Form::Line,
+            is_write: true,
+            is_repeatable: token.is_some(),
+            extra: Duration::ZERO,
+        }
+    }
+}
+
+/// The longest that storing `count` messages of so many bytes takes.
+fn time_for(count: u64, bytes: usize) -> Duration {
+    let bytes = count.saturating_mul(bytes as u64);
+    let seconds = |count: u64, each: u64| Duration::from_secs_f64(count as f64 / each as f64);
+    seconds(bytes, BYTES_PER_SECOND) + seconds(count - count.min(1), MESSAGES_PER_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_typed_command_does_and_answers_is_known() {
+        for (line, form, is_write, is_repeatable) in [
+            ("set 1 status", Form::Line, true, false),
+            ("5 SET x", Form::Line, true, false),
+            ("once t 5 SET x", Form::Line, true, true),
+            (" ONCE t del k", Form::Line, true, true),
+            ("status", Form::Lines, false, true),
+            ("STATUS JSON", Form::Line, false, true),
+            ("group", Form::Lines, false, true),
+            ("GROUP json", Form::Line, false, true),
+            ("GROUP ADD h:1", Form::Line, true, false),
+            ("help me", Form::Lines, false, true),
+            ("getb k", Form::Value, false, true),
+            ("GET k", Form::Line, false, true),
+            ("count", Form::Line, false, true),
+            // It may be one of a later server.
+            ("nonsense", Form::Line, true, false),
+        ] {
+            let request = Request::raw(line.as_bytes(), None).expect(line);
+            assert_eq!(
+                (request.form, request.is_write, request.is_repeatable),
+                (form, is_write, is_repeatable),
+                "{line}"
+            );
+            assert_eq!(request.bytes, format!("{line}\r\n").into_bytes());
+        }
+        for line in ["", "  ", "prompt off", "QUIT", "GET a\nGET b"] {
+            assert!(Request::raw(line.as_bytes(), None).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_written_as_the_protocol_has_them() {
+        let (key, token) = (Key::Id(7), Token::parse(b"t-1").expect("a token"));
+        let text = |request: Request| String::from_utf8(request.bytes).expect("UTF-8");
+        let set = Request::set(&key, b"a\nb", Some(&token));
+        assert_eq!((set.is_write, set.is_repeatable), (true, true));
+        assert_eq!(text(set), "ONCE t-1 SETB 7 3\r\na\nb\r\n");
+        let set = Request::set(&key, b"", None);
+        assert_eq!((set.is_write, set.is_repeatable), (true, false));
+        assert_eq!(text(set), "SETB 7 0\r\n\r\n");
+        assert_eq!(
+            text(Request::delete(&key, Some(&token))),
+            "ONCE t-1 DEL 7\r\n"
+        );
+        assert_eq!(text(Request::get(&key)), "GETB 7\r\n");
+        let bulk = Request::bulk(9, b" m ", None).expect("a line");
+        assert_eq!(text(bulk), "9 SET  m \r\n");
+        for payload in [&b"a\nb"[..], b"a\r"] {
+            assert!(Request::bulk(9, payload, None).is_err());
+        }
+        let raw = Request::raw(b"setb k 2", Some(b"\r\n")).expect("a request");
+        assert_eq!(text(raw), "setb k 2\r\n\r\n\r\n");
+    }
+
+    #[test]
+    fn what_is_much_has_more_time() {
+        let key = Key::Id(7);
+        assert_eq!(Request::delete(&key, None).extra, Duration::ZERO);
+        let set = Request::set(&key, &vec![0; 3_000_000], None);
+        assert_eq!(set.extra.as_secs(), 3);
+        for bulk in [
+            Request::bulk(1_000_000, b"x", None),
+            Request::raw(b"ONCE t 1000000 SET x", None),
+        ] {
+            let seconds = bulk.expect("a line").extra.as_secs();
+            assert!((100..130).contains(&seconds), "{seconds}");
+        }
+        // A count beyond all bounds is the server's to refuse.
+        let raw = Request::raw(b"99999999999999999999 SET x", None);
+        assert!(raw.expect("a line").extra < Duration::from_secs(1));
+        assert!(Request::raw(b"18446744073709551615 SET xxxxx", None).is_ok());
+    }
+}
