@@ -363,6 +363,7 @@ impl LeaderConfig {
 /// What a single value cannot show.
 fn check(values: &mut Values) {
     use super::Value::{Bind, Number, Switch, Time};
+    check_addresses(values);
     if let (Some(Bind(bind)), Some(Switch(false))) =
         (values.find("hatokuse_bind"), values.find("insecure"))
         && !bind.ip().is_loopback()
@@ -394,6 +395,32 @@ fn check(values: &mut Values) {
         let what =
             format!("cannot hold one message; accepted: payload_bytes_max ({payload}) or more");
         values.problem("client_buffer_bytes_max", what);
+    }
+}
+
+/// Other leaders and clients that are told `0.0.0.0` would look for this leader at their own.
+fn check_addresses(values: &mut Values) {
+    use super::Value::{Bind, None as Nothing, Switch};
+    let joins = matches!(values.find("join"), Some(Switch(true)));
+    for (bind, advertise) in [
+        ("hatokuse_bind", "hatokuse_advertise"),
+        ("rpc_bind", "rpc_advertise"),
+    ] {
+        let Some(Bind(address)) = values.find(bind) else {
+            continue;
+        };
+        let is_told = !matches!(values.find(advertise), Some(Nothing));
+        if !address.ip().is_unspecified() || is_told {
+            continue;
+        }
+        let what = format!("is {address}, which is no address for others to connect to");
+        if joins {
+            let what = format!("{what}; accepted: with {advertise} = \"HOST:PORT\"");
+            values.problem(bind, what);
+        } else {
+            let warning = format!("{bind} {what}; a group of several leaders needs {advertise}");
+            values.warnings.push(warning);
+        }
     }
 }
 

@@ -651,6 +651,34 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_of_several_that_binds_all_addresses_has_to_be_told_its_own() {
+        let open = [
+            ("hatokuse-bind", "0.0.0.0:6666"),
+            ("rpc-bind", "[::]:5555"),
+            ("insecure", "true"),
+        ];
+        let warnings = LeaderConfig::load(&sources(&open, &[], ""));
+        let warnings = warnings.expect("valid").warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(
+            warnings[1].starts_with("rpc_bind is [::]:5555, which"),
+            "{warnings:?}"
+        );
+        let join = [&open[..], &[("join", "true")]].concat();
+        let problems = problems(&sources(&join, &[], ""));
+        for advertise in ["hatokuse_advertise", "rpc_advertise"] {
+            let accepted = format!("accepted: with {advertise} = \"HOST:PORT\"");
+            assert!(problems.contains(&accepted), "{problems}");
+        }
+        let told = [
+            ("hatokuse-advertise", "db1:6666"),
+            ("rpc-advertise", "db1:5555"),
+        ];
+        let told = LeaderConfig::load(&sources(&[&join[..], &told].concat(), &[], ""));
+        assert!(told.expect("valid").warnings.is_empty());
+    }
+
+    #[test]
     fn an_unknown_variable_is_a_warning_and_one_of_the_other_role_is_none() {
         let environment = [
             ("TOLEREX_ZONE", "a"),

@@ -5,13 +5,16 @@
 //! out; reads that arrive meanwhile wait for the next, so a thousand reads cost one round of
 //! heartbeats. The `raft` crate drops a request silently when there is no leader or nothing of its
 //! term is committed: whatever is unanswered for [`REISSUE_TICKS`] is asked again under a fresh
-//! context, and an answer to a former context is ignored.
+//! context. An answer to any of its contexts counts, as all were issued after the reads arrived:
+//! were only the last one's to count, there would be none where a round trip takes longer than
+//! those ticks. Answers to the contexts of earlier requests are ignored.
 //!
 //! A group of one does not come here: its handle looks at the serving flag.
 //!
 //! Invariant: at most [`WAITING_MAX`] reads wait (A8). Source: Raft thesis 6.4.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 /// How many reads may wait; more are refused as busy. As many as proposals.
 pub const WAITING_MAX: usize = 8192;
@@ -22,8 +25,8 @@ pub const REISSUE_TICKS: u32 = 2;
 
 /// A request that is out.
 struct Issued<W> {
-    /// What names the request.
-    context: u64,
+    /// What names the request: the contexts under which it was issued, the first and the last.
+    contexts: RangeInclusive<u64>,
     /// Ticks since it was issued.
     age: u32,
     /// The reads it confirms.
@@ -74,7 +77,7 @@ impl<W> Reads<W> {
         }
         self.context += 1;
         self.issued = Some(Issued {
-            context: self.context,
+            contexts: self.context..=self.context,
             age: 0,
             waiters: std::mem::take(&mut self.arrived),
         });
@@ -89,15 +92,16 @@ impl<W> Reads<W> {
             return None;
         }
         self.context += 1;
-        issued.context = self.context;
+        issued.contexts = *issued.contexts.start()..=self.context;
         issued.age = 0;
         Some(self.context)
     }
 
-    /// The request named `context` was answered: leadership held, and all that was committed then
-    /// is at or below `index`.
+    /// What was issued under `context` was answered: leadership held, and all that was committed
+    /// then is at or below `index`.
     pub fn confirm(&mut self, context: u64, index: u64) {
-        if let Some(issued) = self.issued.take_if(|issued| issued.context == context) {
+        let is_its = |issued: &mut Issued<W>| issued.contexts.contains(&context);
+        if let Some(issued) = self.issued.take_if(is_its) {
             self.confirmed.push_back((index, issued.waiters));
         }
     }
@@ -156,11 +160,29 @@ mod tests {
         let first = reads.issue().unwrap();
         assert_eq!(reads.tick(), None);
         let second = reads.tick().unwrap();
-        reads.confirm(first, 3);
-        assert_eq!(reads.release(9), vec![]);
+        assert_ne!(first, second);
         reads.confirm(second, 4);
         assert_eq!(reads.release(9), vec!['a']);
         assert_eq!(reads.tick(), None);
+    }
+
+    #[test]
+    fn a_late_answer_counts_for_the_reads_that_it_was_issued_for_and_no_others() {
+        let mut reads = Reads::default();
+        reads.insert('a').unwrap();
+        let first = reads.issue().unwrap();
+        reads.insert('b').unwrap();
+        for _ in 0..3 * REISSUE_TICKS {
+            reads.tick();
+        }
+        reads.confirm(first, 3);
+        assert_eq!(reads.release(9), vec!['a']);
+        // All of its later contexts are answered as well, and mean nothing to the next request.
+        let next = reads.issue().unwrap();
+        (first..next).for_each(|late| reads.confirm(late, 3));
+        assert_eq!(reads.release(9), vec![]);
+        reads.confirm(next, 4);
+        assert_eq!(reads.release(9), vec!['b']);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod support;
 
 mod by_hand;
 mod client;
+mod cycles;
 mod damage;
 mod failover;
 mod faults;

@@ -20,9 +20,14 @@ impl Client {
 
     /// Connects, if the server is there.
     pub fn try_connect(address: SocketAddr) -> io::Result<Client> {
-        let stream = TcpStream::connect_timeout(&address, REPLY_TIMEOUT)?;
-        stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-        stream.set_write_timeout(Some(REPLY_TIMEOUT))?;
+        Client::try_connect_within(address, REPLY_TIMEOUT)
+    }
+
+    /// The same for one that waits no longer than that, for the connection and for each reply.
+    pub fn try_connect_within(address: SocketAddr, patience: Duration) -> io::Result<Client> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         let mut client = Client {
             stream: BufReader::new(stream),

@@ -6,9 +6,11 @@
 pub mod client;
 pub mod cluster;
 pub mod figures;
+pub mod group_client;
 pub mod history;
 pub mod linearize;
 pub mod load;
+pub mod proxy;
 pub mod workload;
 
 use std::time::Duration;
