@@ -14,7 +14,7 @@ impl Net {
         while self.world.now() < until {
             self.run(1);
             // The network keeps up: what a slow disk lets go all at once delays nothing else.
-            while self.parcels.len() > 8 {
+            while self.world.parcels.len() > 8 {
                 self.deliver();
             }
         }
