@@ -180,11 +180,10 @@ impl Runner {
 
     fn settle(&mut self) {
         for _ in 0..ROUNDS_MAX {
-            for number in 0..self.world.hosts.len() {
-                self.world.sync(number);
-            }
+            let hosts = 0..self.world.hosts.len();
+            let written = hosts.filter(|number| self.world.sync(*number)).count();
             let count = self.world.parcels.len();
-            if count == 0 {
+            if written + count == 0 {
                 return;
             }
             for _ in 0..count {

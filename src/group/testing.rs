@@ -329,19 +329,20 @@ impl World {
         }
     }
 
-    /// The journal of a host makes what it has durable.
-    pub fn sync(&mut self, number: usize) {
+    /// The journal of a host makes what it has durable; false if there is nothing.
+    pub fn sync(&mut self, number: usize) -> bool {
         let Some(started) = &mut self.hosts[number].running else {
-            return;
+            return false;
         };
         let writes = std::mem::take(&mut started.writes);
         let Some(event) = started.parts.write(&writes).expect("a disk") else {
-            return;
+            return false;
         };
         self.trace
             .note(|| format!("{} has written", number_name(number)));
         self.tell(number, event);
         self.advance(number);
+        true
     }
 
     /// One of the parcels arrives, or does not.
