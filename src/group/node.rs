@@ -144,7 +144,7 @@ impl<S: StateMachine> Node<S> {
                 self.core.offer_snapshot(position, configuration);
                 self.shared.cut.store(position.index, Ordering::Release);
             }
-            Event::SnapshotRefused => self.schedule.refused(),
+            Event::SnapshotRefused => self.schedule.refused(now),
             Event::SnapshotFailed(error) => return Err(GroupError::Snapshot(error)),
             Event::JournalFailed(error) => return Err(GroupError::Journal(error)),
             Event::Stop(timeout) => self.begin_stop(timeout, now),
@@ -201,7 +201,7 @@ impl<S: StateMachine> Node<S> {
         if self.core.takes_snapshot() {
             self.schedule.want();
         }
-        if self.installing.is_none() && self.schedule.is_due() {
+        if self.installing.is_none() && self.schedule.is_due(now) {
             self.begin_snapshot(&mut effects);
         }
         Ok(effects)

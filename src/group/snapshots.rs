@@ -14,7 +14,8 @@
 //! # Failure
 //!
 //! No space is no failure: the snapshot is given up and tried again when the journal has grown by a
-//! quarter of what asks for one; the journal's reserve is left alone. Any other error ends the
+//! quarter of what asks for one, or, for a peer that needs it, [`RETRY_AFTER`] later; the journal's
+//! reserve is left alone. Any other error ends the
 //! group, like one of the journal: a disk that fails is not trusted. Damage is refused at start,
 //! naming file and offset: with the journal behind it cut, nobody alone knows what stood there.
 //!
@@ -25,10 +26,11 @@
 //! them is gone. While this leader writes a snapshot of its own, chunks of a peer wait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
 use crate::group::configuration::Configuration;
 use crate::group::node::Event;
 use crate::group::window::Position;
@@ -55,7 +57,11 @@ pub trait SnapshotSource: Send {
     fn next_chunk(&mut self) -> Option<Vec<u8>>;
 }
 
-/// Decides when a snapshot is due, from bytes alone. Owned by the Raft thread.
+/// How long after one that found no space the next one is tried for a peer. Each may write all of
+/// the state before it fails, so not at once; a peer that waits has no vote, so not much later.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Decides when a snapshot is due: from bytes, and from time where one found no space. Owned by the Raft thread.
 #[derive(Debug)]
 pub(super) struct Schedule {
     /// The journal's bytes behind a snapshot that make the next one due, at least.
@@ -71,6 +77,9 @@ pub(super) struct Schedule {
     running: Option<u64>,
     /// No snapshot before `journal_bytes` is this: there was no space for one.
     not_before: u64,
+    /// When one that a peer needs is tried again all the same: the journal of a group at rest does
+    /// not grow.
+    retry_at: Option<Instant>,
     /// A peer needs one.
     is_wanted: bool,
 }
@@ -85,6 +94,7 @@ impl Schedule {
             covered: 0,
             running: None,
             not_before: 0,
+            retry_at: None,
             is_wanted: false,
         }
     }
@@ -95,11 +105,11 @@ impl Schedule {
     }
 
     /// Whether it is time for a snapshot.
-    pub(super) fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self, now: Instant) -> bool {
         let is_long = self.journal_bytes - self.covered > self.interval();
-        self.running.is_none()
-            && (is_long || self.is_wanted)
-            && self.journal_bytes >= self.not_before
+        let may_try = self.journal_bytes >= self.not_before;
+        let may_retry = self.is_wanted && self.retry_at.is_some_and(|at| now >= at);
+        self.running.is_none() && (is_long || self.is_wanted) && (may_try || may_retry)
     }
 
     /// Whether one is being written.
@@ -135,9 +145,10 @@ impl Schedule {
     }
 
     /// There was no space for the one that was begun.
-    pub(super) fn refused(&mut self) {
+    pub(super) fn refused(&mut self, now: Instant) {
         self.running = None;
         self.not_before = self.journal_bytes + self.interval() / 4;
+        self.retry_at = Some(now + RETRY_AFTER);
     }
 }
 

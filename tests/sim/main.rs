@@ -250,12 +250,12 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::ProposeInOtherTerm, 203),
         (Fault::IgnoreFence, 54),
         (Fault::FenceNotPersisted, 1599),
-        (Fault::CountFailedCopy, 3),
+        (Fault::CountFailedCopy, 4),
         (Fault::CountEarlierTermCopy, 142),
         (Fault::ReleaseBeforeNoOp, 46),
         (Fault::ReplayReleases, 1),
         (Fault::SnapshotWithoutLastEntry, 2),
-        (Fault::TornTailKept, 3),
+        (Fault::TornTailKept, 108),
         (Fault::UnknownAsFailed, 529),
     ]
 };

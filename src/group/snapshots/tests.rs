@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Found, Piece};
 use super::*;
+use crate::clock::ManualClock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::LogOptions;
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
@@ -320,24 +321,31 @@ fn without_space_or_when_told_to_stop_nothing_is_left() {
 
 #[test]
 fn one_is_due_when_the_journal_is_longer_than_the_limit_and_the_last_one() {
+    let now = ManualClock::default().now();
     let mut schedule = Schedule::new(100, 0, 50);
-    assert!(!schedule.is_due());
+    assert!(!schedule.is_due(now));
     schedule.journal_grew(101);
-    assert!(schedule.is_due());
+    assert!(schedule.is_due(now));
     schedule.begun();
     schedule.journal_grew(250);
-    assert!(!schedule.is_due(), "one at a time");
+    assert!(!schedule.is_due(now), "one at a time");
     schedule.finished(300);
     schedule.journal_grew(401);
-    assert!(!schedule.is_due(), "it is 300 behind the last one's begin");
+    assert!(
+        !schedule.is_due(now),
+        "it is 300 behind the last one's begin"
+    );
     schedule.journal_grew(402);
-    assert!(schedule.is_due());
+    assert!(schedule.is_due(now));
     schedule.begun();
-    schedule.refused();
+    schedule.refused(now);
     schedule.journal_grew(476);
-    assert!(!schedule.is_due(), "there was no space");
+    assert!(!schedule.is_due(now), "there was no space");
+    schedule.want();
+    assert!(!schedule.is_due(now), "nor for a peer");
+    assert!(schedule.is_due(now + RETRY_AFTER), "which waits for it");
     schedule.journal_grew(477);
-    assert!(schedule.is_due());
-    assert!(Schedule::new(100, 90, 101).is_due(), "after a restart");
-    assert!(!Schedule::new(100, 300, 101).is_due());
+    assert!(schedule.is_due(now));
+    assert!(Schedule::new(100, 90, 101).is_due(now), "after a restart");
+    assert!(!Schedule::new(100, 300, 101).is_due(now));
 }
