@@ -61,7 +61,8 @@ pub trait SnapshotSource: Send {
 /// the state before it fails, so not at once; a peer that waits has no vote, so not much later.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Decides when a snapshot is due: from bytes, and from time where one found no space. Owned by the Raft thread.
+/// Decides when a snapshot is due: from bytes, and from time where one found no space. Owned by
+/// the Raft thread.
 #[derive(Debug)]
 pub(super) struct Schedule {
     /// The journal's bytes behind a snapshot that make the next one due, at least.
