@@ -42,6 +42,8 @@ pub struct Liveness {
     connected_at: Option<Instant>,
     /// It was late and has not answered since.
     is_late: bool,
+    /// When it last answered, at which the opening of the link counts.
+    answered_at: Option<Instant>,
     /// When its last heartbeat came.
     heartbeat_at: Option<Instant>,
     /// When it last gave any sign of life: link opened, heartbeat or answer.
@@ -56,8 +58,7 @@ impl Liveness {
     /// Our data link to it is open; opening it took an answer, so earlier lateness is forgotten.
     pub fn connected(&mut self, now: Instant) {
         self.connected_at = Some(now);
-        self.is_late = false;
-        self.seen_at = Some(now);
+        self.answered(now);
     }
 
     /// Our data link to it is broken.
@@ -77,12 +78,15 @@ impl Liveness {
     /// It answered on the data link.
     pub fn answered(&mut self, now: Instant) {
         self.is_late = false;
+        self.answered_at = Some(now);
         self.seen_at = Some(now);
     }
 
-    /// It is late with an answer.
-    pub fn late(&mut self) {
-        self.is_late = true;
+    /// It has not given the answer that was due then. One that has answered since is not late:
+    /// whoever finds that out may do so behind the answer, after a pause of this process, say, and
+    /// there may be no later one to clear it.
+    pub fn late(&mut self, due: Instant) {
+        self.is_late |= self.answered_at.is_none_or(|at| at <= due);
     }
 
     /// It refused a record for lack of space.

@@ -170,10 +170,10 @@ impl Cluster {
         }
     }
 
-    /// It is late with an answer: suspect until the next one comes.
-    pub fn late(&mut self, id: MemberId, _now: Instant) {
+    /// It is late with an answer that was due then: suspect until the next one comes.
+    pub fn late(&mut self, id: MemberId, due: Instant) {
         if let Some(member) = self.member_mut(id) {
-            member.liveness.late();
+            member.liveness.late(due);
         }
     }
 
@@ -408,8 +408,15 @@ mod tests {
             MemberState::Suspect,
             "beats say nothing of its disk"
         );
-        cluster.answered(id, NOW);
+        let after = NOW + Duration::from_millis(1);
+        cluster.answered(id, after);
         assert_eq!(cluster.state(id, NOW), MemberState::Up);
+        cluster.late(id, NOW);
+        assert_eq!(
+            cluster.state(id, NOW),
+            MemberState::Up,
+            "it has answered since"
+        );
         let silent = NOW + HEARTBEAT_SILENCE_MAX;
         assert_eq!(cluster.state(id, silent), MemberState::Down);
         assert_eq!(

@@ -371,7 +371,7 @@ impl ReadBatch {
                 continue;
             }
             call.late = true;
-            cluster.late(call.member, now);
+            cluster.late(call.member, call.hedge_at);
             for &(at, revision) in &call.slots {
                 let slot = &mut self.slots[at];
                 slot.wants_next |= slot.awaits(revision);

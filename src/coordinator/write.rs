@@ -378,7 +378,7 @@ impl WriteBatch {
                 for call in self.calls.values_mut() {
                     if !call.late && call.deadline <= now {
                         call.late = true;
-                        cluster.late(call.member, now);
+                        cluster.late(call.member, call.deadline);
                         for &run in &call.runs {
                             self.runs[run].answered(call.member, CopyState::Late);
                         }
