@@ -279,3 +279,6 @@ impl Step {
         })
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
