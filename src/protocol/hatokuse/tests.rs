@@ -158,6 +158,9 @@ fn describe(batch: &Batch) -> String {
         Batch::Writes(writes) => format!("of {} writes", writes.len()),
         Batch::Reads(keys) => format!("of {} reads", keys.len()),
         Batch::Bulk { count, payload, .. } => format!("of {count} times {} bytes", payload.len()),
+        Batch::Transaction(transaction) => format!("of {} steps", transaction.steps.len()),
+        Batch::Ttl(key) => format!("ttl {key}"),
+        Batch::List(request) => format!("list {:?}", request.prefix),
         Batch::Where(key) => format!("where {key}"),
         Batch::Count => "count".into(),
         Batch::Status => "status".into(),
@@ -182,6 +185,21 @@ fn transcript(name: &str) {
 #[test]
 fn transcript_session() {
     transcript("session");
+}
+
+#[test]
+fn transcript_conditions() {
+    transcript("conditions");
+}
+
+#[test]
+fn transcript_expiry() {
+    transcript("expiry");
+}
+
+#[test]
+fn transcript_list() {
+    transcript("list");
 }
 
 #[test]
