@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["coordinator", "replica", "group"],
     &["leader", "member", "client"],
     &["cli"],
+    &["testing"],
 ];
 
 /// Who may use whom within a row.
