@@ -7,7 +7,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // One leader, two members, each message on both of them.
 //! let cluster = Cluster::start(1, 2, 2)?;
-//! let mut client = cluster.client()?;
+//! let client = cluster.client()?;
 //! let key = Key::parse(b"greeting")?;
 //! client.set(&key, b"hello")?;
 //! assert_eq!(client.get(&key)?.map(|message| message.payload), Some(b"hello".to_vec()));
@@ -91,8 +91,8 @@ struct Node {
 
 /// A node's threads.
 enum Running {
-    Leader(Leader, StopSignal),
-    Member(Member, StopSignal),
+    Leader(Box<Leader>, StopSignal),
+    Member(Box<Member>, StopSignal),
 }
 
 impl Cluster {
@@ -220,14 +220,14 @@ impl Cluster {
                 let leader = Leader::start(settings, stop.clone()).with_context(why)?;
                 let addresses = leader.addresses();
                 (node.rpc, node.client) = (Some(addresses.rpc), Some(addresses.client));
-                node.running = Some(Running::Leader(leader, stop));
+                node.running = Some(Running::Leader(Box::new(leader), stop));
             }
             args::Role::Member => {
                 let config = MemberConfig::load(&sources).with_context(why)?.config;
                 let settings = member_settings(&config).map_err(|error| anyhow!(error.text))?;
                 let member = Member::start(&settings, stop.clone()).with_context(why)?;
                 node.rpc = Some(member.address());
-                node.running = Some(Running::Member(member, stop));
+                node.running = Some(Running::Member(Box::new(member), stop));
             }
             args::Role::Client => unreachable!("no node is a client"),
         }

@@ -6,7 +6,7 @@ use tolerex::testing::Cluster;
 
 const KEY: Key = Key::Id(1);
 
-fn payload(client: &mut Client) -> Option<Vec<u8>> {
+fn payload(client: &Client) -> Option<Vec<u8>> {
     let found = client.get(&KEY).expect("read");
     found.map(|message| message.payload)
 }
@@ -14,12 +14,12 @@ fn payload(client: &mut Client) -> Option<Vec<u8>> {
 #[test]
 fn a_client_outlives_each_leader_and_member() {
     let mut cluster = Cluster::start(3, 3, 2).expect("a cluster");
-    let mut client = cluster.client().expect("a client");
+    let client = cluster.client().expect("a client");
     assert_eq!(cluster.addresses().len(), 3);
     client.set(&KEY, b"first").expect("stored");
     let first = cluster.leader().expect("one leads").to_owned();
     cluster.desert(&first).expect("it ran");
-    assert_eq!(payload(&mut client), Some(b"first".to_vec()));
+    assert_eq!(payload(&client), Some(b"first".to_vec()));
     let second = cluster.leader().expect("one leads").to_owned();
     assert_ne!(second, first);
     cluster.start_again(&first).expect("started");
@@ -31,13 +31,13 @@ fn a_client_outlives_each_leader_and_member() {
     client.set(&KEY, b"third").expect("stored");
     cluster.start_again("member-1").expect("started");
     cluster.desert("member-2").expect("stopped");
-    assert_eq!(payload(&mut client), Some(b"third".to_vec()));
+    assert_eq!(payload(&client), Some(b"third".to_vec()));
 }
 
 #[test]
 fn a_cluster_that_is_alone_keeps_its_messages_through_a_restart() {
     let mut cluster = Cluster::start(1, 1, 1).expect("a cluster");
-    let mut client = cluster.client().expect("a client");
+    let client = cluster.client().expect("a client");
     client.set(&KEY, &vec![7; 1 << 20]).expect("stored");
     for name in ["leader-1", "member-1"] {
         cluster.stop(name).expect("stopped");
@@ -46,7 +46,7 @@ fn a_cluster_that_is_alone_keeps_its_messages_through_a_restart() {
     for name in ["member-1", "leader-1"] {
         cluster.start_again(name).expect("started");
     }
-    assert_eq!(payload(&mut client), Some(vec![7; 1 << 20]));
+    assert_eq!(payload(&client), Some(vec![7; 1 << 20]));
 }
 
 #[test]

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "rpc/frame.rs",
     "client/answer.rs",
     "client/attempts.rs",
+    "client/done.rs",
     "client/error.rs",
     "client/request.rs",
     "error.rs",
