@@ -49,7 +49,13 @@ fn serve(session: &mut HatokuseSession, input: &[u8]) {
     while let Some(batch) = session.next_batch() {
         let revision = Revision::new(1, 1);
         let (reply, count) = match black_box(batch) {
-            Batch::Writes(writes) => (Reply::Stored { revision }, writes.len()),
+            Batch::Writes(writes) => (
+                Reply::Stored {
+                    revision,
+                    created: true,
+                },
+                writes.len(),
+            ),
             Batch::Reads(keys) => {
                 let payload = Bytes::from_static(&[b'x'; 100]);
                 (Reply::Value { revision, payload }, keys.len())

@@ -48,6 +48,21 @@ pub enum Failure {
     /// The token of a bulk write was forgotten before all of it was stored; the rest was not.
     #[error("token expired before the bulk write was complete")]
     TokenExpired,
+    /// The token was used for another kind of request; nothing happened.
+    #[error("token was used for another request")]
+    TokenUsed,
+    /// All or nothing was asked for, and another operation could not be done; nothing happened.
+    #[error("nothing of the batch was done, because of operation {position}")]
+    NotApplied {
+        /// Its place in the batch, from 0 on.
+        position: usize,
+    },
+    /// A message that a transaction read was overwritten before its bytes came.
+    #[error("overwritten while it was read, try again")]
+    Overwritten,
+    /// What a transaction reads is too large in all; this read was not done.
+    #[error("the values of the batch are too large together, read this one alone")]
+    ValuesTooLarge,
     /// The group of leaders was not changed: what is wrong, and what is accepted.
     #[error("{reason}")]
     NotChanged {
@@ -86,6 +101,10 @@ impl Failure {
             | Failure::Busy
             | Failure::TooManyTokens
             | Failure::TokenInUse
+            | Failure::TokenUsed
+            | Failure::NotApplied { .. }
+            | Failure::Overwritten
+            | Failure::ValuesTooLarge
             | Failure::NotChanged { .. }
             | Failure::TokenExpired => Outcome::Failed,
         }

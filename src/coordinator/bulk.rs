@@ -19,6 +19,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::write::Kind;
 use super::{
     Effect, Event, Limits, NEVER, Revisions, Settlement, Tag, WriteBatch, refused, repeated,
 };
@@ -29,7 +30,7 @@ use crate::ids::{Key, Token};
 use crate::metadata::command::{Applied, Change, Command};
 use crate::metadata::once::OnceChange;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Write;
+use crate::protocol::request::{Step, Write};
 
 /// The tag of the reservation; parts are numbered from 1 on.
 const RESERVATION: Tag = Tag(0);
@@ -217,6 +218,8 @@ impl BulkWrite {
                 Applied::WrongTerm => Failure::NotLeader { leader: None },
                 Applied::IdsExhausted => Failure::Busy,
                 Applied::Write { .. }
+                | Applied::Transacted { .. }
+                | Applied::Expired { .. }
                 | Applied::Registered { .. }
                 | Applied::StaleIncarnation { .. }
                 | Applied::Retired
@@ -239,7 +242,7 @@ impl BulkWrite {
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
             | Event::LookedUp { .. }
-            | Event::Counted(_)
+            | Event::Told(_)
             | Event::Applied { .. }
             | Event::NotProposed { .. }
             | Event::Superseded { .. }
@@ -270,18 +273,16 @@ impl BulkWrite {
             let count = self.part_messages.min(self.missing_count - self.started);
             let number = u32::try_from(self.started / self.part_messages + 1)
                 .expect("a bulk write has at most a million parts");
-            let writes = self
+            let steps = self
                 .positions(self.started, count)
-                .map(|position| Write::Set {
-                    key: Key::Id(self.first_id + position),
-                    payload: self.payload.clone(),
-                    token: None,
-                });
+                .map(|position| Key::Id(self.first_id + position))
+                .map(|key| Step::Write(Write::set(key, self.payload.clone(), None)));
             let revisions = self.revisions.part(self.started, count);
-            let part = WriteBatch::part(
+            let token = self.token.clone();
+            let part = WriteBatch::of_kind(
                 number,
-                writes.collect(),
-                self.token.clone(),
+                steps.collect(),
+                Kind::Part { token },
                 revisions,
                 self.tolerance,
                 self.limits,

@@ -8,7 +8,8 @@ use crate::error::Failure;
 use crate::ids::{Fence, Key, MemberId, Revision};
 use crate::metadata::command::{Applied, Command};
 use crate::metadata::message_index::Entry;
-use crate::protocol::reply::Reply;
+use crate::protocol::reply::{KeyPage, Reply};
+use crate::protocol::request::ListRequest;
 use crate::rpc::message::{FetchResult, Refusal, StoreRecord, StoreResult};
 
 /// Pairs an answer with the effect that asked for it.
@@ -142,8 +143,8 @@ pub enum Event {
         /// In the order of the keys.
         found: Vec<Option<Found>>,
     },
-    /// The answer to [`Effect::Count`].
-    Counted(u64),
+    /// The answer to [`Effect::Ask`].
+    Told(Told),
     /// The proposed entry was applied.
     Applied {
         /// Of the proposal.
@@ -217,8 +218,8 @@ pub enum Effect {
         /// Which.
         keys: Vec<Key>,
     },
-    /// Count the messages in the applied metadata; answered by [`Event::Counted`].
-    Count,
+    /// Ask the applied metadata; answered by [`Event::Told`].
+    Ask(Question),
     /// A payload was read that the cache may keep.
     Cache {
         /// Its name.
@@ -246,6 +247,28 @@ pub enum Effect {
     },
     /// One reply for each request (one in all for a bulk write): finished.
     Done(Vec<Reply>),
+}
+
+/// What the applied metadata alone answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How many messages there are.
+    Count,
+    /// When a message expires.
+    Expiry(Key),
+    /// Which keys there are.
+    List(ListRequest),
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// How many messages there are.
+    Count(u64),
+    /// `None`: there is no such message; else in how many milliseconds it expires, if it does.
+    Expiry(Option<Option<u64>>),
+    /// A page of keys.
+    Keys(KeyPage),
 }
 
 /// What is wrong with a listed copy.
@@ -286,7 +309,7 @@ impl Event {
             | Event::Tick
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
-            | Event::Counted(_) => None,
+            | Event::Told(_) => None,
         }
     }
 }

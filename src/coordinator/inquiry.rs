@@ -1,7 +1,7 @@
-//! WHERE and COUNT: questions that the metadata alone answer, once leadership is confirmed as for
-//! any read (R3, R4). Pure.
+//! WHERE, COUNT, TTL and listings: questions that the metadata alone answer, once leadership is
+//! confirmed as for any read (R3, R4). Pure.
 
-use super::{Effect, Event, Limits, NEVER, Tag, replica_statuses};
+use super::{Effect, Event, Limits, NEVER, Question, Tag, Told, replica_statuses};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
@@ -11,14 +11,21 @@ use crate::protocol::reply::Reply;
 /// The tag of the only look-up.
 const LOOKUP: Tag = Tag(0);
 
-/// One WHERE or COUNT.
+/// One question.
 #[derive(Debug)]
 pub struct Inquiry {
     limits: Limits,
-    /// The key of a WHERE.
-    key: Option<Key>,
+    about: About,
     deadline: Instant,
     phase: Phase,
+}
+
+#[derive(Debug)]
+enum About {
+    /// Where the copies of a message are.
+    Location(Key),
+    /// Anything else.
+    Other(Question),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,19 +39,18 @@ enum Phase {
 impl Inquiry {
     /// Where the copies of a message are.
     pub fn location(key: Key, limits: Limits) -> Inquiry {
-        Inquiry {
-            limits,
-            key: Some(key),
-            deadline: Instant::default(),
-            phase: Phase::New,
-        }
+        Inquiry::about(About::Location(key), limits)
     }
 
-    /// How many messages there are.
-    pub fn count(limits: Limits) -> Inquiry {
+    /// Anything else.
+    pub fn new(question: Question, limits: Limits) -> Inquiry {
+        Inquiry::about(About::Other(question), limits)
+    }
+
+    fn about(about: About, limits: Limits) -> Inquiry {
         Inquiry {
             limits,
-            key: None,
+            about,
             deadline: Instant::default(),
             phase: Phase::New,
         }
@@ -67,12 +73,12 @@ impl Inquiry {
             }
             Event::ReadConfirmed if self.phase == Phase::Confirming => {
                 self.phase = Phase::Reading;
-                effects.push(match &self.key {
-                    Some(key) => Effect::LookUp {
+                effects.push(match &self.about {
+                    About::Location(key) => Effect::LookUp {
                         tag: LOOKUP,
                         keys: vec![key.clone()],
                     },
-                    None => Effect::Count,
+                    About::Other(question) => Effect::Ask(question.clone()),
                 });
                 return;
             }
@@ -89,14 +95,19 @@ impl Inquiry {
                     },
                 }
             }
-            Event::Counted(count) if self.phase == Phase::Reading => Reply::Count(count),
+            Event::Told(told) if self.phase == Phase::Reading => match told {
+                Told::Count(count) => Reply::Count(count),
+                Told::Expiry(None) => Reply::NotFound,
+                Told::Expiry(Some(ms)) => Reply::TimeToLive { ms },
+                Told::Keys(page) => Reply::Keys(page),
+            },
             Event::Tick if self.next_deadline() <= now => Reply::Failed(Failure::ReadTimedOut),
             Event::Start
             | Event::Tick
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
             | Event::LookedUp { .. }
-            | Event::Counted(_)
+            | Event::Told(_)
             | Event::StoreAnswered { .. }
             | Event::FetchAnswered { .. }
             | Event::Applied { .. }

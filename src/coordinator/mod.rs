@@ -23,7 +23,9 @@
 //!                                                       └─ "no such revision" ┘
 //!
 //!  where,   Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Done
-//!  count                                          └> Count  ─> Counted  ─> Done
+//!  count, ttl, list                               └> Ask    ─> Told     ─> Done
+//!
+//!  transaction   as writes; Applied ─> Fetch … ─> Done if it reads what others wrote
 //!
 //!  bulk     Start ─> Propose(ReserveIds) ─> Applied ─> write batches, some at a time ─> Done
 //! ```
@@ -77,10 +79,12 @@ use crate::metadata::once::{Once, OnceChange, TokenRefusal, WINDOW_MS_MAX};
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::tokens::Outcome;
 use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
-use crate::protocol::request::{Batch, Write};
+use crate::protocol::request::{Batch, Step, Write};
 
 pub use bulk::BulkWrite;
-pub use events::{Answer, Charge, Effect, Event, Flaw, Found, Revisions, Settlement, Tag};
+pub use events::{
+    Answer, Charge, Effect, Event, Flaw, Found, Question, Revisions, Settlement, Tag, Told,
+};
 pub use inquiry::Inquiry;
 pub use read::ReadBatch;
 pub use write::WriteBatch;
@@ -150,12 +154,17 @@ impl Default for Limits {
 impl Limits {
     /// A change that takes effect at most once; its time is set as it is proposed.
     fn once(&self, change: OnceChange) -> Change {
-        let window_ms = u64::try_from(self.dedup_window.as_millis()).unwrap_or(u64::MAX);
         Change::Once(Once {
             now_ms: 0,
-            window_ms: window_ms.clamp(1, WINDOW_MS_MAX),
+            window_ms: self.window_ms(),
             change,
         })
+    }
+
+    /// For how long tokens are remembered, as commands carry it.
+    fn window_ms(&self) -> u64 {
+        let window_ms = u64::try_from(self.dedup_window.as_millis()).unwrap_or(u64::MAX);
+        window_ms.clamp(1, WINDOW_MS_MAX)
     }
 
     /// The time that `bytes` need in a member's queue.
@@ -168,11 +177,11 @@ impl Limits {
 /// Any batch that needs coordination.
 #[derive(Debug)]
 pub enum Coordinator {
-    /// SET and DEL.
+    /// Writes, and transactions.
     Write(WriteBatch),
     /// GET.
     Read(ReadBatch),
-    /// WHERE and COUNT.
+    /// WHERE, COUNT, TTL, and listings.
     Inquiry(Inquiry),
     /// Bulk SET.
     Bulk(BulkWrite),
@@ -186,8 +195,14 @@ impl Coordinator {
                 .iter()
                 .filter(|write| matches!(write, Write::Set { .. }))
                 .count() as u64,
+            Batch::Transaction(transaction) => transaction
+                .steps
+                .iter()
+                .filter(|step| matches!(step, Step::Write(Write::Set { .. })))
+                .count() as u64,
             Batch::Bulk { count, .. } => *count,
             Batch::Reads(_) | Batch::Where(_) | Batch::Count => 0,
+            Batch::Ttl(_) | Batch::List(_) => 0,
             Batch::Status | Batch::Group(_) => 0,
         }
     }
@@ -212,7 +227,16 @@ impl Coordinator {
             }
             Batch::Reads(keys) => Coordinator::Read(ReadBatch::new(keys, term, limits)),
             Batch::Where(key) => Coordinator::Inquiry(Inquiry::location(key, limits)),
-            Batch::Count => Coordinator::Inquiry(Inquiry::count(limits)),
+            Batch::Count => Coordinator::Inquiry(Inquiry::new(Question::Count, limits)),
+            Batch::Ttl(key) => Coordinator::Inquiry(Inquiry::new(Question::Expiry(key), limits)),
+            Batch::List(request) => {
+                Coordinator::Inquiry(Inquiry::new(Question::List(request), limits))
+            }
+            Batch::Transaction(transaction) => {
+                let (kind, steps) = write::Kind::of(transaction);
+                let batch = WriteBatch::of_kind(0, steps, kind, revisions, tolerance, limits);
+                Coordinator::Write(batch)
+            }
             Batch::Bulk {
                 count,
                 payload,
@@ -288,7 +312,13 @@ const NEVER: Instant = Instant::from_nanos(u64::MAX);
 /// The first reply to a write, for its repeat.
 fn repeated(outcome: Outcome) -> Reply {
     match outcome {
-        Outcome::Stored(revision) => Reply::Stored { revision },
+        Outcome::Stored { revision, created } => Reply::Stored { revision, created },
+        Outcome::ExpirySet => Reply::ExpirySet,
+        Outcome::Mismatch(revision) => Reply::Mismatch { revision },
+        Outcome::NotApplied { position } => Reply::Failed(Failure::NotApplied {
+            position: position as usize,
+        }),
+        Outcome::Read => unreachable!("a read is done anew"),
         Outcome::Deleted => Reply::Deleted,
         Outcome::NotFound => Reply::NotFound,
         Outcome::Bulk { first, last } => Reply::BulkStored { first, last },
@@ -301,6 +331,7 @@ fn refused(refusal: TokenRefusal) -> Failure {
         TokenRefusal::TooMany => Failure::TooManyTokens,
         TokenRefusal::InUse => Failure::TokenInUse,
         TokenRefusal::Expired => Failure::TokenExpired,
+        TokenRefusal::Used => Failure::TokenUsed,
     }
 }
 

@@ -91,12 +91,8 @@ fn batch() -> impl Strategy<Value = Batch> {
     let write = (0..4u64, length, token.clone()).prop_map(|(id, length, token)| {
         let key = Key::Id(id);
         match length {
-            Some(length) => Write::Set {
-                key,
-                payload: Bytes::from(vec![7; length]),
-                token,
-            },
-            None => Write::Delete { key, token },
+            Some(length) => Write::set(key, Bytes::from(vec![7; length]), token),
+            None => Write::delete(key, token),
         }
     });
     let bulk = (1..12u64, token).prop_map(|(count, token)| Batch::Bulk {
@@ -236,7 +232,8 @@ impl Model {
     }
 
     fn apply(&mut self, world: &mut World, at: usize) {
-        let operations = world.proposals[at].command.operations().to_vec();
+        let operations = world.proposals[at].command.operations();
+        let operations: Vec<Operation> = operations.cloned().collect();
         let Applied::Write { results, released } = world.apply(at) else {
             return;
         };
@@ -247,7 +244,7 @@ impl Model {
             else {
                 continue;
             };
-            if result == OperationResult::Stored {
+            if matches!(result, OperationResult::Stored { .. }) {
                 self.listed.insert(*revision, *replicas);
             } else {
                 assert!(released.contains(&(*revision, *replicas)));
@@ -278,7 +275,7 @@ impl Model {
         };
         assert_eq!(replies.len(), expected);
         for reply in replies {
-            if let Reply::Stored { revision } = reply {
+            if let Reply::Stored { revision, .. } = reply {
                 assert!(
                     self.listed.contains_key(revision),
                     "OK before it was applied"

@@ -12,6 +12,9 @@
 //! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
 //!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
+//! The reads of a transaction are of exactly one record each: "no such revision" is the next replica
+//! then, and `Overwritten` at the end.
+//!
 //! A batch answers its first requests that have 8 MiB of payload in all, at least one, and leaves
 //! the rest to a later one (A8). A message that grows while the batch reads is not counted again.
 //!
@@ -41,6 +44,8 @@ pub struct ReadBatch {
     slots: Vec<Slot>,
     /// Whether `slots` are only those that this batch answers.
     bounded: bool,
+    /// Whether only the records that it began with are answers.
+    of_records: bool,
     /// Slots without a reply.
     unanswered: usize,
     /// Fetches that were not answered.
@@ -72,6 +77,8 @@ struct Slot {
     open_calls: usize,
     /// Look-ups of it that were not answered.
     open_lookups: usize,
+    /// A replica did not have the record that alone is an answer.
+    is_gone: bool,
     /// Another replica is to be asked in this step.
     wants_next: bool,
     reply: Option<Reply>,
@@ -115,6 +122,7 @@ impl ReadBatch {
                 asked: Vec::new(),
                 open_calls: 0,
                 open_lookups: 0,
+                is_gone: false,
                 wants_next: false,
                 reply: None,
             })
@@ -123,6 +131,7 @@ impl ReadBatch {
             limits,
             term,
             bounded: false,
+            of_records: false,
             unanswered: slots.len(),
             slots,
             calls: BTreeMap::new(),
@@ -131,6 +140,27 @@ impl ReadBatch {
             deadline: Instant::default(),
             phase: Phase::New,
         }
+    }
+
+    /// Reads of exactly these records, which confirmed metadata named: no other revision is an
+    /// answer. All at once, whatever their bytes; they begin with the next step.
+    pub fn of_records(
+        records: Vec<(Key, Entry)>,
+        term: u64,
+        now: Instant,
+        limits: Limits,
+    ) -> ReadBatch {
+        let (keys, entries): (Vec<Key>, Vec<Entry>) = records.into_iter().unzip();
+        let mut batch = ReadBatch::new(keys, term, limits);
+        for (slot, entry) in batch.slots.iter_mut().zip(entries) {
+            slot.entry = Some(entry);
+            slot.wants_next = true;
+        }
+        batch.of_records = true;
+        batch.bounded = true;
+        batch.deadline = now + limits.read_timeout;
+        batch.phase = Phase::Reading;
+        batch
     }
 
     /// Takes one event and appends what is to be done.
@@ -170,7 +200,7 @@ impl ReadBatch {
             | Event::NotProposed { .. }
             | Event::Superseded { .. }
             | Event::OutcomeUnknown { .. }
-            | Event::Counted(_) => {}
+            | Event::Told(_) => {}
         }
         self.fetch(now, cluster, effects);
         if self.unanswered == 0 {
@@ -309,6 +339,11 @@ impl ReadBatch {
                     Flaw::Foreign
                 }
                 FetchResult::Damaged => Flaw::Damaged,
+                FetchResult::Missing if self.of_records => {
+                    self.slots[at].is_gone = true;
+                    self.copy_failed(at, revision);
+                    continue;
+                }
                 FetchResult::Missing => {
                     self.slots[at].open_calls -= 1;
                     let copy = Some((call.member, revision));
@@ -400,6 +435,9 @@ impl ReadBatch {
                     slot.asked.push(member);
                     slot.open_calls += 1;
                     outgoing.entry(member).or_default().push(at);
+                }
+                None if slot.open_calls == 0 && slot.is_gone => {
+                    self.reply(at, Reply::Failed(Failure::Overwritten));
                 }
                 None if slot.open_calls == 0 && slot.open_lookups == 0 => {
                     let statuses = replica_statuses(cluster, &entry.replicas, now);

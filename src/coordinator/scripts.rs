@@ -319,15 +319,15 @@ impl Runner {
                 key: name,
                 payload,
                 once,
-            } => self.writes.push(Write::Set {
-                key: key(name),
-                payload: Bytes::copy_from_slice(payload.as_bytes()),
-                token: once.as_deref().map(token),
-            }),
-            Command::Del { key: name, once } => self.writes.push(Write::Delete {
-                key: key(name),
-                token: once.as_deref().map(token),
-            }),
+            } => {
+                let payload = Bytes::copy_from_slice(payload.as_bytes());
+                let token = once.as_deref().map(token);
+                self.writes.push(Write::set(key(name), payload, token));
+            }
+            Command::Del { key: name, once } => {
+                let token = once.as_deref().map(token);
+                self.writes.push(Write::delete(key(name), token));
+            }
             Command::Go => {
                 let writes = std::mem::take(&mut self.writes);
                 self.world.start(Batch::Writes(writes));

@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::events::{Answer, Charge, Effect, Event, Found, Revisions, Settlement, Tag};
+use super::events::{
+    Answer, Charge, Effect, Event, Found, Question, Revisions, Settlement, Tag, Told,
+};
 use super::release::ReleaseQueue;
 use super::{Coordinator, Limits};
 use crate::clock::Instant;
 use crate::cluster::{Cluster, Strategy};
 use crate::ids::{Key, MemberId, Revision, Token};
 use crate::metadata::command::{Applied, Change, Command, Operation, Registration};
+use crate::metadata::listing::list;
 use crate::metadata::message_index::{Entry, Lookup};
 use crate::metadata::once::OnceChange;
-use crate::metadata::state::{PlainShards, State};
+use crate::metadata::state::{PlainShards, Shards, State};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 use crate::rpc::message::{FetchResult, StoreRecord, StoreResult};
@@ -222,9 +225,7 @@ impl World {
         let mut proposal = self.proposals.remove(position);
         proposal.command.set_time(self.now.as_nanos() / 1_000_000);
         let applied = self.applied(&proposal.command);
-        if let Applied::Write { released, .. } = &applied {
-            self.releases.released(released);
-        }
+        self.releases.released(applied.released());
         self.settle(proposal.settlement);
         let (tag, answer) = (proposal.tag, applied.clone());
         self.step(Event::Applied {
@@ -340,10 +341,22 @@ impl World {
                 }
                 self.step(Event::LookedUp { tag, found });
             }
-            Effect::Count => {
-                let count = self.state.message_count();
-                self.note(format!("count: {count}"));
-                self.step(Event::Counted(count));
+            Effect::Ask(question) => {
+                let told = match question {
+                    Question::Count => Told::Count(self.state.message_count()),
+                    Question::Expiry(key) => {
+                        let now_ms = self.now.as_nanos() / 1_000_000;
+                        Told::Expiry(self.state.shards().expiry_ms(&key).map(|expires_ms| {
+                            expires_ms.map(|expires_ms| expires_ms.saturating_sub(now_ms))
+                        }))
+                    }
+                    Question::List(request) => Told::Keys(list(self.state.shards(), &request)),
+                };
+                self.note(match &told {
+                    Told::Count(count) => format!("count: {count}"),
+                    told => format!("told: {told:?}"),
+                });
+                self.step(Event::Told(told));
             }
             Effect::Cache { revision, payload } => {
                 self.note(format!(
@@ -433,7 +446,7 @@ fn show_operations<'a>(
 
 fn show_reply(reply: &Reply) -> String {
     match reply {
-        Reply::Stored { revision } => format!("stored {}", short(*revision)),
+        Reply::Stored { revision, .. } => format!("stored {}", short(*revision)),
         Reply::Value { revision, payload } => {
             format!("value {} {:?}", short(*revision), payload)
         }

@@ -23,6 +23,7 @@
 
 mod proposal;
 mod runs;
+mod transaction;
 
 use std::collections::BTreeMap;
 
@@ -32,18 +33,20 @@ use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
 use crate::faults::{self, Fault};
-use crate::ids::{Fence, MemberId, Token};
+use crate::ids::{Fence, Key, MemberId};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Write;
+use crate::protocol::request::{Step, Write};
 use crate::rpc::message::{Refusal, StoreRecord, StoreResult};
 use runs::{Copy, CopyState, Outcome, Run};
+pub(super) use transaction::Kind;
+use transaction::Reads;
 
 /// Runs of a batch at most: a member is given a frame, a wake-up and a sync for each batch that has
 /// a run for it, whatever the run's length. Runs of 32 alone spread a batch of 1,000 over all of 30
 /// members: 72 syncs for 1,000 messages instead of 16.
 const RUNS_MAX: usize = 3;
 
-/// A batch of SET and DEL.
+/// A batch of writes, or a transaction.
 #[derive(Debug)]
 pub struct WriteBatch {
     limits: Limits,
@@ -52,10 +55,11 @@ pub struct WriteBatch {
     /// One for each SET, in order.
     revisions: Revisions,
     /// The requests.
-    writes: Vec<Write>,
-    /// Of the bulk write that this is a part of; its messages have none of their own.
-    bulk_token: Option<Token>,
-    /// Positions in `writes` of the SETs; the i-th has the i-th revision.
+    steps: Vec<Step>,
+    kind: Kind,
+    /// The keys of the reads, once it is proposed.
+    read_keys: Vec<Key>,
+    /// Positions in `steps` of the SETs; the i-th has the i-th revision.
     sets: Vec<usize>,
     /// The SETs in runs.
     runs: Vec<Run>,
@@ -78,6 +82,7 @@ enum Phase {
     New,
     Collecting,
     Proposed { tag: Tag, deadline: Instant },
+    Reading(Box<Reads>),
     Done,
 }
 
@@ -104,23 +109,24 @@ impl WriteBatch {
         tolerance: u8,
         limits: Limits,
     ) -> WriteBatch {
-        WriteBatch::part(0, writes, None, revisions, tolerance, limits)
+        let steps = writes.into_iter().map(Step::Write).collect();
+        WriteBatch::of_kind(0, steps, Kind::Each, revisions, tolerance, limits)
     }
 
-    /// The same as part of a bulk write, whose number its tags carry.
-    pub(super) fn part(
+    /// One whose tags carry the number of the part of a bulk write.
+    pub(super) fn of_kind(
         part: u32,
-        writes: Vec<Write>,
-        bulk_token: Option<Token>,
+        steps: Vec<Step>,
+        kind: Kind,
         revisions: Revisions,
         tolerance: u8,
         limits: Limits,
     ) -> WriteBatch {
         assert!(tolerance > 0, "a message needs a copy");
-        let sets: Vec<usize> = writes
+        let sets: Vec<usize> = steps
             .iter()
             .enumerate()
-            .filter(|(_, write)| matches!(write, Write::Set { .. }))
+            .filter(|(_, step)| matches!(step, Step::Write(Write::Set { .. })))
             .map(|(position, _)| position)
             .collect();
         assert_eq!(sets.len() as u64, revisions.count, "one revision a message");
@@ -134,7 +140,7 @@ impl WriteBatch {
                 let range = first..(first + run_len).min(sets.len());
                 let bytes = sets[range.clone()].iter();
                 Run {
-                    bytes: bytes.map(|&at| writes[at].payload_len() as u64).sum(),
+                    bytes: bytes.map(|&at| steps[at].payload_len() as u64).sum(),
                     sets: range,
                     copies: Vec::with_capacity(usize::from(tolerance) + 1),
                     outcome: Outcome::Open,
@@ -145,9 +151,10 @@ impl WriteBatch {
             limits,
             tolerance: usize::from(tolerance),
             revisions,
-            replies: vec![None; writes.len()],
-            writes,
-            bulk_token,
+            replies: vec![None; steps.len()],
+            steps,
+            kind,
+            read_keys: Vec::new(),
             sets,
             runs,
             calls: BTreeMap::new(),
@@ -181,8 +188,9 @@ impl WriteBatch {
                 self.store_answered(tag, answer, now, cluster, effects);
             }
             Event::Applied { tag, applied } if self.waits_for(tag) => {
-                self.applied(applied, effects);
+                self.applied(applied, now, cluster, effects);
             }
+            Event::FetchAnswered { .. } => self.step_reads(event, now, cluster, effects),
             Event::NotProposed { tag, failure } if self.waits_for(tag) => {
                 let settlement = self.settlement(|_| None);
                 self.settle(settlement, effects);
@@ -198,11 +206,10 @@ impl WriteBatch {
             | Event::NotProposed { .. }
             | Event::Superseded { .. }
             | Event::OutcomeUnknown { .. }
-            | Event::FetchAnswered { .. }
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
             | Event::LookedUp { .. }
-            | Event::Counted(_) => {}
+            | Event::Told(_) => {}
         }
     }
 
@@ -218,11 +225,15 @@ impl WriteBatch {
                 .chain(self.retry_at)
                 .fold(self.give_up_at, Instant::min),
             Phase::Proposed { deadline, .. } => deadline,
+            Phase::Reading(ref reads) => reads.batch().next_deadline(),
         }
     }
 
     /// See [`super::Coordinator::waits_for_late_only`].
     pub fn waits_for_late_only(&self) -> bool {
+        if let Phase::Reading(reads) = &self.phase {
+            return reads.batch().waits_for_late_only();
+        }
         let is_open = |&run: &usize| self.runs[run].is_open();
         let is_awaited = |call: &Call| !call.late && !call.is_suspect;
         matches!(self.phase, Phase::Collecting)
@@ -240,7 +251,7 @@ impl WriteBatch {
         match self.phase {
             // A run asks for no more copies than it lacks, so each of these is needed.
             Phase::Collecting => self.calls.values().filter(expected).count().max(1),
-            Phase::New | Phase::Proposed { .. } | Phase::Done => 1,
+            Phase::New | Phase::Proposed { .. } | Phase::Reading(_) | Phase::Done => 1,
         }
     }
 
@@ -361,13 +372,13 @@ impl WriteBatch {
     }
 
     fn record(&self, set: usize) -> StoreRecord {
-        match &self.writes[self.sets[set]] {
-            Write::Set { key, payload, .. } => StoreRecord {
+        match &self.steps[self.sets[set]] {
+            Step::Write(Write::Set { key, payload, .. }) => StoreRecord {
                 revision: self.revisions.at(set as u64),
                 key: key.clone(),
                 payload: payload.clone(),
             },
-            Write::Delete { .. } => unreachable!("a delete is in no run"),
+            Step::Write(_) | Step::Get(_) => unreachable!("only a SET is in a run"),
         }
     }
 
@@ -394,6 +405,7 @@ impl WriteBatch {
                     self.fail_rest(&unknown(), effects);
                 }
             }
+            Phase::Reading(_) => self.step_reads(Event::Tick, now, cluster, effects),
         }
     }
 
@@ -475,6 +487,9 @@ impl WriteBatch {
 
     /// Answers every request that has no answer.
     fn fail_rest(&mut self, failure: &Failure, effects: &mut Vec<Effect>) {
+        if let Kind::Transaction { failure: whole, .. } = &mut self.kind {
+            *whole = Some(failure.clone());
+        }
         for reply in self.replies.iter_mut().filter(|reply| reply.is_none()) {
             *reply = Some(Reply::Failed(failure.clone()));
         }
@@ -484,7 +499,14 @@ impl WriteBatch {
     fn finish(&mut self, effects: &mut Vec<Effect>) {
         let replies = std::mem::take(&mut self.replies).into_iter();
         let replies = replies.map(|reply| reply.expect("every request is answered"));
-        effects.push(Effect::Done(replies.collect()));
+        let replies = replies.collect();
+        effects.push(Effect::Done(match &mut self.kind {
+            Kind::Each | Kind::Part { .. } => replies,
+            Kind::Transaction { failure, .. } => vec![match failure.take() {
+                Some(failure) => Reply::Failed(failure),
+                None => Reply::Transaction(replies),
+            }],
+        }));
         self.phase = Phase::Done;
         self.calls.clear();
     }

@@ -199,9 +199,9 @@ impl Run {
                 let found = self.shared.look_up(&keys);
                 self.pending.push_back(Event::LookedUp { tag, found });
             }
-            Effect::Count => {
-                let count = self.shared.view.metadata.message_count();
-                self.pending.push_back(Event::Counted(count));
+            Effect::Ask(question) => {
+                let told = self.shared.tell(question);
+                self.pending.push_back(Event::Told(told));
             }
             Effect::Cache { revision, payload } => self.shared.cache.insert(revision, &payload),
             Effect::CorruptCopy {

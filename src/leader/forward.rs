@@ -163,12 +163,16 @@ fn time_of(batch: &Batch, limits: &Limits) -> Duration {
     GRACE
         + match batch {
             Batch::Writes(_) => limits.write_timeout + drain_time(batch, 1, limits),
+            Batch::Transaction(_) => {
+                limits.write_timeout + drain_time(batch, 1, limits) + limits.read_timeout
+            }
             Batch::Bulk { count, .. } => {
                 let messages = u32::try_from(*count).unwrap_or(u32::MAX);
                 let bytes = drain_time(batch, *count, limits);
                 limits.write_timeout + bytes + BULK_MESSAGE_TIME * messages
             }
             Batch::Reads(_) | Batch::Where(_) | Batch::Count => limits.read_timeout,
+            Batch::Ttl(_) | Batch::List(_) => limits.read_timeout,
             Batch::Status | Batch::Group(_) => unreachable!("not passed on"),
         }
 }
@@ -190,8 +194,9 @@ enum Lost {
 impl Lost {
     fn of(batch: &Batch) -> Lost {
         match batch {
-            Batch::Writes(_) | Batch::Bulk { .. } => Lost::Write,
+            Batch::Writes(_) | Batch::Bulk { .. } | Batch::Transaction(_) => Lost::Write,
             Batch::Reads(_) | Batch::Where(_) | Batch::Count => Lost::Read,
+            Batch::Ttl(_) | Batch::List(_) => Lost::Read,
             Batch::Status | Batch::Group(_) => unreachable!("not passed on"),
         }
     }

@@ -22,7 +22,7 @@ use crate::leader::state::{Shared, Standing};
 use crate::leader::status;
 use crate::net::{Handler, Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Batch, Write};
+use crate::protocol::request::{Batch, Step, Write};
 
 /// How long a batch waits for a leader that is about to serve: some syncs. An election that fails
 /// takes no longer from it than this.
@@ -158,6 +158,7 @@ fn describe(batch: &Batch) -> String {
     let first = |write: &Write| match write {
         Write::Set { key, .. } => format!("SET {key}"),
         Write::Delete { key, .. } => format!("DEL {key}"),
+        Write::Expire { key, .. } => format!("EXPIRE {key}"),
     };
     match batch {
         Batch::Writes(writes) => {
@@ -169,6 +170,16 @@ fn describe(batch: &Batch) -> String {
             format!("{} reads from GET {first}", keys.len())
         }
         Batch::Bulk { count, payload, .. } => format!("{count} SET of {} bytes", payload.len()),
+        Batch::Transaction(transaction) => {
+            let first = transaction.steps.first().map(|step| match step {
+                Step::Write(write) => first(write),
+                Step::Get(key) => format!("GET {key}"),
+            });
+            let first = first.unwrap_or_default();
+            format!("a transaction of {} from {first}", transaction.steps.len())
+        }
+        Batch::Ttl(key) => format!("TTL {key}"),
+        Batch::List(request) => format!("LIST {:?}", request.prefix),
         Batch::Where(key) => format!("WHERE {key}"),
         Batch::Count => "COUNT".to_owned(),
         Batch::Status => "STATUS".to_owned(),

@@ -1,8 +1,8 @@
-//! The `house` thread: keeps a data link to each registered member, sends releases, and asks
-//! whether this leader takes part still when it has no leader.
+//! The `house` thread: keeps a data link to each registered member, sends releases, lets messages
+//! expire, and asks whether this leader takes part still when it has no leader.
 //!
-//! It waits on a doorbell that [`View`] rings when there is something to release or the registry
-//! has changed. It rests between two rounds, so that under load many releases share one request.
+//! It waits on a doorbell that [`View`] rings when there is something to release, the registry has
+//! changed, or a message expires earlier than all others. It rests between two rounds, so that under load many releases share one request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::coordinator::release::Release;
 use crate::faults::{self, Fault};
 use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome, Role};
 use crate::ids::MemberId;
+use crate::leader::expiry::Expiry;
 use crate::leader::standing::Inquirer;
 use crate::leader::state::Shared;
 use crate::rpc::link::CallError;
@@ -38,6 +39,7 @@ pub struct Housekeeping {
     /// Where each registered member is dialled, and its name.
     targets: BTreeMap<MemberId, (String, String)>,
     inquirer: Inquirer,
+    expiry: Expiry,
 }
 
 impl Housekeeping {
@@ -47,6 +49,7 @@ impl Housekeeping {
             shared,
             targets: BTreeMap::new(),
             inquirer: Inquirer::default(),
+            expiry: Expiry::default(),
         }
     }
 
@@ -54,7 +57,8 @@ impl Housekeeping {
     pub fn run(mut self, stop: &StopSignal) {
         while !stop.is_stopped() {
             self.round();
-            self.shared.view.wait_for_bell(IDLE_INTERVAL);
+            let rest = self.expiry.rest(&self.shared).unwrap_or(IDLE_INTERVAL);
+            self.shared.view.wait_for_bell(rest.min(IDLE_INTERVAL));
             if stop.wait_timeout(ROUND_INTERVAL) {
                 break;
             }
@@ -68,6 +72,7 @@ impl Housekeeping {
         self.inquirer.round(shared);
         if let Some(term) = shared.serving_term() {
             describe_itself(shared, term);
+            self.expiry.round(shared, term);
         }
         if let Some(term) = release_term(shared) {
             while let Some(release) = shared.view.next_release(term) {

@@ -54,6 +54,8 @@ struct Tables {
     tolerance: AtomicU8,
     /// The clock of the tokens.
     clock_ms: AtomicU64,
+    /// When the next message expires by it; the largest number if none does.
+    next_expiry_ms: AtomicU64,
 }
 
 impl Default for Metadata {
@@ -69,6 +71,7 @@ impl Default for Metadata {
                 messages: AtomicU64::new(0),
                 tolerance: AtomicU8::new(0),
                 clock_ms: AtomicU64::new(0),
+                next_expiry_ms: AtomicU64::new(u64::MAX),
             }),
         }
     }
@@ -88,6 +91,12 @@ impl Metadata {
     /// The highest time of any command, in milliseconds since the Unix epoch.
     pub fn clock_ms(&self) -> u64 {
         self.tables.clock_ms.load(Ordering::Acquire)
+    }
+
+    /// When the next message expires, by the time of commands; `None` if none does.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        let next = self.tables.next_expiry_ms.load(Ordering::Acquire);
+        (next < u64::MAX).then_some(next)
     }
 
     /// How many members hold each message; `None` until it was set.
@@ -193,6 +202,11 @@ impl Machine {
             .store(self.state.message_count(), Ordering::Release);
         let clock_ms = self.state.tokens().clock_ms();
         tables.clock_ms.store(clock_ms, Ordering::Release);
+        let next_expiry_ms = self.state.next_expiry_ms().unwrap_or(u64::MAX);
+        let before_ms = tables.next_expiry_ms.swap(next_expiry_ms, Ordering::AcqRel);
+        if next_expiry_ms < before_ms {
+            self.view.ring();
+        }
         if let Some(tolerance) = self.state.tolerance() {
             tables.tolerance.store(tolerance, Ordering::Release);
         }
@@ -227,14 +241,16 @@ impl StateMachine for Machine {
         };
         let applied = self.state.apply(index, term, &command);
         self.publish(&command, &applied);
+        // A replay emits no releases, and a follower leaves them to the active leader (R5).
+        if self.is_serving || releases_unserved() {
+            self.view.released(applied.released());
+        }
         match &applied {
-            // A replay emits no releases, and a follower leaves them to the active leader (R5).
-            Applied::Write { released, .. } if self.is_serving || releases_unserved() => {
-                self.view.released(released);
-            }
             Applied::Registered { .. } => self.view.ring(),
             Applied::Set => info!("settings at index {index}: {:?}", command.change),
             Applied::Write { .. }
+            | Applied::Transacted { .. }
+            | Applied::Expired { .. }
             | Applied::WrongTerm
             | Applied::Reserved { .. }
             | Applied::IdsExhausted

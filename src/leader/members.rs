@@ -168,6 +168,8 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
         Applied::Retired => Err(Refusal::Retired(registration.id)),
         Applied::WrongTerm => Err(Refusal::NotLeader),
         Applied::Write { .. }
+        | Applied::Transacted { .. }
+        | Applied::Expired { .. }
         | Applied::Reserved { .. }
         | Applied::IdsExhausted
         | Applied::Repeated(_)

@@ -36,6 +36,7 @@ pub mod command_time;
 pub mod control;
 pub mod desk;
 pub mod drive;
+pub mod expiry;
 pub mod forward;
 pub mod group_admin;
 pub mod handler;

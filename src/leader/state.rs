@@ -19,7 +19,7 @@ use crate::clock::{Clock, Instant};
 use crate::cluster::Cluster;
 use crate::coordinator::cache::PayloadCache;
 use crate::coordinator::release::{Release, ReleaseQueue};
-use crate::coordinator::{Charge, Found, Limits, Revisions, Settlement};
+use crate::coordinator::{Charge, Found, Limits, Question, Revisions, Settlement, Told};
 use crate::faults::{self, Fault};
 use crate::group::{GroupHandle, Role};
 use crate::ids::{Fence, Key, MemberId, Revision};
@@ -29,7 +29,9 @@ use crate::leader::machine::Metadata;
 use crate::leader::peers::Peers;
 use crate::leader::standing::Removal;
 use crate::metadata::command::Applied;
+use crate::metadata::listing::list;
 use crate::metadata::replica_sets::ReplicaSet;
+use crate::metadata::state::Shards;
 
 /// Shards of the cache. Workers read at the same time; with one they would queue up.
 const CACHE_SHARDS: usize = 16;
@@ -349,6 +351,19 @@ impl Shared {
             Some(Found { entry, cached })
         };
         keys.iter().map(find).collect()
+    }
+
+    /// Answers a question from the applied metadata.
+    pub fn tell(&self, question: Question) -> Told {
+        let metadata = &self.view.metadata;
+        match question {
+            Question::Count => Told::Count(metadata.message_count()),
+            Question::Expiry(key) => Told::Expiry(metadata.expiry_ms(&key).map(|expires_ms| {
+                let now_ms = self.command_ms();
+                expires_ms.map(|expires_ms| expires_ms.saturating_sub(now_ms))
+            })),
+            Question::List(request) => Told::Keys(list(metadata, &request)),
+        }
     }
 
     /// A member has executed a fence of a higher term than any this leader has seen.

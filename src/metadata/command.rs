@@ -9,8 +9,8 @@
 //!
 //! | part | size | meaning |
 //! |---|---|---|
-//! | version | 1 | 1, or 2 for the kinds from 5 on |
-//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance, 5 once |
+//! | version | 1 | 1; 2 for kind 5; 3 for the kinds from 6 on |
+//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance, 5 once, 6 transact, 7 expire |
 //! | term | 8 | `Command::term` |
 //! | body | to the end | by kind |
 //!
@@ -21,6 +21,8 @@
 //! | register member | id 8, incarnation 8, nonce 8, then name, address, zone as text |
 //! | set tolerance | 1 byte |
 //! | once | writes and reservations with tokens: [`super::once`] |
+//! | transact | steps with conditions, times to live, reads: [`super::transact`] |
+//! | expire | varint: the leader's time in milliseconds since the Unix epoch |
 //!
 //! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
 //! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
@@ -28,24 +30,28 @@
 //! revision (8) and varint payload length. A key is a varint: 0 and then a varint message id, or
 //! the length of a word (1..=512) and then the word.
 //!
-//! A command is written in the lowest version that has its kind: a journal without tokens is one
+//! A command is written in the lowest version that has its kind: a journal of plain writes is one
 //! that programs of version 1 read.
 
 mod input;
 
 pub(super) use self::input::Input;
 use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX, TOLERANCE_MIN};
+use crate::metadata::message_index::Entry;
 use crate::metadata::once::{Once, TokenRefusal};
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::tokens::Outcome;
+use crate::metadata::transact::Transact;
 
 /// The highest version of the encoding.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const KIND_WRITE: u8 = 1;
 const KIND_RESERVE_IDS: u8 = 2;
 const KIND_REGISTER_MEMBER: u8 = 3;
 const KIND_SET_TOLERANCE: u8 = 4;
 const KIND_ONCE: u8 = 5;
+const KIND_TRANSACT: u8 = 6;
+const KIND_EXPIRE: u8 = 7;
 
 /// The most operations in a command: 16 batches of the most requests. It bounds the memory that
 /// decoding takes to a few MiB.
@@ -80,6 +86,13 @@ pub enum Change {
     SetTolerance(u8),
     /// Writes or reserve ids, at most once for a token.
     Once(Once),
+    /// Writes with conditions, times to live, or reads between them.
+    Transact(Transact),
+    /// Messages whose time to live is over go, as many as one entry takes.
+    Expire {
+        /// The leader's time in milliseconds since the Unix epoch; set as it is proposed.
+        now_ms: u64,
+    },
 }
 
 /// One write.
@@ -132,6 +145,20 @@ pub enum Applied {
         /// Replaced, deleted and refused records, with the members that hold them.
         released: Vec<(Revision, ReplicaSet)>,
     },
+    /// One result for each step, and the copies that no metadata names any more.
+    Transacted {
+        /// In the order of the steps.
+        results: Vec<StepResult>,
+        /// As of a write.
+        released: Vec<(Revision, ReplicaSet)>,
+    },
+    /// Messages have expired.
+    Expired {
+        /// How many.
+        messages: u64,
+        /// Their records.
+        released: Vec<(Revision, ReplicaSet)>,
+    },
     /// Message ids `first..first + count` are reserved.
     Reserved {
         /// The lowest.
@@ -166,11 +193,47 @@ pub enum Applied {
     Set,
 }
 
+impl Applied {
+    /// The copies that no metadata names any more.
+    pub fn released(&self) -> &[(Revision, ReplicaSet)] {
+        match self {
+            Applied::Write { released, .. }
+            | Applied::Transacted { released, .. }
+            | Applied::Expired { released, .. } => released,
+            _ => &[],
+        }
+    }
+}
+
+/// What became of one step of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepResult {
+    /// Of anything but a read.
+    Done(OperationResult),
+    /// The record that the message had then; `None`: there was no such message.
+    Got(Option<Entry>),
+}
+
 /// What became of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperationResult {
     /// The message is stored.
-    Stored,
+    Stored {
+        /// Whether there was no such message before.
+        created: bool,
+    },
+    /// When the message expires was changed.
+    ExpirySet,
+    /// The condition does not hold; nothing changed.
+    Mismatch {
+        /// What the message was written by; `None`: there is no such message.
+        revision: Option<Revision>,
+    },
+    /// Nothing changed, because of another step of the same transaction.
+    NotApplied {
+        /// That step, from 0 on.
+        position: usize,
+    },
     /// The message was there and is gone.
     Deleted,
     /// There was no message to delete.
@@ -212,6 +275,8 @@ impl Command {
             Change::RegisterMember(_) => (1, KIND_REGISTER_MEMBER),
             Change::SetTolerance(_) => (1, KIND_SET_TOLERANCE),
             Change::Once(_) => (2, KIND_ONCE),
+            Change::Transact(_) => (3, KIND_TRANSACT),
+            Change::Expire { .. } => (3, KIND_EXPIRE),
         };
         let mut out = vec![version, kind];
         out.extend(self.term.to_le_bytes());
@@ -227,23 +292,37 @@ impl Command {
                 out.push(*tolerance);
             }
             Change::Once(once) => once.put(&mut out),
+            Change::Transact(transact) => transact.put(&mut out),
+            Change::Expire { now_ms } => put_varint(&mut out, *now_ms),
         }
         out
     }
 
-    /// The operations, if it has any.
-    pub fn operations(&self) -> &[Operation] {
-        match &self.change {
-            Change::Write(operations) => operations,
-            Change::Once(once) => once.operations(),
-            Change::ReserveIds { .. } | Change::RegisterMember(_) | Change::SetTolerance(_) => &[],
-        }
+    /// The SETs and DELs, if it has any.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        let (plain, transact): (&[Operation], _) = match &self.change {
+            Change::Write(operations) => (operations, None),
+            Change::Once(once) => (once.operations(), None),
+            Change::Transact(transact) => (&[], Some(transact)),
+            Change::ReserveIds { .. }
+            | Change::RegisterMember(_)
+            | Change::SetTolerance(_)
+            | Change::Expire { .. } => (&[], None),
+        };
+        let steps = transact.into_iter().flat_map(Transact::operations);
+        plain.iter().chain(steps)
     }
 
     /// Sets the time of a command that carries one, as it is proposed.
     pub fn set_time(&mut self, now_ms: u64) {
-        if let Change::Once(once) = &mut self.change {
-            once.now_ms = now_ms;
+        match &mut self.change {
+            Change::Once(once) => once.now_ms = now_ms,
+            Change::Transact(transact) => transact.now_ms = now_ms,
+            Change::Expire { now_ms: time } => *time = now_ms,
+            Change::Write(_)
+            | Change::ReserveIds { .. }
+            | Change::RegisterMember(_)
+            | Change::SetTolerance(_) => {}
         }
     }
 
@@ -267,6 +346,10 @@ impl Command {
                 _ => return Err(DecodeError::Invalid("tolerance")),
             },
             (2, KIND_ONCE) => Change::Once(Once::decode(&mut input)?),
+            (3, KIND_TRANSACT) => Change::Transact(Transact::decode(&mut input)?),
+            (3, KIND_EXPIRE) => Change::Expire {
+                now_ms: input.varint()?,
+            },
             (_, unknown) => return Err(DecodeError::UnknownKind(unknown)),
         };
         if !input.rest.is_empty() {
@@ -277,6 +360,13 @@ impl Command {
 }
 
 impl Operation {
+    /// The message that it is about.
+    pub fn key(&self) -> &Key {
+        match self {
+            Operation::Set { key, .. } | Operation::Delete { key } => key,
+        }
+    }
+
     /// Whether two neighbours are of one run: SETs with the same replica set, or DELs.
     pub(super) fn is_of_run(&self, next: &Operation) -> bool {
         match (self, next) {
@@ -492,9 +582,10 @@ mod tests {
             Command::decode(&bytes)
         };
         assert_eq!(changed(0, 0), Err(DecodeError::UnknownVersion(0)));
-        assert_eq!(changed(0, 3), Err(DecodeError::UnknownVersion(3)));
+        assert_eq!(changed(0, 4), Err(DecodeError::UnknownVersion(4)));
         assert_eq!(changed(0, 2), Err(DecodeError::UnknownKind(4)));
         assert_eq!(changed(1, 5), Err(DecodeError::UnknownKind(5)));
+        assert_eq!(changed(1, 6), Err(DecodeError::UnknownKind(6)));
         assert_eq!(changed(1, 99), Err(DecodeError::UnknownKind(99)));
         assert_eq!(changed(10, 8), Err(DecodeError::Invalid("tolerance")));
     }

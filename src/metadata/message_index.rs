@@ -5,9 +5,11 @@
 //! ([`shard_of`]), and nothing outside depends on that number. Message ids and other keys live in
 //! separate hash tables, so that an id costs no allocation.
 //!
-//! Memory: a hash table is between 7/16 and 7/8 full while it grows, so a slot (24 bytes for an id,
-//! 32 for another key, and 1 control byte each) costs 29 to 57 bytes for an id and 38 to 75 and the
-//! key's text otherwise. Shards are of different widths, up to twice the narrowest, so that their
+//! Other keys are kept in their order, for listings (`listing`).
+//!
+//! Memory: a hash table is between 7/16 and 7/8 full while it grows, so an id's slot (24 bytes, and
+//! 1 control byte) costs 29 to 57 bytes. A node of an ordered table holds 5 to 11 slots of 32
+//! bytes, so another key costs 37 to 89, and its text. Shards are of different widths, up to twice the narrowest, so that their
 //! tables do not all double at the same time: together they cost some 40 bytes for an id, however
 //! many there are, and what one leaves behind the next one can use. A table that has become less
 //! than an eighth full by deletes is made smaller. Replica sets are interned and shared
@@ -17,11 +19,12 @@
 //! 100 million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
 //!
 //! Known limits: ids are hashed without a secret, so a client can choose ids that meet in one place
-//! of a table and slow down that shard; other keys are hashed with one. The order within a shard
-//! follows the hashes: what leaves this module in order is sorted first.
+//! of a table and slow down that shard. The order of ids within a shard follows the hashes: what
+//! leaves this module in order is sorted first.
 
-use std::collections::HashMap;
 use std::collections::hash_map::IntoIter;
+use std::collections::{BTreeMap, HashMap, btree_map};
+use std::ops::Bound;
 
 use rustc_hash::FxBuildHasher;
 
@@ -60,7 +63,37 @@ pub struct Slot {
 #[derive(Clone, Debug, Default)]
 pub struct Shard {
     ids: HashMap<u64, Slot, FxBuildHasher>,
-    words: HashMap<Box<str>, Slot>,
+    words: BTreeMap<Box<str>, Slot>,
+    /// When messages expire, of those that do: milliseconds since the Unix epoch.
+    expiry: BTreeMap<Key, u64>,
+}
+
+/// All messages of a shard: ids in no order, then other keys; and when those expire that do.
+#[derive(Debug, Default)]
+pub(super) struct Messages {
+    ids: IntoIter<u64, Slot>,
+    words: btree_map::IntoIter<Box<str>, Slot>,
+    expiry: BTreeMap<Key, u64>,
+}
+
+impl Iterator for Messages {
+    /// Key, slot, and when it expires.
+    type Item = (Key, Slot, Option<u64>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (key, slot) = match self.ids.next() {
+            Some((id, slot)) => (Key::Id(id), slot),
+            None => self
+                .words
+                .next()
+                .map(|(word, slot)| (Key::Word(word), slot))?,
+        };
+        let expiry = match self.expiry.is_empty() {
+            true => None,
+            false => self.expiry.remove(&key),
+        };
+        Some((key, slot, expiry))
+    }
 }
 
 /// A table below this capacity is not made smaller: there is nothing to gain.
@@ -102,14 +135,22 @@ impl Shard {
                 }
                 removed
             }
-            Key::Word(word) => {
-                let removed = self.words.remove(&**word);
-                if is_sparse(self.words.len(), self.words.capacity()) {
-                    self.words.shrink_to(self.words.len() * 2);
-                }
-                removed
-            }
+            Key::Word(word) => self.words.remove(&**word),
         }
+    }
+
+    /// The message, which is there or has just gone, expires then, or never; when it did before.
+    pub fn set_expiry(&mut self, key: &Key, expires_ms: Option<u64>) -> Option<u64> {
+        match expires_ms {
+            Some(expires_ms) => self.expiry.insert(key.clone(), expires_ms),
+            None if self.expiry.is_empty() => None,
+            None => self.expiry.remove(key),
+        }
+    }
+
+    /// When the message expires, in milliseconds since the Unix epoch; `None` if it does not.
+    pub fn expiry(&self, key: &Key) -> Option<u64> {
+        self.expiry.get(key).copied()
     }
 
     /// How many messages it holds.
@@ -122,14 +163,15 @@ impl Shard {
         self.len() == 0
     }
 
-    /// The memory it takes, in bytes: buckets times their size, and the text of the keys. What the
-    /// allocator adds (8 to 23 bytes for each key that is not an id) is left out, and so are
-    /// buckets that deletes have spoiled until the table is next rebuilt.
+    /// The most memory that it takes, in bytes: buckets times their size, nodes that are least full,
+    /// the text of the keys. What the allocator adds (8 to 23 bytes for each key that is not an id)
+    /// is left out, and so are buckets that deletes have spoiled until the table is next rebuilt,
+    /// and when messages expire.
     pub fn memory_bytes(&self) -> usize {
         let texts: usize = self.words.keys().map(|word| word.len()).sum();
         size_of::<Shard>()
             + table_bytes(self.ids.capacity(), size_of::<(u64, Slot)>())
-            + table_bytes(self.words.capacity(), size_of::<(Box<str>, Slot)>())
+            + tree_bytes(self.words.len(), size_of::<(Box<str>, Slot)>())
             + texts
     }
 
@@ -138,14 +180,35 @@ impl Shard {
         self.ids.iter().map(|(id, slot)| (*id, *slot))
     }
 
-    /// All messages, ids and other keys, in no order.
-    pub(super) fn into_messages(self) -> (IntoIter<u64, Slot>, IntoIter<Box<str>, Slot>) {
-        (self.ids.into_iter(), self.words.into_iter())
+    /// All messages.
+    pub(super) fn into_messages(self) -> Messages {
+        Messages {
+            ids: self.ids.into_iter(),
+            words: self.words.into_iter(),
+            expiry: self.expiry,
+        }
     }
 
-    /// All messages with another key, in no order.
+    /// All messages with another key, in bytewise order.
     pub fn words(&self) -> impl Iterator<Item = (&str, Slot)> {
         self.words.iter().map(|(word, slot)| (&**word, *slot))
+    }
+
+    /// Those of them from this text on, or behind it (`is_after`).
+    pub fn words_from(&self, from: &str, is_after: bool) -> impl Iterator<Item = (&str, Slot)> {
+        let from = match is_after {
+            true => Bound::Excluded(from),
+            false => Bound::Included(from),
+        };
+        let range = self.words.range::<str, _>((from, Bound::Unbounded));
+        range.map(|(word, slot)| (&**word, *slot))
+    }
+
+    /// When messages expire, of those that do.
+    pub(super) fn expiries(&self) -> impl Iterator<Item = (&Key, u64)> {
+        self.expiry
+            .iter()
+            .map(|(key, expires_ms)| (key, *expires_ms))
     }
 }
 
@@ -156,6 +219,12 @@ fn table_bytes(capacity: usize, bucket_bytes: usize) -> usize {
         return 0;
     }
     (capacity * 8).div_ceil(7).next_power_of_two() * (bucket_bytes + 1) + 16
+}
+
+/// The standard library's tree has nodes of 11 places, of which at least 5 are filled: as many
+/// leaves at most as that makes, with 12 bytes beside their places, and a fifth of it above them.
+fn tree_bytes(len: usize, item_bytes: usize) -> usize {
+    len.div_ceil(5) * (11 * item_bytes + 12) * 6 / 5
 }
 
 fn is_sparse(len: usize, capacity: usize) -> bool {

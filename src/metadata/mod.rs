@@ -7,6 +7,7 @@
 //! Lookups run beside `apply` on other threads: [`state::Shards`] is where the two meet.
 
 pub mod command;
+pub mod listing;
 pub mod members;
 pub mod message_index;
 pub mod once;
@@ -15,3 +16,4 @@ pub mod settings;
 pub mod snapshot;
 pub mod state;
 pub mod tokens;
+pub mod transact;

@@ -75,6 +75,8 @@ pub enum TokenRefusal {
     InUse,
     /// The token of a part is not remembered any more.
     Expired,
+    /// The token was used for another kind of request.
+    Used,
 }
 
 impl Once {

@@ -19,12 +19,13 @@
 //! Little-endian; `varint`, `text`, `key`, `registration` and `set` (1 byte number of members, then
 //! ids of 8 bytes, ascending) as in [`super::command`]. Whoever stores chunks keeps their lengths
 //! and checksums. The head comes first, members before messages; otherwise in no order. A state
-//! that never saw a token is written in version 1, any other in version 2.
+//! that never saw a token is written in version 1, one in which messages expire in version 3, any
+//! other in version 2.
 //!
 //! | chunk | part | size | meaning |
 //! |---|---|---|---|
 //! | head | kind | 1 | 1 |
-//! | | version | 1 | 1 or 2: of all chunks |
+//! | | version | 1 | 1, 2 or 3: of all chunks |
 //! | | index | 8 | everything up to it is in the snapshot, nothing after it |
 //! | | messages, members | varint each | how many there are |
 //! | | reserved until | varint | `Settings::reserved_until` |
@@ -42,13 +43,13 @@
 //! | | each: key | | |
 //! | | each: set | varint | its place among the chunk's sets |
 //! | | each: revision, length | 8, varint | |
+//! | | each: expiry | varint | from version 3 on: milliseconds since the Unix epoch, 0: never |
 //! | tokens | kind | 1 | 4, from version 2 on |
 //! | | count | varint | at least 1; that many follow |
 //! | | each: token, expiry, use | | see `metadata::tokens`, module `bytes` |
 
 mod shard_cell;
 
-use std::collections::hash_map::IntoIter;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxBuildHasher;
@@ -57,14 +58,14 @@ pub use self::shard_cell::ShardCell;
 use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX};
 use crate::metadata::command::{DecodeError, Input, put_key, put_registration, put_varint};
 use crate::metadata::members::Member;
-use crate::metadata::message_index::{Shard, Slot, shard_of};
+use crate::metadata::message_index::{Messages, Slot, shard_of};
 use crate::metadata::replica_sets::{ReplicaSet, ReplicaSets, SetId};
 use crate::metadata::settings::Settings;
 use crate::metadata::state::{Shards, State};
 use crate::metadata::tokens::Frozen;
 
 /// The highest version.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const KIND_HEAD: u8 = 1;
 const KIND_MEMBERS: u8 = 2;
 const KIND_MESSAGES: u8 = 3;
@@ -109,8 +110,9 @@ pub struct Capture {
     /// The next shard to take.
     next_shard: usize,
     /// What is left of the one before.
-    ids: IntoIter<u64, Slot>,
-    words: IntoIter<Box<str>, Slot>,
+    messages: Messages,
+    /// Whether it tells when messages expire.
+    has_expiry: bool,
     /// [`CHUNK_BYTES`], less in tests.
     chunk_bytes: usize,
 }
@@ -125,13 +127,12 @@ impl<S: Shards> State<S> {
             self.applied_index
         );
         self.shards.begin_snapshot();
-        let (ids, words) = Shard::default().into_messages();
         Capture {
             first: encode_small(self, index),
             tokens: self.tokens.freeze(),
             next_shard: 0,
-            ids,
-            words,
+            messages: Messages::default(),
+            has_expiry: !self.expiry.is_empty(),
             chunk_bytes: CHUNK_BYTES,
         }
     }
@@ -141,13 +142,18 @@ impl<S: Shards> State<S> {
 fn encode_small<S: Shards>(state: &State<S>, index: u64) -> VecDeque<Vec<u8>> {
     let tokens = &state.tokens;
     let has_tokens = tokens.clock_ms() > 0 || !tokens.is_empty();
-    let mut head = vec![KIND_HEAD, 1 + u8::from(has_tokens)];
+    let version = match (state.expiry.is_empty(), has_tokens) {
+        (false, _) => 3,
+        (true, true) => 2,
+        (true, false) => 1,
+    };
+    let mut head = vec![KIND_HEAD, version];
     head.extend(index.to_le_bytes());
     put_varint(&mut head, state.messages);
     put_varint(&mut head, state.members.iter().count() as u64);
     put_varint(&mut head, state.settings.reserved_until);
     head.push(state.settings.tolerance.unwrap_or(0));
-    if has_tokens {
+    if version > 1 {
         put_varint(&mut head, tokens.clock_ms());
         put_varint(&mut head, tokens.len() as u64);
     }
@@ -195,7 +201,7 @@ impl Capture {
             if chunk.body.len() >= self.chunk_bytes || self.next_shard == shards.shard_count() {
                 return chunk.finish();
             }
-            (self.ids, self.words) = shards.take_shard(self.next_shard).into_messages();
+            self.messages = shards.take_shard(self.next_shard).into_messages();
             self.next_shard += 1;
         }
     }
@@ -203,12 +209,12 @@ impl Capture {
     /// Adds messages of the shard at hand until the chunk is full.
     fn fill(&mut self, chunk: &mut MessageChunk, sets: &ReplicaSets) {
         while chunk.body.len() < self.chunk_bytes {
-            if let Some((id, slot)) = self.ids.next() {
-                chunk.add(&Key::Id(id), slot, sets);
-            } else if let Some((word, slot)) = self.words.next() {
-                chunk.add(&Key::Word(word), slot, sets);
-            } else {
+            let Some((key, slot, expires_ms)) = self.messages.next() else {
                 return;
+            };
+            chunk.add(&key, slot, sets);
+            if self.has_expiry {
+                put_varint(&mut chunk.body, expires_ms.unwrap_or(0));
             }
         }
     }
@@ -271,6 +277,7 @@ pub struct Restore {
 #[derive(Debug)]
 struct Head {
     index: u64,
+    version: u8,
     messages: u64,
     members: u64,
     settings: Settings,
@@ -297,7 +304,10 @@ impl Restore {
         match (kind, &self.head) {
             (KIND_HEAD, None) => self.head = Some(Head::decode(&mut input)?),
             (KIND_MEMBERS, Some(_)) if self.messages == 0 => members(state, &mut input)?,
-            (KIND_MESSAGES, Some(_)) => self.messages(state, &mut input)?,
+            (KIND_MESSAGES, Some(head)) => {
+                let has_expiry = head.version >= 3;
+                self.messages(state, has_expiry, &mut input)?;
+            }
             (KIND_TOKENS, Some(_)) => {
                 for _ in 0..input.length(CHUNK_BYTES_MAX, "number of tokens")? {
                     state.tokens.decode(&mut input)?;
@@ -314,6 +324,7 @@ impl Restore {
     fn messages<S: Shards>(
         &mut self,
         state: &mut State<S>,
+        has_expiry: bool,
         input: &mut Input<'_>,
     ) -> Result<(), RestoreError> {
         let mut sets = Vec::new();
@@ -341,24 +352,28 @@ impl Restore {
             let named = sets
                 .get_mut(place)
                 .ok_or(RestoreError::Invalid("place of a set"))?;
+            let expires_ms = if has_expiry { input.varint()? } else { 0 };
             named.records += 1;
             named.bytes += u64::from(length);
-            messages.push((key, place, revision, length));
+            messages.push((key, place, revision, length, expires_ms));
         }
         let ids = self.count(state, &sets)?;
-        for (key, place, revision, length) in &messages {
+        for (key, place, revision, length, expires_ms) in &messages {
             let slot = Slot {
                 revision: *revision,
                 set: ids[*place],
                 length: *length,
             };
             let shard = shard_of(key, state.shards.shard_count());
-            let held = state
-                .shards
-                .write_shard(shard, |shard| shard.insert(key, slot));
+            let expires_ms = (*expires_ms > 0).then_some(*expires_ms);
+            let held = state.shards.write_shard(shard, |shard| {
+                shard.set_expiry(key, expires_ms);
+                shard.insert(key, slot)
+            });
             if held.is_some() {
                 return Err(RestoreError::Invalid("key, which is there twice"));
             }
+            state.expiry.extend(expires_ms.map(|at| (at, key.clone())));
         }
         self.messages += messages.len() as u64;
         state.messages = self.messages;
@@ -435,6 +450,7 @@ impl Head {
             _ => (input.varint()?, input.varint()?),
         };
         Ok(Head {
+            version,
             clock_ms,
             tokens,
             index,

@@ -15,7 +15,10 @@
 
 pub(super) mod digest;
 mod once;
+mod transact;
 mod writes;
+
+pub use self::transact::EXPIRED_MAX;
 
 use std::collections::BTreeSet;
 
@@ -50,6 +53,13 @@ pub trait Shards {
     fn take_shard(&mut self, shard: usize) -> Shard;
     /// The snapshot is complete or given up: copies that nobody took go.
     fn end_snapshot(&mut self);
+
+    /// When a message expires, if it does; `None` if there is no such message.
+    fn expiry_ms(&self, key: &Key) -> Option<Option<u64>> {
+        self.read_shard(shard_of(key, self.shard_count()), |shard| {
+            shard.find(key).map(|_| shard.expiry(key))
+        })
+    }
 
     /// The current record of `key`; what a [`Lookup`] of the same store answers.
     fn entry(&self, key: &Key) -> Option<Entry> {
@@ -142,6 +152,8 @@ pub struct State<S> {
     pub(super) members: Members,
     pub(super) settings: Settings,
     pub(super) tokens: Tokens,
+    /// When each message expires that does; the shards hold the same by key.
+    pub(super) expiry: BTreeSet<(u64, Key)>,
     /// How many messages there are: the shards' lengths added up.
     pub(super) messages: u64,
     /// The Raft index up to which everything is applied.
@@ -158,6 +170,7 @@ impl<S: Shards> State<S> {
             members: Members::default(),
             settings: Settings::default(),
             tokens: Tokens::default(),
+            expiry: BTreeSet::new(),
             messages: 0,
             applied_index: 0,
             changed: BTreeSet::new(),
@@ -182,6 +195,7 @@ impl<S: Shards> State<S> {
         self.members = Members::default();
         self.settings = Settings::default();
         self.tokens = Tokens::default();
+        self.expiry.clear();
         self.messages = 0;
         self.applied_index = 0;
         self.changed.clear();
@@ -206,6 +220,8 @@ impl<S: Shards> State<S> {
                 Applied::Set
             }
             Change::Once(once) => self.once(once),
+            Change::Transact(transact) => self.transact(transact),
+            Change::Expire { now_ms } => self.expire(*now_ms),
         }
     }
 
@@ -322,10 +338,18 @@ impl<S: Shards> State<S> {
                 let ids = shard
                     .ids()
                     .map(|(id, slot)| self.message_digest(1, id, "", slot));
+                let expiries = shard.expiries().map(|(key, expires_ms)| {
+                    let mut digest = Digest::default();
+                    digest.number(3);
+                    digest.text(&key.to_string());
+                    digest.number(expires_ms);
+                    digest.value()
+                });
                 let words = shard
                     .words()
                     .map(|(key, slot)| self.message_digest(2, 0, key, slot));
-                ids.chain(words).fold(0, u64::wrapping_add)
+                let all = ids.chain(words).chain(expiries);
+                all.fold(0, u64::wrapping_add)
             });
             messages = messages.wrapping_add(sum);
         }
@@ -358,14 +382,11 @@ impl<S: Shards> Lookup for State<S> {
 /// R2: the command, and each revision in it, is of the term in which its entry was proposed.
 fn is_of_term(command: &Command, entry_term: u64) -> bool {
     command.term == entry_term
-        && command
-            .operations()
-            .iter()
-            .all(|operation| match operation {
-                Operation::Set { .. } if faults::has(Fault::CountEarlierTermCopy) => true,
-                Operation::Set { revision, .. } => revision.term() == entry_term,
-                Operation::Delete { .. } => true,
-            })
+        && command.operations().all(|operation| match operation {
+            Operation::Set { .. } if faults::has(Fault::CountEarlierTermCopy) => true,
+            Operation::Set { revision, .. } => revision.term() == entry_term,
+            Operation::Delete { .. } => true,
+        })
 }
 
 #[cfg(test)]
@@ -446,7 +467,8 @@ mod tests {
             other => panic!("{other:?}"),
         };
         use OperationResult::{Deleted, NotFound, Stored};
-        assert_eq!(results, [Stored, Stored, Deleted, NotFound]);
+        let (first_set, second_set) = (Stored { created: true }, Stored { created: false });
+        assert_eq!(results, [first_set, second_set, Deleted, NotFound]);
         assert_eq!(released, [copies(&first), copies(&second)]);
         assert_eq!((h.state.message_count(), h.load(2)), (0, (0, 0)));
         assert!(h.state.shards().sets.is_empty());
@@ -611,8 +633,9 @@ mod properties {
                         replicas,
                         length,
                     };
-                    self.messages.insert(key.clone(), entry);
-                    OperationResult::Stored
+                    let before = self.messages.insert(key.clone(), entry);
+                    let created = before.is_none();
+                    OperationResult::Stored { created }
                 }
                 Operation::Delete { key } => match self.messages.remove(key) {
                     Some(_) => OperationResult::Deleted,

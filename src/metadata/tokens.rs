@@ -1,7 +1,7 @@
 //! Idempotency tokens that are remembered, and what each of them did. Pure.
 //!
 //! A token is remembered from the entry in which its write took effect, for the window that this
-//! entry carries; only what took effect is remembered, a failure is not. Who finds it here does not
+//! entry carries; only what was decided is remembered, a failure is not. Who finds it here does not
 //! write again but gets the first answer (`metadata::state`, module `once`).
 //!
 //! **Time** is the leader's, carried in commands: the table's clock is the highest time of any
@@ -9,7 +9,8 @@
 //! that is not live is as good as forgotten, whether it was dropped already or not. So what apply
 //! decides depends on the commands alone (A3), and not on how much was swept.
 //!
-//! **Bounds.** A token weighs 1, one of an unfinished bulk write as many as it has gaps, plus 1;
+//! **Bounds.** A token weighs 1, one of an unfinished bulk write as many as it has gaps, plus 1,
+//! one of a transaction as many as it has steps;
 //! all together weigh at most [`WEIGHT_MAX`]. Beyond it a token is refused and nothing is written.
 //! Each command drops at most [`SWEPT_MAX`] tokens that are not live, and as many more as it may
 //! add itself: so a token is refused only if [`WEIGHT_MAX`] is reached by live ones.
@@ -35,7 +36,9 @@ use std::sync::Arc;
 
 pub use self::progress::{Progress, RANGES_MAX};
 use crate::ids::{Revision, Token};
+use crate::metadata::command::OperationResult;
 use crate::metadata::message_index::mix;
+use crate::metadata::once::TokenRefusal;
 use crate::metadata::state::digest::Digest;
 
 /// What all remembered tokens may weigh together: about a million of them, or 8,700 new ones a
@@ -53,9 +56,25 @@ const SHARDS: usize = 1 << 15;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A message was stored.
-    Stored(Revision),
+    Stored {
+        /// The write's revision.
+        revision: Revision,
+        /// Whether there was no such message before.
+        created: bool,
+    },
     /// A message was deleted.
     Deleted,
+    /// When a message expires was changed.
+    ExpirySet,
+    /// The condition did not hold; the revision that the message had.
+    Mismatch(Option<Revision>),
+    /// A step of a transaction: nothing, because of the step at this position.
+    NotApplied {
+        /// From 0 on.
+        position: u32,
+    },
+    /// A step of a transaction: a read, which a repeat does anew.
+    Read,
     /// There was no message to delete.
     NotFound,
     /// All messages of a bulk write were stored.
@@ -74,6 +93,8 @@ pub enum Use {
     Done(Outcome),
     /// For a bulk write that is under way, or was given up on the way.
     Bulk(Progress),
+    /// For a transaction: what became of each of its steps.
+    Transaction(Arc<[Outcome]>),
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +139,7 @@ impl Use {
         match self {
             Use::Done(_) => 1,
             Use::Bulk(progress) => progress.stored().len().max(1),
+            Use::Transaction(outcomes) => outcomes.len(),
         }
     }
 }
@@ -158,6 +180,22 @@ impl Tokens {
         self.weight < self.weight_max
     }
 
+    /// Whether a transaction of so many steps fits.
+    pub(super) fn has_room_for(&self, steps: usize) -> bool {
+        self.weight + steps <= self.weight_max
+    }
+
+    /// What becomes of a write with this token without being done: it is a repeat, or is refused.
+    pub(super) fn passes_over(&self, token: &Token) -> Option<OperationResult> {
+        match self.find(token) {
+            Some(Use::Done(first)) => Some(OperationResult::Repeated(*first)),
+            Some(Use::Bulk(_)) => Some(OperationResult::Refused(TokenRefusal::InUse)),
+            Some(Use::Transaction(_)) => Some(OperationResult::Refused(TokenRefusal::Used)),
+            None if !self.has_room() => Some(OperationResult::Refused(TokenRefusal::TooMany)),
+            None => None,
+        }
+    }
+
     /// Whether one more range fits into a progress that was taken.
     pub(super) fn has_room_beside(&self, progress: &Progress) -> bool {
         let ranges = progress.stored().len();
@@ -176,7 +214,9 @@ impl Tokens {
         };
         match self.forget(token) {
             Some(Use::Bulk(progress)) => Some(progress),
-            Some(Use::Done(_)) | None => unreachable!("it was found as a bulk write"),
+            Some(Use::Done(_) | Use::Transaction(_)) | None => {
+                unreachable!("it was found as a bulk write")
+            }
         }
     }
 

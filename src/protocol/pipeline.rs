@@ -211,12 +211,7 @@ mod tests {
 
     fn set(length: usize) -> Work {
         let payload = Bytes::from(vec![0; length]);
-        let (key, token) = (Key::Id(1), None);
-        Work::Write(Write::Set {
-            key,
-            payload,
-            token,
-        })
+        Work::Write(Write::set(Key::Id(1), payload, None))
     }
 
     fn busy(count: usize) -> Vec<Reply> {
@@ -228,6 +223,7 @@ mod tests {
             Batch::Writes(writes) => writes.len(),
             Batch::Reads(keys) => keys.len(),
             Batch::Bulk { .. } | Batch::Where(_) | Batch::Count => 1,
+            Batch::Transaction(_) | Batch::Ttl(_) | Batch::List(_) => 1,
             Batch::Status | Batch::Group(_) => 1,
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::error::Failure;
-use crate::ids::Revision;
+use crate::ids::{Key, Revision};
 
 /// The answer to one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +15,18 @@ pub enum Reply {
     Stored {
         /// The write's revision.
         revision: Revision,
+        /// Whether there was no such message before.
+        created: bool,
     },
     /// A message was deleted.
     Deleted,
+    /// When a message expires was changed.
+    ExpirySet,
+    /// The write's condition does not hold; nothing changed.
+    Mismatch {
+        /// What the message was written by; `None`: there is no such message.
+        revision: Option<Revision>,
+    },
     /// No such message: said only by applied metadata of a confirmed leader (A11).
     NotFound,
     /// A message.
@@ -27,6 +36,16 @@ pub enum Reply {
         /// Its bytes.
         payload: Bytes,
     },
+    /// What became of each step of a transaction, in order: none of these again. Of an atomic one
+    /// that was not done because of a condition, it is `Mismatch` there and `Failed` elsewhere.
+    Transaction(Vec<Reply>),
+    /// When a message expires.
+    TimeToLive {
+        /// Milliseconds left; `None`: it does not expire.
+        ms: Option<u64>,
+    },
+    /// A page of keys.
+    Keys(KeyPage),
     /// All messages of a bulk write were stored.
     BulkStored {
         /// The lowest id.
@@ -53,6 +72,26 @@ pub enum Reply {
     GroupChanged,
     /// It was not done, or its outcome is unknown.
     Failed(Failure),
+}
+
+/// The answer to a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyPage {
+    /// In bytewise order of the keys' text; as many as were asked for at most.
+    pub keys: Vec<ListedKey>,
+    /// Whether there are more behind them.
+    pub has_more: bool,
+}
+
+/// A message in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedKey {
+    /// Its name.
+    pub key: Key,
+    /// What wrote it.
+    pub revision: Revision,
+    /// Its length.
+    pub bytes: u64,
 }
 
 /// What the active leader believes of a member.

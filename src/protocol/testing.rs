@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::reply::{
-    ClusterStatus, GroupTable, MemberState, MemberStatus, PeerRole, PeerState, PeerStatus,
-    ReplicaStatus, Reply,
+    ClusterStatus, GroupTable, KeyPage, ListedKey, MemberState, MemberStatus, PeerRole, PeerState,
+    PeerStatus, ReplicaStatus, Reply,
 };
-use super::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, GroupRequest, Write};
+use super::request::{
+    BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Batch, Condition, GroupRequest, ListRequest, Step,
+    Transaction, Write,
+};
 use crate::error::Failure;
 use crate::ids::{Key, Revision, Token};
 
@@ -17,6 +20,8 @@ use crate::ids::{Key, Revision, Token};
 pub struct FakeStore {
     /// The messages.
     pub messages: BTreeMap<Key, (Revision, Bytes)>,
+    /// How long messages live, of those that expire: time stands still.
+    pub ttls: BTreeMap<Key, u64>,
     /// The first replies to writes with a token.
     pub tokens: BTreeMap<Token, Reply>,
     /// When set, every request fails so.
@@ -63,12 +68,7 @@ impl FakeStore {
                 self.next_id += count;
                 for id in first..=self.next_id {
                     let payload = payload.clone();
-                    let (key, token) = (Key::Id(id), None);
-                    self.write(Write::Set {
-                        key,
-                        payload,
-                        token,
-                    });
+                    self.write(Write::set(Key::Id(id), payload, None));
                 }
                 let last = self.next_id;
                 let reply = Reply::BulkStored { first, last };
@@ -76,6 +76,9 @@ impl FakeStore {
                     .extend(token.map(|token| (token, reply.clone())));
                 vec![reply]
             }
+            Batch::Transaction(transaction) => vec![self.transaction(transaction)],
+            Batch::Ttl(key) => vec![self.ttl(&key)],
+            Batch::List(request) => vec![self.list(&request)],
             Batch::Where(key) => vec![self.locate(&key)],
             Batch::Count => vec![Reply::Count(self.messages.len() as u64)],
             Batch::Status => vec![Reply::Status(Box::new(self.status()))],
@@ -87,24 +90,105 @@ impl FakeStore {
     fn write(&mut self, write: Write) -> Reply {
         self.sequence += 1;
         let revision = Revision::new(0, self.sequence);
-        let (Write::Set { token, .. } | Write::Delete { token, .. }) = &write;
-        let token = token.clone();
+        let token = write.token().cloned();
         if let Some(reply) = self.repeated(token.as_ref()) {
             return reply;
         }
+        let reply = match self.mismatch(&write) {
+            Some(reply) => reply,
+            None => self.change(write, revision),
+        };
+        self.tokens
+            .extend(token.map(|token| (token, reply.clone())));
+        reply
+    }
+
+    fn mismatch(&self, write: &Write) -> Option<Reply> {
+        let held = self.messages.get(write.key()).map(|held| held.0);
+        let holds = match write.condition()? {
+            Condition::Revision(demanded) => held == Some(demanded),
+            Condition::Absent => held.is_none(),
+            Condition::Exists => held.is_some(),
+        };
+        (!holds).then_some(Reply::Mismatch { revision: held })
+    }
+
+    fn change(&mut self, write: Write, revision: Revision) -> Reply {
+        let ttl_ms = write.ttl_ms();
+        let key = write.key().clone();
         let reply = match write {
             Write::Set { key, payload, .. } => {
-                self.messages.insert(key, (revision, payload));
-                Reply::Stored { revision }
+                let before = self.messages.insert(key, (revision, payload));
+                let created = before.is_none();
+                Reply::Stored { revision, created }
             }
             Write::Delete { key, .. } => match self.messages.remove(&key) {
                 Some(_) => Reply::Deleted,
                 None => Reply::NotFound,
             },
+            Write::Expire { key, .. } if !self.messages.contains_key(&key) => Reply::NotFound,
+            Write::Expire { .. } => Reply::ExpirySet,
         };
-        self.tokens
-            .extend(token.map(|token| (token, reply.clone())));
+        match ttl_ms.filter(|_| self.messages.contains_key(&key)) {
+            Some(ttl_ms) => self.ttls.insert(key, ttl_ms),
+            None => self.ttls.remove(&key),
+        };
         reply
+    }
+
+    /// As `apply` decides it, but for tokens.
+    fn transaction(&mut self, transaction: Transaction) -> Reply {
+        if transaction.is_atomic {
+            let before = (self.messages.clone(), self.ttls.clone());
+            let replies = self.steps(transaction.steps);
+            let is_mismatch = |reply: &Reply| matches!(reply, Reply::Mismatch { .. });
+            let Some(position) = replies.iter().position(is_mismatch) else {
+                return Reply::Transaction(replies);
+            };
+            (self.messages, self.ttls) = before;
+            let mut failed = vec![Reply::Failed(Failure::NotApplied { position }); replies.len()];
+            failed[position] = replies[position].clone();
+            return Reply::Transaction(failed);
+        }
+        Reply::Transaction(self.steps(transaction.steps))
+    }
+
+    fn steps(&mut self, steps: Vec<Step>) -> Vec<Reply> {
+        let steps = steps.into_iter().map(|step| match step {
+            Step::Write(write) => self.write(write),
+            Step::Get(key) => self.read(&key),
+        });
+        steps.collect()
+    }
+
+    fn list(&self, request: &ListRequest) -> Reply {
+        let mut keys: Vec<(String, ListedKey)> = Vec::new();
+        for (key, (revision, payload)) in &self.messages {
+            let listed = ListedKey {
+                key: key.clone(),
+                revision: *revision,
+                bytes: payload.len() as u64,
+            };
+            keys.push((key.to_string(), listed));
+        }
+        keys.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        keys.retain(|(text, _)| text.starts_with(&*request.prefix));
+        let after = request.after.as_deref();
+        keys.retain(|(text, _)| after.is_none_or(|after| text.as_str() > after));
+        let has_more = keys.len() > request.limit as usize;
+        let keys = keys.into_iter().take(request.limit as usize);
+        Reply::Keys(KeyPage {
+            keys: keys.map(|(_, listed)| listed).collect(),
+            has_more,
+        })
+    }
+
+    fn ttl(&self, key: &Key) -> Reply {
+        if !self.messages.contains_key(key) {
+            return Reply::NotFound;
+        }
+        let ms = self.ttls.get(key).copied();
+        Reply::TimeToLive { ms }
     }
 
     fn repeated(&self, token: Option<&Token>) -> Option<Reply> {

@@ -435,8 +435,11 @@ mod tests {
     use super::*;
     use crate::error::Failure;
     use crate::ids::{ClusterId, MemberId, PeerId, Token};
-    use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
-    use crate::protocol::request::{BULK_COUNT_MAX, Batch, Write};
+    use crate::protocol::reply::{KeyPage, ListedKey, MemberState, ReplicaStatus, Reply};
+    use crate::protocol::request::{
+        BULK_COUNT_MAX, Batch, Condition, ListRequest, PAGE_KEYS_MAX, SetOptions, Step, TTL_MS_MAX,
+        Transaction, Write,
+    };
     use crate::rpc::message::{
         JoinAnswer, JoinRequest, RaftRequest, Refusal, Role, SnapshotChunk, StandingAnswer,
     };
@@ -650,8 +653,8 @@ mod tests {
         };
         let write = |key: &str, token: &str| request::Write {
             key: word(key),
-            payload: None,
             token: token.to_owned(),
+            ..request::Write::default()
         };
         let bulk = |count, bytes| {
             asks(Some(request::Batch::Bulk(request::Bulk {
@@ -880,15 +883,26 @@ mod tests {
                 let token = "[a-z]{1,9}".prop_map(|text| Token::parse(text.as_bytes()).ok());
                 prop_oneof![token, Just(None)]
             };
-            let set = (key(), payload(), token()).prop_map(|(key, payload, token)| Write::Set {
-                key,
-                payload,
-                token,
-            });
-            let delete = (key(), token()).prop_map(|(key, token)| Write::Delete { key, token });
             let bulk = (1..=BULK_COUNT_MAX, payload(), token());
+            let get = || key().prop_map(Step::Get);
+            let step = || prop_oneof![get(), write(Just(None)).prop_map(Step::Write)];
+            let text = || "[a-z0-9]{0,5}".prop_map(|text| text.into());
+            let list = (text(), proptest::option::of(text()), 1..=PAGE_KEYS_MAX);
             prop_oneof![
-                vec(prop_oneof![set, delete], 1..5).prop_map(Batch::Writes),
+                vec(write(token()), 1..5).prop_map(Batch::Writes),
+                (vec(step(), 1..5), any::<bool>(), token()).prop_map(
+                    |(steps, is_atomic, token)| Batch::Transaction(Transaction {
+                        steps,
+                        is_atomic,
+                        token
+                    })
+                ),
+                key().prop_map(Batch::Ttl),
+                list.prop_map(|(prefix, after, limit)| Batch::List(ListRequest {
+                    prefix,
+                    after,
+                    limit
+                })),
                 vec(key(), 1..5).prop_map(Batch::Reads),
                 bulk.prop_map(|(count, payload, token)| Batch::Bulk {
                     count,
@@ -900,7 +914,64 @@ mod tests {
             ]
         }
 
+        fn write(
+            token: impl Strategy<Value = Option<Token>> + Clone,
+        ) -> impl Strategy<Value = Write> {
+            let condition = || {
+                let one = prop_oneof![
+                    revision().prop_map(Condition::Revision),
+                    Just(Condition::Absent),
+                    Just(Condition::Exists),
+                ];
+                proptest::option::of(one)
+            };
+            let ttl_ms = || proptest::option::of(1..=TTL_MS_MAX);
+            let options = (token.clone(), condition(), ttl_ms());
+            let set = (key(), payload(), options).prop_map(
+                |(key, payload, (token, condition, ttl_ms))| Write::Set {
+                    key,
+                    payload,
+                    options: SetOptions {
+                        token,
+                        condition,
+                        ttl_ms,
+                    },
+                },
+            );
+            let delete = (key(), token.clone(), condition()).prop_map(|(key, token, condition)| {
+                Write::Delete {
+                    key,
+                    token,
+                    condition,
+                }
+            });
+            let expire = (key(), token, ttl_ms()).prop_map(|(key, token, ttl_ms)| Write::Expire {
+                key,
+                token,
+                ttl_ms,
+            });
+            prop_oneof![set, delete, expire]
+        }
+
+        fn page() -> impl Strategy<Value = Reply> {
+            let listed = (key(), revision(), any::<u64>());
+            let listed = listed.prop_map(|(key, revision, bytes)| ListedKey {
+                key,
+                revision,
+                bytes,
+            });
+            (vec(listed, 0..3), any::<bool>())
+                .prop_map(|(keys, has_more)| Reply::Keys(KeyPage { keys, has_more }))
+        }
+
         fn reply() -> impl Strategy<Value = Reply> {
+            prop_oneof![
+                5 => simple_reply(),
+                1 => vec(simple_reply(), 1..4).prop_map(Reply::Transaction),
+            ]
+        }
+
+        fn simple_reply() -> impl Strategy<Value = Reply> {
             let range = || (0..9u64, 9..99u64);
             let state = prop_oneof![
                 Just(MemberState::Up),
@@ -916,7 +987,12 @@ mod tests {
             );
             let location = (revision(), any::<u64>(), vec(replica, 0..4));
             prop_oneof![
-                revision().prop_map(|revision| Reply::Stored { revision }),
+                (revision(), any::<bool>())
+                    .prop_map(|(revision, created)| Reply::Stored { revision, created }),
+                proptest::option::of(revision()).prop_map(|revision| Reply::Mismatch { revision }),
+                proptest::option::of(any::<u64>()).prop_map(|ms| Reply::TimeToLive { ms }),
+                Just(Reply::ExpirySet),
+                page(),
                 Just(Reply::Deleted),
                 Just(Reply::NotFound),
                 (revision(), payload())
@@ -945,6 +1021,10 @@ mod tests {
                 Just(Failure::TooManyTokens),
                 Just(Failure::TokenInUse),
                 Just(Failure::TokenExpired),
+                Just(Failure::TokenUsed),
+                Just(Failure::Overwritten),
+                Just(Failure::ValuesTooLarge),
+                (0..9usize).prop_map(|position| Failure::NotApplied { position }),
                 (0..9usize, 0..9usize)
                     .prop_map(|(have, need)| Failure::NotEnoughMembers { have, need }),
                 "[ -~]{0,30}".prop_map(|replicas| Failure::Unavailable { replicas }),

@@ -179,15 +179,8 @@ fn batch(commands: &[Command], token: Option<&Bytes>) -> Batch {
         return Batch::Reads(reads);
     }
     let writes = commands.iter().filter_map(|command| match command {
-        Command::Set { key: name, value } => Some(Write::Set {
-            key: key(name),
-            payload: value.clone(),
-            token: token(),
-        }),
-        Command::Del { key: name } => Some(Write::Delete {
-            key: key(name),
-            token: token(),
-        }),
+        Command::Set { key: name, value } => Some(Write::set(key(name), value.clone(), token())),
+        Command::Del { key: name } => Some(Write::delete(key(name), token())),
         Command::Get { .. } | Command::Bulk { .. } => None,
     });
     Batch::Writes(writes.collect())
@@ -209,6 +202,8 @@ fn outcome(reply: &Reply) -> Outcome {
         },
         Reply::Location { .. } | Reply::Count(_) | Reply::Status(_) => Outcome::Unknown,
         Reply::Group(_) | Reply::GroupChanged => Outcome::Unknown,
+        Reply::ExpirySet | Reply::Mismatch { .. } | Reply::Transaction(_) => Outcome::Unknown,
+        Reply::TimeToLive { .. } | Reply::Keys(_) => Outcome::Unknown,
     }
 }
 

@@ -405,7 +405,7 @@ impl World {
         };
         let applied = running.parts.handle.status().applied;
         for reply in replies {
-            if let Reply::Stored { revision } = reply {
+            if let Reply::Stored { revision, .. } = reply {
                 self.oracle.lock().acknowledged(*revision, applied);
             }
         }

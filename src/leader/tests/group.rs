@@ -87,11 +87,8 @@ fn lines(text: &str) -> Vec<String> {
 }
 
 fn set(key: u64) -> Batch {
-    Batch::Writes(vec![Write::Set {
-        key: Key::Id(key),
-        payload: Bytes::from_static(b"x"),
-        token: None,
-    }])
+    let payload = Bytes::from_static(b"x");
+    Batch::Writes(vec![Write::set(Key::Id(key), payload, None)])
 }
 
 #[test]
@@ -258,7 +255,10 @@ fn a_batch_that_is_passed_on_has_one_of_three_outcomes() {
     }
     // Answered.
     let revision = Revision::new(1, 1);
-    let stored = vec![Reply::Stored { revision }];
+    let stored = vec![Reply::Stored {
+        revision,
+        created: true,
+    }];
     let answer = || Way::Ends(Ok(Response::Forward(stored.clone())));
     assert_eq!(outcome(answer(), set(1)), stored);
     let refused = |refusal| Way::Ends(Ok(Response::Refused(refusal)));

@@ -89,14 +89,18 @@ impl<'a> Input<'a> {
                         key,
                         revision: Revision::from_u64(self.u64()?),
                         replicas,
-                        length: u32::try_from(self.varint()?)
-                            .map_err(|_| DecodeError::Invalid("payload length"))?,
+                        length: self.payload_length()?,
                     },
                     None => Operation::Delete { key },
                 });
             }
         }
         Ok(operations)
+    }
+
+    pub(in crate::metadata) fn payload_length(&mut self) -> Result<u32, DecodeError> {
+        let length = u32::try_from(self.varint()?);
+        length.map_err(|_| DecodeError::Invalid("payload length"))
     }
 
     /// The replica set of a run; `None` for a run of DELs.

@@ -221,8 +221,8 @@ fn what_contradicts_itself_is_refused() {
     let twice = [&chunks[..], &chunks[2..]].concat();
     assert!(refused(&twice).contains("there twice"));
     let mut newer = chunks.clone();
-    newer[0][1] = 3;
-    assert!(refused(&newer).contains("version 3"));
+    newer[0][1] = 4;
+    assert!(refused(&newer).contains("version 4"));
     let mut counters = chunks.clone();
     *counters[1].last_mut().expect("a chunk") ^= 1;
     assert!(refused(&counters).contains("counter"));

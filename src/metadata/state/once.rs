@@ -70,10 +70,8 @@ impl<S: Shards> State<S> {
         outcome: &mut WriteOutcome,
     ) {
         let operations = slice::from_ref(operation);
-        let passed_over = match self.tokens.find(token) {
-            Some(Use::Done(first)) => OperationResult::Repeated(*first),
-            Some(Use::Bulk(_)) => OperationResult::Refused(TokenRefusal::InUse),
-            None if !self.tokens.has_room() => OperationResult::Refused(TokenRefusal::TooMany),
+        let passed_over = match self.tokens.passes_over(token) {
+            Some(result) => result,
             None => {
                 self.run_all(operations, outcome);
                 if let Some(done) = outcome_of(operation, outcome.results.last()) {
@@ -95,6 +93,7 @@ impl<S: Shards> State<S> {
                 return Applied::Resumed { first, stored };
             }
             Some(Use::Bulk(_)) => return Applied::Refused(TokenRefusal::InUse),
+            Some(Use::Transaction(_)) => return Applied::Refused(TokenRefusal::Used),
             None if !self.tokens.has_room() => return Applied::Refused(TokenRefusal::TooMany),
             None => {}
         }
@@ -111,7 +110,7 @@ impl<S: Shards> State<S> {
         let Some(mut progress) = self.tokens.take_progress(token) else {
             let done = match self.tokens.find(token) {
                 Some(Use::Done(Outcome::Bulk { first, last })) => Some(*first..=*last),
-                Some(Use::Done(_) | Use::Bulk(_)) | None => None,
+                Some(Use::Done(_) | Use::Bulk(_) | Use::Transaction(_)) | None => None,
             };
             for operation in operations {
                 let id = id_of(operation);
@@ -144,7 +143,7 @@ impl<S: Shards> State<S> {
                 outcome.pass_over(span, OperationResult::Refused(TokenRefusal::TooMany));
             } else {
                 self.run_all(span, &mut outcome);
-                if outcome.results.last() == Some(&OperationResult::Stored) {
+                if matches!(outcome.results.last(), Some(OperationResult::Stored { .. })) {
                     progress.store(begin, end);
                 }
             }
@@ -160,10 +159,16 @@ impl<S: Shards> State<S> {
 }
 
 /// What is remembered of an operation; nothing if it had no effect.
-fn outcome_of(operation: &Operation, result: Option<&OperationResult>) -> Option<Outcome> {
+pub(super) fn outcome_of(
+    operation: &Operation,
+    result: Option<&OperationResult>,
+) -> Option<Outcome> {
     match (operation, result?) {
-        (Operation::Set { revision, .. }, OperationResult::Stored) => {
-            Some(Outcome::Stored(*revision))
+        (Operation::Set { revision, .. }, OperationResult::Stored { created }) => {
+            Some(Outcome::Stored {
+                revision: *revision,
+                created: *created,
+            })
         }
         (Operation::Delete { .. }, OperationResult::Deleted) => Some(Outcome::Deleted),
         (Operation::Delete { .. }, OperationResult::NotFound) => Some(Outcome::NotFound),

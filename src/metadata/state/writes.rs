@@ -25,6 +25,15 @@ impl<S: Shards> State<S> {
 
     /// All operations of a write were applied.
     pub(super) fn end_write(&mut self, outcome: WriteOutcome) -> Applied {
+        let (results, released) = self.end_outcome(outcome);
+        Applied::Write { results, released }
+    }
+
+    /// The results, and the records that no message has any more.
+    pub(super) fn end_outcome(
+        &mut self,
+        outcome: WriteOutcome,
+    ) -> (Vec<OperationResult>, Vec<(Revision, ReplicaSet)>) {
         self.drop_records(&outcome.dropped);
         let WriteOutcome {
             results,
@@ -35,7 +44,7 @@ impl<S: Shards> State<S> {
             let set = record.set;
             record.is_released.then_some((record.slot.revision, set))
         }));
-        Applied::Write { results, released }
+        (results, released)
     }
 
     /// Applies SETs that share a replica set.
@@ -64,16 +73,18 @@ impl<S: Shards> State<S> {
                 length: *length,
             };
             let shard = shard_of(key, self.shards.shard_count());
-            let replaced = self
-                .shards
-                .write_shard(shard, |shard| shard.insert(key, slot));
+            let (replaced, expiry) = self.shards.write_shard(shard, |shard| {
+                (shard.insert(key, slot), shard.set_expiry(key, None))
+            });
+            let created = replaced.is_none();
             match replaced {
                 // A revision is never used twice; if one were, its record must not be released.
                 Some(old) => outcome.drop_later(&self.shards, old, old.revision != *revision),
                 None => self.messages += 1,
             }
+            self.forget_expiry(key, expiry);
             bytes += u64::from(*length);
-            outcome.results.push(OperationResult::Stored);
+            outcome.results.push(OperationResult::Stored { created });
         }
         for id in members {
             self.members.add_copies(*id, run.len() as u64, bytes);
@@ -87,7 +98,11 @@ impl<S: Shards> State<S> {
                 unreachable!("a run of DELs has only DELs");
             };
             let shard = shard_of(key, self.shards.shard_count());
-            match self.shards.write_shard(shard, |shard| shard.remove(key)) {
+            let (removed, expiry) = self.shards.write_shard(shard, |shard| {
+                (shard.remove(key), shard.set_expiry(key, None))
+            });
+            self.forget_expiry(key, expiry);
+            match removed {
                 Some(old) => {
                     self.messages -= 1;
                     outcome.drop_later(&self.shards, old, true);

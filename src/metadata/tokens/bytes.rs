@@ -6,11 +6,17 @@
 //!
 //! | use | 1 byte | then |
 //! |---|---|---|
-//! | message stored | 0 | revision 8 |
+//! | message replaced | 0 | revision 8 |
 //! | message deleted | 1 | |
 //! | no message to delete | 2 | |
 //! | bulk write complete | 3 | first id varint, count varint |
 //! | bulk write under way | 4 | first id, count, number of ranges, ranges |
+//! | message created | 5 | revision 8 |
+//! | expiry changed | 6 | |
+//! | condition did not hold | 7 | revision 8, 0: there was no message |
+//! | not done because of another step | 8 | its position varint |
+//! | read | 9 | |
+//! | transaction | 10 | number of steps varint, the use of each: none of 3, 4 and 10 |
 //!
 //! A range of stored positions is its distance from the end of the one before, and its length; all
 //! these numbers are varints.
@@ -20,13 +26,19 @@ use std::sync::Arc;
 use super::progress::{Progress, RANGES_MAX};
 use super::{Frozen, Outcome, Tokens, Use};
 use crate::ids::{Revision, TOKEN_BYTES_MAX, Token};
-use crate::metadata::command::{DecodeError, Input, put_varint};
+use crate::metadata::command::{DecodeError, Input, OPERATIONS_MAX, put_varint};
 
 const USE_STORED: u8 = 0;
 const USE_DELETED: u8 = 1;
 const USE_NOT_FOUND: u8 = 2;
 const USE_BULK_DONE: u8 = 3;
 const USE_BULK: u8 = 4;
+const USE_CREATED: u8 = 5;
+const USE_EXPIRY_SET: u8 = 6;
+const USE_MISMATCH: u8 = 7;
+const USE_NOT_APPLIED: u8 = 8;
+const USE_READ: u8 = 9;
+const USE_TRANSACTION: u8 = 10;
 
 pub(in crate::metadata) fn put_token(out: &mut Vec<u8>, token: &Token) {
     put_varint(out, token.as_str().len() as u64);
@@ -77,16 +89,13 @@ impl Tokens {
 
 pub(super) fn put_use(out: &mut Vec<u8>, used: &Use) {
     match used {
-        Use::Done(Outcome::Stored(revision)) => {
-            out.push(USE_STORED);
-            out.extend(revision.as_u64().to_le_bytes());
-        }
-        Use::Done(Outcome::Deleted) => out.push(USE_DELETED),
-        Use::Done(Outcome::NotFound) => out.push(USE_NOT_FOUND),
-        Use::Done(Outcome::Bulk { first, last }) => {
-            out.push(USE_BULK_DONE);
-            put_varint(out, *first);
-            put_varint(out, last - first + 1);
+        Use::Done(outcome) => put_outcome(out, outcome),
+        Use::Transaction(outcomes) => {
+            out.push(USE_TRANSACTION);
+            put_varint(out, outcomes.len() as u64);
+            outcomes
+                .iter()
+                .for_each(|outcome| put_outcome(out, outcome));
         }
         Use::Bulk(progress) => {
             out.push(USE_BULK);
@@ -103,11 +112,72 @@ pub(super) fn put_use(out: &mut Vec<u8>, used: &Use) {
     }
 }
 
+fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
+    match outcome {
+        Outcome::Stored { revision, created } => {
+            out.push(if *created { USE_CREATED } else { USE_STORED });
+            out.extend(revision.as_u64().to_le_bytes());
+        }
+        Outcome::Deleted => out.push(USE_DELETED),
+        Outcome::NotFound => out.push(USE_NOT_FOUND),
+        Outcome::Bulk { first, last } => {
+            out.push(USE_BULK_DONE);
+            put_varint(out, *first);
+            put_varint(out, last - first + 1);
+        }
+        Outcome::ExpirySet => out.push(USE_EXPIRY_SET),
+        Outcome::Mismatch(revision) => {
+            out.push(USE_MISMATCH);
+            out.extend(revision.map_or(0, Revision::as_u64).to_le_bytes());
+        }
+        Outcome::NotApplied { position } => {
+            out.push(USE_NOT_APPLIED);
+            put_varint(out, u64::from(*position));
+        }
+        Outcome::Read => out.push(USE_READ),
+    }
+}
+
+/// The outcome of this kind, which is none of a bulk write; `None`: there is no such kind.
+fn outcome(kind: u8, input: &mut Input<'_>) -> Result<Option<Outcome>, DecodeError> {
+    Ok(Some(match kind {
+        USE_STORED | USE_CREATED => Outcome::Stored {
+            revision: Revision::from_u64(input.u64()?),
+            created: kind == USE_CREATED,
+        },
+        USE_DELETED => Outcome::Deleted,
+        USE_NOT_FOUND => Outcome::NotFound,
+        USE_EXPIRY_SET => Outcome::ExpirySet,
+        USE_MISMATCH => {
+            let revision = input.u64()?;
+            Outcome::Mismatch((revision > 0).then(|| Revision::from_u64(revision)))
+        }
+        USE_NOT_APPLIED => Outcome::NotApplied {
+            position: input.length(OPERATIONS_MAX, "position of a step")? as u32,
+        },
+        USE_READ => Outcome::Read,
+        _ => return Ok(None),
+    }))
+}
+
 fn used(input: &mut Input<'_>) -> Result<Use, DecodeError> {
-    Ok(match input.byte()? {
-        USE_STORED => Use::Done(Outcome::Stored(Revision::from_u64(input.u64()?))),
-        USE_DELETED => Use::Done(Outcome::Deleted),
-        USE_NOT_FOUND => Use::Done(Outcome::NotFound),
+    let kind = input.byte()?;
+    if let Some(outcome) = outcome(kind, input)? {
+        return Ok(Use::Done(outcome));
+    }
+    Ok(match kind {
+        USE_TRANSACTION => {
+            let mut outcomes = Vec::new();
+            for _ in 0..input.length(OPERATIONS_MAX, "number of steps")? {
+                let kind = input.byte()?;
+                let outcome = outcome(kind, input)?;
+                outcomes.push(outcome.ok_or(DecodeError::Invalid("use of a token"))?);
+            }
+            if outcomes.is_empty() {
+                return Err(DecodeError::Invalid("number of steps"));
+            }
+            Use::Transaction(outcomes.into())
+        }
         USE_BULK_DONE => {
             let progress = progress(input)?;
             Use::Done(progress.outcome())

@@ -111,16 +111,21 @@ fn delete(id: u64) -> Operation {
 }
 
 fn stored(sequence: u64) -> OperationResult {
-    OperationResult::Repeated(Outcome::Stored(Revision::new(TERM, sequence)))
+    OperationResult::Repeated(Outcome::Stored {
+        revision: Revision::new(TERM, sequence),
+        created: true,
+    })
 }
 
-use OperationResult::{Deleted, NotFound, Refused, Repeated, Stored, StoredBefore};
+const CREATED: OperationResult = OperationResult::Stored { created: true };
+
+use OperationResult::{Deleted, NotFound, Refused, Repeated, StoredBefore};
 
 #[test]
 fn a_repeat_gets_the_first_answer_and_its_record_is_released() {
     let mut h = Harness::new(10);
     let (first, second) = (h.set(1, 1), h.set(1, 2));
-    assert_eq!(h.write(0, &[("a", first)]), [Stored]);
+    assert_eq!(h.write(0, &[("a", first)]), [CREATED]);
     let tokens = vec![(0, token("a"))];
     let operations = vec![second.clone()];
     let Operation::Set {
@@ -156,8 +161,8 @@ fn a_token_takes_effect_once_within_an_entry_beside_writes_without_one() {
     let not_found = Repeated(Outcome::NotFound);
     let expected = [
         NotFound,
-        Stored,
-        Stored,
+        CREATED,
+        OperationResult::Stored { created: false },
         stored(1),
         not_found,
         Deleted,
@@ -180,7 +185,7 @@ fn what_had_no_effect_is_not_remembered() {
         h.write(0, &[("a", refused)]),
         [OperationResult::UnknownMember]
     );
-    assert_eq!(h.write(0, &[("a", set)]), [Stored]);
+    assert_eq!(h.write(0, &[("a", set)]), [CREATED]);
 }
 
 #[test]
@@ -244,7 +249,7 @@ fn little_is_swept_at_a_time_and_what_is_left_counts_for_nothing() {
 fn a_bulk_write_goes_on_under_its_ids_and_ends_once() {
     let mut h = Harness::new(10);
     assert_eq!(h.reserve(0, "b", 5), Applied::Reserved { first: 1 });
-    assert_eq!(h.part(10, "b", &[1, 2, 4]), [Stored; 3]);
+    assert_eq!(h.part(10, "b", &[1, 2, 4]), [CREATED; 3]);
     let (first, stored) = (1, vec![(0, 2), (3, 4)]);
     assert_eq!(h.reserve(90, "b", 5), Applied::Resumed { first, stored });
     // Deleted or overwritten meanwhile: it was stored once, and is not again.
@@ -254,11 +259,11 @@ fn a_bulk_write_goes_on_under_its_ids_and_ends_once() {
     // It was prolonged by each entry, and the first attempt is still running.
     assert_eq!(
         h.part(180, "b", &[1, 2, 3]),
-        [StoredBefore, StoredBefore, Stored]
+        [StoredBefore, StoredBefore, CREATED]
     );
     assert_eq!(
         h.part(181, "b", &[3, 4, 5]),
-        [StoredBefore, StoredBefore, Stored]
+        [StoredBefore, StoredBefore, CREATED]
     );
     let (first, last) = (1, 5);
     let done = Outcome::Bulk { first, last };
@@ -280,7 +285,7 @@ fn the_token_of_an_unfinished_bulk_write_is_of_no_other_write() {
     h.write(0, &[("d", delete(1))]);
     let expired = Refused(TokenRefusal::Expired);
     assert_eq!(h.part(0, "d", &[1]), [expired]);
-    assert_eq!(h.part(0, "b", &[5, 6, 1]), [Stored, expired, Stored]);
+    assert_eq!(h.part(0, "b", &[5, 6, 1]), [CREATED, expired, CREATED]);
 }
 
 #[test]
@@ -296,7 +301,7 @@ fn messages_of_a_part_that_apply_refused_are_still_missing() {
     assert_eq!(results, [OperationResult::UnknownMember; 2]);
     let (first, stored) = (1, Vec::new());
     assert_eq!(h.reserve(0, "b", 2), Applied::Resumed { first, stored });
-    assert_eq!(h.part(0, "b", &[1, 2]), [Stored; 2]);
+    assert_eq!(h.part(0, "b", &[1, 2]), [CREATED; 2]);
 }
 
 #[test]
@@ -332,7 +337,7 @@ fn a_part_that_comes_after_its_token_expired_stores_nothing() {
     let expired = Refused(TokenRefusal::Expired);
     assert_eq!(h.part(110, "b", &[2, 3]), [expired; 2]);
     assert_eq!(h.reserve(110, "b", 3), Applied::Reserved { first: 4 });
-    assert_eq!(h.part(110, "b", &[2, 4]), [expired, Stored]);
+    assert_eq!(h.part(110, "b", &[2, 4]), [expired, CREATED]);
     assert_eq!(h.state.message_count(), 2);
 }
 
@@ -341,12 +346,12 @@ fn gaps_weigh_and_what_would_make_one_too_many_is_refused() {
     let mut h = Harness::new(3);
     h.reserve(0, "b", 9);
     let too_many = Refused(TokenRefusal::TooMany);
-    assert_eq!(h.part(0, "b", &[1, 3, 5]), [Stored; 3]);
+    assert_eq!(h.part(0, "b", &[1, 3, 5]), [CREATED; 3]);
     assert_eq!(h.part(0, "b", &[7, 8]), [too_many; 2]);
     assert_eq!(h.write(0, &[("a", delete(1))]), [too_many]);
     // Closing a gap makes room.
-    assert_eq!(h.part(0, "b", &[6, 4, 8]), [Stored; 3]);
-    assert_eq!(h.part(0, "b", &[7]), [Stored]);
+    assert_eq!(h.part(0, "b", &[6, 4, 8]), [CREATED; 3]);
+    assert_eq!(h.part(0, "b", &[7]), [CREATED]);
     assert_eq!(h.write(0, &[("a", delete(1))]), [Deleted]);
 }
 

@@ -44,17 +44,8 @@ impl HatokuseSession {
                 key,
                 payload,
                 token,
-            } => {
-                let write = Write::Set {
-                    key,
-                    payload,
-                    token,
-                };
-                (Work::Write(write), Form::Reply)
-            }
-            Command::Delete { key, token } => {
-                (Work::Write(Write::Delete { key, token }), Form::Reply)
-            }
+            } => (Work::Write(Write::set(key, payload, token)), Form::Reply),
+            Command::Delete { key, token } => (Work::Write(Write::delete(key, token)), Form::Reply),
             Command::Get(key) => (Work::Read(key), Form::Reply),
             Command::GetFramed(key) => (Work::Read(key), Form::FramedReply),
             Command::Bulk {

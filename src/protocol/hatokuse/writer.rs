@@ -10,7 +10,7 @@ use super::{Identity, Limits};
 use crate::error::Failure;
 use crate::ids::{InvalidKey, InvalidToken, Revision};
 use crate::protocol::output::Output;
-use crate::protocol::reply::{ClusterStatus, GroupTable, ReplicaStatus, Reply};
+use crate::protocol::reply::{ClusterStatus, GroupTable, KeyPage, ListedKey, ReplicaStatus, Reply};
 
 /// The answer to a connection for which there is no room.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"ERROR: too many connections\r\n";
@@ -43,6 +43,8 @@ Commands:\r
 pub enum Form {
     /// A reply as a line (or a table).
     Reply,
+    /// A reply to a SET under IF: with its revision.
+    RevisionReply,
     /// A reply to GETB: a message with its revision and length.
     FramedReply,
     /// A reply to STATUS JSON or GROUP JSON.
@@ -128,7 +130,7 @@ impl Writer {
                 self.is_closed = true;
                 return;
             }
-            Form::Reply | Form::FramedReply | Form::JsonReply => {
+            Form::Reply | Form::RevisionReply | Form::FramedReply | Form::JsonReply => {
                 unreachable!("a request is written with its reply")
             }
         }
@@ -138,7 +140,23 @@ impl Writer {
     /// Writes the reply to a request.
     pub fn reply(&mut self, form: Form, reply: Reply) {
         match reply {
-            Reply::Stored { .. } | Reply::Deleted | Reply::GroupChanged => self.text("OK\r\n"),
+            Reply::Stored { revision, .. } if form == Form::RevisionReply => {
+                self.format(format_args!("OK {revision}\r\n"));
+            }
+            Reply::Stored { .. } | Reply::Deleted | Reply::ExpirySet | Reply::GroupChanged => {
+                self.text("OK\r\n");
+            }
+            Reply::Mismatch { revision } => {
+                let revision = revision.map_or(0, Revision::as_u64);
+                self.format(format_args!("MISMATCH {revision}\r\n"));
+            }
+            Reply::TimeToLive { ms: None } => self.text("NONE\r\n"),
+            // Rounded up, so that 0 is never said of a message that is there.
+            Reply::TimeToLive { ms: Some(ms) } => {
+                self.format(format_args!("{}\r\n", ms.div_ceil(1000).max(1)));
+            }
+            Reply::Keys(page) => self.keys(&page),
+            Reply::Transaction(_) => unreachable!("no command is a transaction"),
             Reply::NotFound => self.text("NOT_FOUND\r\n"),
             Reply::Value { revision, payload } => self.value(form, revision, payload),
             Reply::BulkStored { first, last } => {
@@ -169,6 +187,21 @@ impl Writer {
             ));
         }
         self.output.push(payload);
+        self.text("\r\n");
+    }
+
+    fn keys(&mut self, page: &KeyPage) {
+        for listed in &page.keys {
+            let ListedKey {
+                key,
+                revision,
+                bytes,
+            } = listed;
+            self.format(format_args!("{key} {revision} {bytes}\r\n"));
+        }
+        if let Some(last) = page.keys.last().filter(|_| page.has_more) {
+            self.format(format_args!("MORE {}\r\n", last.key));
+        }
         self.text("\r\n");
     }
 

@@ -1,25 +1,19 @@
-//! Batches of clients that a follower passes on, and their replies. Pure.
+//! Batches of clients that a follower passes on. Pure.
 //!
-//! What a peer passes on has the limits of what a client may send; a reply is one of those to
-//! commands about messages. Text in it is fit to be written to a client: one line, bounded.
+//! What a peer passes on has the limits of what a client may send.
+
+mod replies;
 
 use bytes::Bytes;
 
-use super::{
-    Checked, NAME_BYTES_MAX, RECORDS_MAX, from_key, invalid, to_key, to_label, to_payload, wire,
+pub(super) use self::replies::{from_replies, to_replies};
+use super::{Checked, RECORDS_MAX, from_key, invalid, to_key, to_payload, wire};
+use crate::ids::{KEY_BYTES_MAX, Key, Revision, Token};
+use crate::protocol::request::{
+    BATCH_REQUESTS_MAX, BULK_BYTES_MAX, BULK_COUNT_MAX, Batch, Condition, ListRequest,
+    PAGE_KEYS_MAX, SetOptions, Step, TTL_MS_MAX, Transaction, Write,
 };
-use crate::error::Failure;
-use crate::ids::{Key, Revision, Token};
-use crate::protocol::reply::{MemberState, ReplicaStatus, Reply};
-use crate::protocol::request::{BATCH_REQUESTS_MAX, BULK_BYTES_MAX, BULK_COUNT_MAX, Batch, Write};
 use wire::forward_request as request;
-use wire::forward_response as response;
-
-/// The replicas of a message in words: seven of them with their longest names and addresses.
-const WORDS_BYTES_MAX: usize = 4096;
-
-/// Copies of a message, at most.
-const REPLICAS_MAX: usize = 7;
 
 const _: () = assert!(BATCH_REQUESTS_MAX <= RECORDS_MAX);
 
@@ -42,6 +36,17 @@ pub(super) fn from_batch(batch: Batch) -> wire::ForwardRequest {
         }),
         Batch::Where(key) => request::Batch::Where(from_key(key)),
         Batch::Count => request::Batch::Count(request::Count {}),
+        Batch::Transaction(transaction) => request::Batch::Transaction(request::Transaction {
+            steps: transaction.steps.into_iter().map(from_step).collect(),
+            atomic: transaction.is_atomic,
+            token: from_token(transaction.token),
+        }),
+        Batch::Ttl(key) => request::Batch::Ttl(from_key(key)),
+        Batch::List(list) => request::Batch::List(request::List {
+            prefix: list.prefix.into(),
+            after: list.after.map(Into::into),
+            limit: list.limit,
+        }),
         Batch::Status | Batch::Group(_) => panic!("what is about a leader is not passed on"),
     };
     wire::ForwardRequest { batch: Some(batch) }
@@ -78,6 +83,17 @@ pub(super) fn to_batch(request: wire::ForwardRequest) -> Checked<Batch> {
             Batch::Where(to_key(Some(key), "forward_request.where")?)
         }
         Some(request::Batch::Count(request::Count {})) => Batch::Count,
+        Some(request::Batch::Transaction(transaction)) => {
+            check_count(transaction.steps.len(), "forward_request.transaction")?;
+            let steps = transaction.steps.into_iter().map(to_step);
+            Batch::Transaction(Transaction {
+                steps: steps.collect::<Checked<_>>()?,
+                is_atomic: transaction.atomic,
+                token: to_token(&transaction.token, "forward_request.transaction.token")?,
+            })
+        }
+        Some(request::Batch::Ttl(key)) => Batch::Ttl(to_key(Some(key), "forward_request.ttl")?),
+        Some(request::Batch::List(list)) => Batch::List(to_list(list)?),
     })
 }
 
@@ -90,31 +106,129 @@ fn check_count(count: usize, field: &'static str) -> Checked<()> {
 }
 
 fn from_write(write: Write) -> request::Write {
-    let (key, payload, token) = match write {
+    let (key, payload, token, condition, ttl_ms, expire) = match write {
         Write::Set {
             key,
             payload,
+            options,
+        } => {
+            let SetOptions {
+                token,
+                condition,
+                ttl_ms,
+            } = options;
+            (key, Some(payload), token, condition, ttl_ms, false)
+        }
+        Write::Delete {
+            key,
             token,
-        } => (key, Some(payload), token),
-        Write::Delete { key, token } => (key, None, token),
+            condition,
+        } => (key, None, token, condition, None, false),
+        Write::Expire { key, token, ttl_ms } => (key, None, token, None, ttl_ms, true),
     };
     request::Write {
         key: Some(from_key(key)),
         payload,
         token: from_token(token),
+        condition: condition.map(from_condition),
+        ttl_ms: ttl_ms.unwrap_or(0),
+        expire,
     }
 }
 
 fn to_write(write: request::Write) -> Checked<Write> {
     let key: Key = to_key(write.key, "forward_request.writes.key")?;
     let token = to_token(&write.token, "forward_request.writes.token")?;
-    Ok(match write.payload {
-        Some(payload) => Write::Set {
+    let condition = write.condition.map(to_condition).transpose()?;
+    let ttl_ms = match write.ttl_ms {
+        0 => None,
+        ttl_ms @ 1..=TTL_MS_MAX => Some(ttl_ms),
+        _ => return invalid("forward_request.writes.ttl_ms", "is more than 100 years"),
+    };
+    Ok(match (write.payload, write.expire) {
+        (Some(payload), false) => Write::Set {
             key,
             payload: to_payload(payload, "forward_request.writes.payload")?,
-            token,
+            options: SetOptions {
+                token,
+                condition,
+                ttl_ms,
+            },
         },
-        None => Write::Delete { key, token },
+        (None, false) if ttl_ms.is_none() => Write::Delete {
+            key,
+            token,
+            condition,
+        },
+        (None, true) if condition.is_none() => Write::Expire { key, token, ttl_ms },
+        (Some(_), true) | (None, _) => {
+            return invalid(
+                "forward_request.writes",
+                "has parts that do not go together",
+            );
+        }
+    })
+}
+
+fn from_condition(condition: Condition) -> request::Condition {
+    use request::condition::Condition as Wire;
+    let condition = match condition {
+        Condition::Revision(revision) => Wire::Revision(revision.as_u64()),
+        Condition::Absent => Wire::Exists(false),
+        Condition::Exists => Wire::Exists(true),
+    };
+    request::Condition {
+        condition: Some(condition),
+    }
+}
+
+fn to_condition(condition: request::Condition) -> Checked<Condition> {
+    use request::condition::Condition as Wire;
+    Ok(match condition.condition {
+        None => return invalid("forward_request.writes.condition", "is unknown"),
+        Some(Wire::Revision(revision)) => Condition::Revision(Revision::from_u64(revision)),
+        Some(Wire::Exists(true)) => Condition::Exists,
+        Some(Wire::Exists(false)) => Condition::Absent,
+    })
+}
+
+fn from_step(step: Step) -> request::Step {
+    use request::step::Step as Wire;
+    let step = match step {
+        Step::Write(write) => Wire::Write(from_write(write)),
+        Step::Get(key) => Wire::Get(from_key(key)),
+    };
+    request::Step { step: Some(step) }
+}
+
+fn to_step(step: request::Step) -> Checked<Step> {
+    use request::step::Step as Wire;
+    Ok(match step.step {
+        None => return invalid("forward_request.transaction.step", "is missing or unknown"),
+        Some(Wire::Write(write)) => match to_write(write)? {
+            write if write.token().is_none() => Step::Write(write),
+            _ => return invalid("forward_request.transaction.step", "has a token"),
+        },
+        Some(Wire::Get(key)) => Step::Get(to_key(Some(key), "forward_request.transaction.get")?),
+    })
+}
+
+fn to_list(list: request::List) -> Checked<ListRequest> {
+    let texts = [Some(&list.prefix), list.after.as_ref()];
+    if texts
+        .into_iter()
+        .flatten()
+        .any(|text| text.len() > KEY_BYTES_MAX)
+    {
+        return invalid("forward_request.list", "has more than 512 bytes");
+    }
+    if !(1..=PAGE_KEYS_MAX).contains(&list.limit) {
+        return invalid("forward_request.list.limit", "is not 1 to 1,000");
+    }
+    Ok(ListRequest {
+        prefix: list.prefix.into(),
+        after: list.after.map(Into::into),
+        limit: list.limit,
     })
 }
 
@@ -132,215 +246,21 @@ fn to_token(token: &str, field: &'static str) -> Checked<Option<Token>> {
     }
 }
 
-pub(super) fn from_replies(replies: Vec<Reply>) -> wire::ForwardResponse {
-    wire::ForwardResponse {
-        replies: replies.into_iter().map(from_reply).collect(),
-    }
-}
-
-pub(super) fn to_replies(answer: wire::ForwardResponse) -> Checked<Vec<Reply>> {
-    check_count(answer.replies.len(), "forward_response.replies")?;
-    answer.replies.into_iter().map(to_reply).collect()
-}
-
-fn from_reply(reply: Reply) -> response::Reply {
-    use response::reply::Reply as Wire;
-    let reply = match reply {
-        Reply::Stored { revision } => Wire::Stored(revision.as_u64()),
-        Reply::Deleted => Wire::Plain(response::Plain::Deleted as i32),
-        Reply::NotFound => Wire::Plain(response::Plain::NotFound as i32),
-        Reply::Value { revision, payload } => Wire::Value(response::Value {
-            revision: revision.as_u64(),
-            payload,
-        }),
-        Reply::BulkStored { first, last } => Wire::Bulk(response::Range { first, last }),
-        Reply::Location {
-            revision,
-            bytes,
-            replicas,
-        } => Wire::Location(response::Location {
-            revision: revision.as_u64(),
-            bytes,
-            replicas: replicas.into_iter().map(from_replica).collect(),
-        }),
-        Reply::Count(count) => Wire::Count(count),
-        Reply::Failed(failure) => Wire::Failed(from_failure(failure)),
-        Reply::Status(_) | Reply::Group(_) | Reply::GroupChanged => {
-            panic!("no reply to what is passed on")
-        }
-    };
-    response::Reply { reply: Some(reply) }
-}
-
-fn to_reply(reply: response::Reply) -> Checked<Reply> {
-    use response::reply::Reply as Wire;
-    Ok(match reply.reply {
-        None => return invalid("forward_response.reply", "is missing or unknown"),
-        Some(Wire::Stored(revision)) => Reply::Stored {
-            revision: Revision::from_u64(revision),
-        },
-        Some(Wire::Plain(plain)) => match response::Plain::try_from(plain) {
-            Ok(response::Plain::Deleted) => Reply::Deleted,
-            Ok(response::Plain::NotFound) => Reply::NotFound,
-            Ok(response::Plain::Unspecified) | Err(_) => {
-                return invalid("forward_response.plain", "is unknown");
-            }
-        },
-        Some(Wire::Value(value)) => Reply::Value {
-            revision: Revision::from_u64(value.revision),
-            payload: to_payload(value.payload, "forward_response.value.payload")?,
-        },
-        Some(Wire::Bulk(range)) => {
-            let (first, last) = to_range(&range)?;
-            Reply::BulkStored { first, last }
-        }
-        Some(Wire::Location(location)) => to_location(location)?,
-        Some(Wire::Count(count)) => Reply::Count(count),
-        Some(Wire::Failed(failure)) => Reply::Failed(to_failure(failure)?),
-    })
-}
-
-fn to_range(range: &response::Range) -> Checked<(u64, u64)> {
-    if range.first > range.last {
-        return invalid("forward_response.range", "ends before it begins");
-    }
-    Ok((range.first, range.last))
-}
-
-fn from_replica(replica: ReplicaStatus) -> response::Replica {
-    let state = match replica.state {
-        MemberState::Up => response::State::Up,
-        MemberState::Suspect => response::State::Suspect,
-        MemberState::Down => response::State::Down,
-    };
-    response::Replica {
-        name: replica.name,
-        address: replica.address,
-        state: state as i32,
-    }
-}
-
-fn to_location(location: response::Location) -> Checked<Reply> {
-    if location.replicas.len() > REPLICAS_MAX {
-        return invalid("forward_response.replicas", "has too many entries");
-    }
-    let to_replica = |replica: response::Replica| {
-        let state = match response::State::try_from(replica.state) {
-            Ok(response::State::Up) => MemberState::Up,
-            Ok(response::State::Suspect) => MemberState::Suspect,
-            Ok(response::State::Down) => MemberState::Down,
-            Ok(response::State::Unspecified) | Err(_) => {
-                return invalid("forward_response.replicas.state", "is unknown");
-            }
-        };
-        let label = |text, field| to_label(text, 1, NAME_BYTES_MAX, field);
-        Ok(ReplicaStatus {
-            name: label(replica.name, "forward_response.replicas.name")?,
-            address: label(replica.address, "forward_response.replicas.address")?,
-            state,
-        })
-    };
-    let replicas = location.replicas.into_iter().map(to_replica);
-    Ok(Reply::Location {
-        revision: Revision::from_u64(location.revision),
-        bytes: location.bytes,
-        replicas: replicas.collect::<Checked<_>>()?,
-    })
-}
-
-fn from_failure(failure: Failure) -> response::Failure {
-    use response::Code;
-    use response::failure::Failure as Wire;
-    let code = |code: Code| Wire::Code(code as i32);
-    let failure = match failure {
-        Failure::WriteTimedOut => code(Code::WriteTimedOut),
-        Failure::ReadTimedOut => code(Code::ReadTimedOut),
-        Failure::Busy => code(Code::Busy),
-        Failure::TooManyTokens => code(Code::TooManyTokens),
-        Failure::TokenInUse => code(Code::TokenInUse),
-        Failure::TokenExpired => code(Code::TokenExpired),
-        Failure::NotEnoughMembers { have, need } => {
-            let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
-            Wire::NotEnoughMembers(response::NotEnoughMembers {
-                have: count(have),
-                need: count(need),
-            })
-        }
-        Failure::Unavailable { replicas } => Wire::Unavailable(replicas),
-        Failure::NotLeader { leader } => Wire::NotLeader(leader.unwrap_or_default()),
-        Failure::BulkPartial { reason, stored } => {
-            let range = |(first, last)| response::Range { first, last };
-            Wire::BulkPartial(Box::new(response::BulkPartial {
-                reason: Some(Box::new(from_failure(*reason))),
-                stored: stored.map(range),
-            }))
-        }
-        Failure::NotChanged { .. } => panic!("no change of the group is passed on"),
-    };
-    response::Failure {
-        failure: Some(failure),
-    }
-}
-
-fn to_failure(failure: response::Failure) -> Checked<Failure> {
-    use response::Code;
-    use response::failure::Failure as Wire;
-    Ok(match failure.failure {
-        None => return invalid("forward_response.failed", "is missing or unknown"),
-        Some(Wire::Code(code)) => match Code::try_from(code) {
-            Ok(Code::WriteTimedOut) => Failure::WriteTimedOut,
-            Ok(Code::ReadTimedOut) => Failure::ReadTimedOut,
-            Ok(Code::Busy) => Failure::Busy,
-            Ok(Code::TooManyTokens) => Failure::TooManyTokens,
-            Ok(Code::TokenInUse) => Failure::TokenInUse,
-            Ok(Code::TokenExpired) => Failure::TokenExpired,
-            Ok(Code::Unspecified) | Err(_) => {
-                return invalid("forward_response.code", "is unknown");
-            }
-        },
-        Some(Wire::NotEnoughMembers(counts)) => Failure::NotEnoughMembers {
-            have: counts.have as usize,
-            need: counts.need as usize,
-        },
-        Some(Wire::Unavailable(words)) if words.len() > WORDS_BYTES_MAX => {
-            return invalid("forward_response.unavailable", "is too long");
-        }
-        Some(Wire::Unavailable(words)) => Failure::Unavailable {
-            replicas: words.replace(char::is_control, " "),
-        },
-        Some(Wire::NotLeader(leader)) => {
-            let leader = to_label(leader, 0, NAME_BYTES_MAX, "forward_response.not_leader")?;
-            let leader = Some(leader).filter(|leader| !leader.is_empty());
-            Failure::NotLeader { leader }
-        }
-        Some(Wire::BulkPartial(partial)) => {
-            let reason = match partial.reason.map(|reason| to_failure(*reason)) {
-                None => return invalid("forward_response.reason", "is missing"),
-                Some(Ok(Failure::BulkPartial { .. })) => {
-                    return invalid("forward_response.reason", "is another bulk write's");
-                }
-                Some(reason) => Box::new(reason?),
-            };
-            let stored = partial.stored.as_ref().map(to_range).transpose()?;
-            Failure::BulkPartial { reason, stored }
-        }
-    })
-}
-
 /// Bytes that a batch takes in a frame, about: for limits.
 pub fn forwarded_bytes(batch: &Batch) -> usize {
     /// Beside key and payload.
     const REQUEST_BYTES: usize = 32;
-    let write = |write: &Write| {
-        let key = match write {
-            Write::Set { key, .. } | Write::Delete { key, .. } => key,
-        };
-        key.text_len() + write.payload_len() + REQUEST_BYTES
+    let write = |write: &Write| write.key().text_len() + write.payload_len() + REQUEST_BYTES;
+    let step = |step: &Step| match step {
+        Step::Write(one) => write(one),
+        Step::Get(key) => key.text_len() + REQUEST_BYTES,
     };
     match batch {
         Batch::Writes(writes) => writes.iter().map(write).sum(),
         Batch::Reads(keys) => keys.iter().map(|key| key.text_len() + REQUEST_BYTES).sum(),
         Batch::Bulk { payload, .. } => Bytes::len(payload) + REQUEST_BYTES,
+        Batch::Transaction(transaction) => transaction.steps.iter().map(step).sum(),
+        Batch::Ttl(_) | Batch::List(_) => REQUEST_BYTES,
         Batch::Where(_) | Batch::Count | Batch::Status | Batch::Group(_) => REQUEST_BYTES,
     }
 }

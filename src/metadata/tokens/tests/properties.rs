@@ -1,5 +1,7 @@
 //! Any use of tokens against a simple model.
 
+use OperationResult::Stored;
+
 use super::*;
 
 /// Everything naive: only what is live, sets of positions, sums over all.
@@ -58,8 +60,9 @@ impl Model {
         let (result, outcome) = match operation {
             Operation::Set { key, revision, .. } => {
                 let Key::Id(id) = key else { panic!("an id") };
-                self.messages.insert(*id);
-                (Stored, Outcome::Stored(*revision))
+                let created = self.messages.insert(*id);
+                let revision = *revision;
+                (Stored { created }, Outcome::Stored { revision, created })
             }
             Operation::Delete { key } => {
                 let Key::Id(id) = key else { panic!("an id") };
@@ -129,8 +132,8 @@ impl Model {
             Refused(TokenRefusal::TooMany)
         } else {
             stored.insert(at);
-            self.messages.insert(id);
-            Stored
+            let created = self.messages.insert(id);
+            Stored { created }
         };
         let used = match stored.len() as u64 == count {
             true => ModelUse::Done(Outcome::Bulk {
@@ -268,7 +271,7 @@ proptest! {
                 panic!("a write");
             };
             for (id, result) in ids.into_iter().zip(results) {
-                prop_assert_eq!(result, if seen.insert(id) { Stored } else { StoredBefore });
+                prop_assert_eq!(result, if seen.insert(id) { CREATED } else { StoredBefore });
             }
             let is_done = matches!(h.state.tokens().find(&token("b")), Some(Use::Done(_)));
             prop_assert_eq!(is_done, seen.len() == 30);
