@@ -3,13 +3,19 @@
 //! Grammar, in words: a line ends in LF, a CR directly before it belongs to the line end. Blanks
 //! (space, tab) before the command are skipped, one or more separate its words, those at its end
 //! are ignored, except behind the key of a SET: there is exactly one, and the message is all that
-//! follows. `SETB` is followed by as many raw bytes as it says and one more line end. `ONCE` and a
-//! token may stand before a SET, SETB, DEL or bulk write, which follows as it is without them.
+//! follows. `SETB` is followed by as many raw bytes as it says and one more line end. `ONCE` with a
+//! token and `IF` with a revision, in this order, may stand before a write ([`prefix`]), which
+//! follows as it is without them.
+
+pub mod prefix;
 
 use bytes::Bytes;
 
-use crate::ids::{Key, Token};
-use crate::protocol::request::{BULK_COUNT_MAX, GroupRequest};
+use self::prefix::{PREFIXES, Prefix};
+use crate::ids::{KEY_BYTES_MAX, Key, Token};
+use crate::protocol::request::{
+    BULK_COUNT_MAX, GroupRequest, ListRequest, PAGE_KEYS_MAX, TTL_MS_MAX,
+};
 
 /// One parsed command, or what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +26,8 @@ pub enum Command {
         key: Key,
         /// Its bytes.
         payload: Bytes,
-        /// Of a `ONCE` before it.
-        token: Option<Token>,
+        /// What stands before it.
+        prefix: Prefix,
     },
     /// `<n> SET`.
     Bulk {
@@ -36,9 +42,22 @@ pub enum Command {
     Delete {
         /// The message's name.
         key: Key,
+        /// What stands before it.
+        prefix: Prefix,
+    },
+    /// `EXPIRE`, `PERSIST`.
+    Expire {
+        /// The message's name.
+        key: Key,
+        /// In how many milliseconds; `None`: never.
+        ttl_ms: Option<u64>,
         /// Of a `ONCE` before it.
         token: Option<Token>,
     },
+    /// `TTL`.
+    Ttl(Key),
+    /// `LIST`.
+    List(ListRequest),
     /// `GET`.
     Get(Key),
     /// `GETB`.
@@ -95,11 +114,14 @@ pub enum Problem {
 const SET_USAGE: &str = "SET <id> <message>";
 /// The usage of a bulk write, which stands for its limits too.
 pub const BULK_USAGE: &str = "<n> SET <message>, n from 1 to 1000000, at most 1 GiB";
-const ONCE_USAGE: &str = "ONCE <token> and a SET, SETB, DEL or <n> SET";
 const GET_USAGE: &str = "GET <id>";
 const DEL_USAGE: &str = "DEL <id>";
 const SETB_USAGE: &str = "SETB <id> <bytes>";
 const GETB_USAGE: &str = "GETB <id>";
+const EXPIRE_USAGE: &str = "EXPIRE <id> <seconds>, seconds from 1 to 3153600000";
+const PERSIST_USAGE: &str = "PERSIST <id>";
+const TTL_USAGE: &str = "TTL <id>";
+const LIST_USAGE: &str = "LIST <n> [<prefix>* [<after>]], n from 1 to 1000";
 const WHERE_USAGE: &str = "WHERE <id>";
 const COUNT_USAGE: &str = "COUNT";
 const STATUS_USAGE: &str = "STATUS or STATUS JSON";
@@ -117,6 +139,13 @@ pub enum Parsed {
     Done(Command),
     /// A DEL.
     Delete(Key),
+    /// An EXPIRE or PERSIST.
+    Expire {
+        /// The message's name.
+        key: Key,
+        /// In how many milliseconds; `None`: never.
+        ttl_ms: Option<u64>,
+    },
     /// A SET.
     Set {
         /// The message's name.
@@ -140,55 +169,18 @@ pub enum Parsed {
     },
 }
 
-/// Parses a line without its end; a write may have a token.
-pub fn parse(line: &[u8]) -> (Parsed, Option<Token>) {
+/// Parses a line without its end.
+pub fn parse(line: &[u8]) -> (Parsed, Prefix) {
     let (word, at) = next_word(line, 0);
-    if word.eq_ignore_ascii_case(b"ONCE") {
-        return parse_once(line, at);
+    match PREFIXES.iter().any(|name| is_word(word, name)) {
+        true => prefix::parse(line),
+        false => (parse_command(line, word, at), Prefix::default()),
     }
-    (parse_command(line, word, at), None)
-}
-
-/// What is wrong with the token is said of a write that has a shape, and then with its payload
-/// skipped, if one follows. A payload may follow any other line that speaks of SETB: fatal.
-fn parse_once(line: &[u8], at: usize) -> (Parsed, Option<Token>) {
-    let mut words = line.split(|&byte| is_blank(byte));
-    let has_payload = words.any(|word| word.eq_ignore_ascii_case(b"SETB"));
-    let (text, at) = next_word(line, at);
-    let (word, at) = next_word(line, at);
-    let names = [&b"SET"[..], b"SETB", b"DEL"];
-    let is_write = names.iter().any(|name| word.eq_ignore_ascii_case(name));
-    let parsed = match is_write || parse_number(word).is_some() {
-        true => parse_command(line, word, at),
-        false => Parsed::Done(Command::Invalid(Problem::UnknownCommand)),
-    };
-    if parsed == Parsed::Done(Command::Invalid(Problem::UnknownCommand)) {
-        let usage = Problem::Usage(ONCE_USAGE);
-        let command = match has_payload {
-            true => Command::Fatal(usage),
-            false => Command::Invalid(usage),
-        };
-        return (Parsed::Done(command), None);
-    }
-    if let Ok(token) = Token::parse(text) {
-        return (parsed, Some(token));
-    }
-    let parsed = match parsed {
-        Parsed::Framed { length, .. } => Parsed::Framed {
-            key: Err(Problem::InvalidToken),
-            length,
-        },
-        Parsed::Done(command) => Parsed::Done(command),
-        Parsed::Delete(_) | Parsed::Set { .. } | Parsed::Bulk { .. } => {
-            Parsed::Done(Command::Invalid(Problem::InvalidToken))
-        }
-    };
-    (parsed, None)
 }
 
 /// The command `word`, whose arguments begin at `at`.
 fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
-    let is = |name: &str| word.eq_ignore_ascii_case(name.as_bytes());
+    let is = |name: &str| is_word(word, name);
     if is("SET") {
         return parse_set(line, at);
     }
@@ -201,6 +193,16 @@ fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
             Err(problem) => Parsed::Done(Command::Invalid(problem)),
         };
     }
+    if is("EXPIRE") {
+        return parse_expire(line, at);
+    }
+    if is("PERSIST") {
+        let ttl_ms = None;
+        return match with_key(line, at, PERSIST_USAGE) {
+            Ok(key) => Parsed::Expire { key, ttl_ms },
+            Err(problem) => Parsed::Done(Command::Invalid(problem)),
+        };
+    }
     let with_key = |usage, command: fn(Key) -> Command| match with_key(line, at, usage) {
         Ok(key) => command(key),
         Err(problem) => Command::Invalid(problem),
@@ -209,6 +211,10 @@ fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
         with_key(GET_USAGE, Command::Get)
     } else if is("GETB") {
         with_key(GETB_USAGE, Command::GetFramed)
+    } else if is("TTL") {
+        with_key(TTL_USAGE, Command::Ttl)
+    } else if is("LIST") {
+        parse_list(line, at)
     } else if is("WHERE") {
         with_key(WHERE_USAGE, Command::Where)
     } else if is("COUNT") {
@@ -271,6 +277,45 @@ fn parse_bulk(line: &[u8], count: &[u8], at: usize) -> Parsed {
     Parsed::Bulk { count, start }
 }
 
+fn parse_expire(line: &[u8], at: usize) -> Parsed {
+    let (key, at) = next_word(line, at);
+    let (seconds, at) = next_word(line, at);
+    let seconds = parse_number(seconds).filter(|_| is_over(line, at));
+    let ttl_ms = seconds.map(|seconds| seconds.saturating_mul(1000));
+    let ttl_ms = ttl_ms.filter(|ttl_ms| (1..=TTL_MS_MAX).contains(ttl_ms));
+    Parsed::Done(Command::Invalid(match (Key::parse(key), ttl_ms) {
+        (Ok(key), Some(_)) => return Parsed::Expire { key, ttl_ms },
+        (Err(_), Some(_)) => Problem::InvalidKey,
+        (_, None) => Problem::Usage(EXPIRE_USAGE),
+    }))
+}
+
+/// The star says that what stands before it is a beginning.
+fn parse_list(line: &[u8], at: usize) -> Command {
+    let (limit, at) = next_word(line, at);
+    let (pattern, at) = next_word(line, at);
+    let (after, at) = next_word(line, at);
+    let limit = parse_number(limit).and_then(|limit| u32::try_from(limit).ok());
+    let limit = limit.filter(|limit| (1..=PAGE_KEYS_MAX).contains(limit));
+    let prefix = match pattern {
+        [] => Some(&b""[..]),
+        pattern => pattern.strip_suffix(b"*"),
+    };
+    let text = |word| {
+        std::str::from_utf8(word)
+            .ok()
+            .filter(|text| text.len() <= KEY_BYTES_MAX)
+    };
+    match (limit, prefix.and_then(text), text(after), is_over(line, at)) {
+        (Some(limit), Some(prefix), Some(after), true) => Command::List(ListRequest {
+            prefix: prefix.into(),
+            after: (!after.is_empty()).then(|| after.into()),
+            limit,
+        }),
+        _ => Command::Invalid(Problem::Usage(LIST_USAGE)),
+    }
+}
+
 /// The only argument.
 fn with_key(line: &[u8], at: usize, usage: &'static str) -> Result<Key, Problem> {
     let (key, at) = next_word(line, at);
@@ -331,6 +376,10 @@ fn parse_number(word: &[u8]) -> Option<u64> {
     Some(digits.parse().unwrap_or(u64::MAX))
 }
 
+fn is_word(word: &[u8], name: &str) -> bool {
+    word.eq_ignore_ascii_case(name.as_bytes())
+}
+
 fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
 }
@@ -367,14 +416,14 @@ mod tests {
             let key = Key::Word("k".into());
             assert_eq!(
                 parse(line.as_bytes()),
-                (Parsed::Set { key, start }, None),
+                (Parsed::Set { key, start }, Prefix::default()),
                 "{line:?}"
             );
         }
         for (line, count, start) in [("3 SET m", 3, 6), ("03  set  m", 3, 8), ("1 SET ", 1, 6)] {
             assert_eq!(
                 parse(line.as_bytes()),
-                (Parsed::Bulk { count, start }, None),
+                (Parsed::Bulk { count, start }, Prefix::default()),
                 "{line:?}"
             );
         }
@@ -386,13 +435,13 @@ mod tests {
             let line = format!("SETB k {text} ");
             let key = Ok(Key::Word("k".into()));
             let framed = Parsed::Framed { key, length };
-            assert_eq!(parse(line.as_bytes()), (framed, None));
+            assert_eq!(parse(line.as_bytes()), (framed, Prefix::default()));
         }
         for line in ["SETB", "SETB k", "SETB k +1", "SETB k 1 2", "SETB k 1x"] {
             let problem = Problem::Usage(SETB_USAGE);
             assert_eq!(
                 parse(line.as_bytes()),
-                (Parsed::Done(Command::Fatal(problem)), None),
+                (Parsed::Done(Command::Fatal(problem)), Prefix::default()),
                 "{line}"
             );
         }

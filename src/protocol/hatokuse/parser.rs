@@ -12,8 +12,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
 
 use super::Limits;
+use super::command::prefix::Prefix;
 use super::command::{BULK_USAGE, Command, Parsed, Problem, parse};
-use crate::ids::{Key, Token};
+use crate::ids::Key;
 use crate::protocol::request::BULK_BYTES_MAX;
 
 /// From this length on a payload is a slice of the input buffer; shorter ones are copied out of it,
@@ -43,7 +44,7 @@ enum State {
     /// A payload of `length` bytes for `key`, and its line end.
     Payload {
         key: Key,
-        token: Option<Token>,
+        prefix: Prefix,
         length: usize,
     },
     /// The last `left` bytes of a payload to be skipped, and its line end, then the answer.
@@ -229,10 +230,14 @@ impl Parser {
 
     /// Parses the first `line` bytes and consumes the first `whole`. `None` if a payload follows.
     fn parse_line(&mut self, line: usize, whole: usize) -> Option<Command> {
-        let (parsed, token) = parse(&self.buffer[..line]);
+        let (parsed, prefix) = parse(&self.buffer[..line]);
         let command = match parsed {
             Parsed::Done(command) => command,
-            Parsed::Delete(key) => Command::Delete { key, token },
+            Parsed::Delete(key) => Command::Delete { key, prefix },
+            Parsed::Expire { key, ttl_ms } => {
+                let token = prefix.token;
+                Command::Expire { key, ttl_ms, token }
+            }
             Parsed::Set { key, start } => {
                 if line - start > self.limits.payload_bytes_max {
                     Command::Invalid(Problem::TooLarge)
@@ -241,7 +246,7 @@ impl Parser {
                     return Some(Command::Set {
                         key,
                         payload,
-                        token,
+                        prefix,
                     });
                 }
             }
@@ -256,7 +261,7 @@ impl Parser {
                     return Some(Command::Bulk {
                         count,
                         payload,
-                        token,
+                        token: prefix.token,
                     });
                 }
             }
@@ -265,7 +270,11 @@ impl Parser {
                 let limit = self.limits.payload_bytes_max;
                 let fitting = usize::try_from(length).ok().filter(|&bytes| bytes <= limit);
                 self.state = match (key, fitting) {
-                    (Ok(key), Some(length)) => State::Payload { key, token, length },
+                    (Ok(key), Some(length)) => State::Payload {
+                        key,
+                        prefix,
+                        length,
+                    },
                     (Ok(_), None) => {
                         let problem = Problem::TooLarge;
                         State::SkippedPayload {
@@ -300,13 +309,13 @@ impl Parser {
         let end = self.payload_end(length)?;
         let payload = self.cut(0, length, length);
         let state = std::mem::replace(&mut self.state, State::Line);
-        let State::Payload { key, token, .. } = state else {
+        let State::Payload { key, prefix, .. } = state else {
             unreachable!("a payload is finished in its state only");
         };
         let command = Command::Set {
             key,
             payload,
-            token,
+            prefix,
         };
         Some(self.after_payload(end, command))
     }

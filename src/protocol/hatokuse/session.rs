@@ -5,6 +5,7 @@
 //! takes its place among the replies.
 
 use super::command::Command;
+use super::command::prefix::Prefix;
 use super::parser::Parser;
 use super::writer::{Form, Writer};
 use super::{Identity, Limits};
@@ -12,7 +13,7 @@ use crate::protocol::Session;
 use crate::protocol::output::Output;
 use crate::protocol::pipeline::{Pipeline, Work};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Batch, Write};
+use crate::protocol::request::{Batch, SetOptions, Write};
 
 /// With so much output waiting, nothing more is answered without execution. It is far above what
 /// one run of commands at a keyboard needs, and bounds what thousands of pipelined HELPs hold.
@@ -43,9 +44,39 @@ impl HatokuseSession {
             Command::Set {
                 key,
                 payload,
-                token,
-            } => (Work::Write(Write::set(key, payload, token)), Form::Reply),
-            Command::Delete { key, token } => (Work::Write(Write::delete(key, token)), Form::Reply),
+                prefix,
+            } => {
+                let Prefix { token, condition } = prefix;
+                let form = match condition {
+                    Some(_) => Form::RevisionReply,
+                    None => Form::Reply,
+                };
+                let write = Write::Set {
+                    key,
+                    payload,
+                    options: SetOptions {
+                        token,
+                        condition,
+                        ttl_ms: None,
+                    },
+                };
+                (Work::Write(write), form)
+            }
+            Command::Delete { key, prefix } => {
+                let Prefix { token, condition } = prefix;
+                let write = Write::Delete {
+                    key,
+                    token,
+                    condition,
+                };
+                (Work::Write(write), Form::Reply)
+            }
+            Command::Expire { key, ttl_ms, token } => {
+                let write = Write::Expire { key, token, ttl_ms };
+                (Work::Write(write), Form::Reply)
+            }
+            Command::Ttl(key) => (Work::Alone(Batch::Ttl(key)), Form::Reply),
+            Command::List(request) => (Work::Alone(Batch::List(request)), Form::Reply),
             Command::Get(key) => (Work::Read(key), Form::Reply),
             Command::GetFramed(key) => (Work::Read(key), Form::FramedReply),
             Command::Bulk {

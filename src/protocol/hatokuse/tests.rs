@@ -188,6 +188,21 @@ fn transcript_session() {
 }
 
 #[test]
+fn transcript_conditions() {
+    transcript("conditions");
+}
+
+#[test]
+fn transcript_expiry() {
+    transcript("expiry");
+}
+
+#[test]
+fn transcript_list() {
+    transcript("list");
+}
+
+#[test]
 fn transcript_set_and_get() {
     transcript("set_and_get");
 }

@@ -28,8 +28,13 @@ Commands:\r
   GET <key>               the message\r
   DEL <key>               delete a message\r
   SETB <key> <bytes>      store any bytes, which follow on the next line\r
+  EXPIRE <key> <seconds>  let a message go after so long\r
+  PERSIST <key>           let it stay\r
+  TTL <key>               the seconds left, or NONE\r
   ONCE <token> <write>    a write that takes effect once, however often it is sent\r
+  IF <revision> <write>   a write only if that revision is there (0: none, *: any)\r
   GETB <key>              VALUE <revision> <bytes>, then the message\r
+  LIST <n> [<prefix>*]    n keys in order, each with revision and bytes\r
   WHERE <key>             the members that hold a message\r
   COUNT                   the number of messages\r
   STATUS | GROUP [JSON]   the state of the cluster, of the group of leaders\r
