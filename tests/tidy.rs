@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["coordinator", "replica", "group"],
     &["leader", "member", "client"],
     &["cli"],
+    &["testing"],
 ];
 
 /// Who may use whom within a row.
@@ -42,6 +43,7 @@ const PURE: &[&str] = &[
     "rpc/frame.rs",
     "client/answer.rs",
     "client/attempts.rs",
+    "client/done.rs",
     "client/error.rs",
     "client/request.rs",
     "error.rs",

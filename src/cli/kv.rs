@@ -22,7 +22,7 @@ pub fn set(at: &ClusterArgs, key: &OsStr, message: &OsStr) -> Result<(), ToolErr
     } else {
         message.as_bytes().to_vec()
     };
-    let mut client = cluster::client(at, Patience::WhileElecting)?;
+    let client = cluster::client(at, Patience::WhileElecting)?;
     Ok(client.set(&key, &payload)?)
 }
 
@@ -40,7 +40,7 @@ pub fn get(at: &ClusterArgs, key: &OsStr) -> Result<(), ToolError> {
 /// `tolerex del KEY`.
 pub fn del(at: &ClusterArgs, key: &OsStr) -> Result<(), ToolError> {
     let key = check_key(key)?;
-    let mut client = cluster::client(at, Patience::WhileElecting)?;
+    let client = cluster::client(at, Patience::WhileElecting)?;
     if client.delete(&key)? {
         Ok(())
     } else {

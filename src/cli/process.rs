@@ -205,7 +205,10 @@ fn serve_leader(
     Ok(leader.wait()?)
 }
 
-fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, ToolError> {
+/// What a leader is told at its start, from its configuration.
+pub(crate) fn leader_settings(
+    config: &LeaderConfig,
+) -> Result<leader::server::Settings, ToolError> {
     let tolerance = match tolerance::read(&config.tolerance_conf) {
         Ok(tolerance) => tolerance,
         // The file is needed only by a group that has no tolerance yet.
@@ -262,8 +265,24 @@ fn serve_member(
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> Result<(), ToolError> {
+    let member = MemberServer::start(&member_settings(&config)?, stop.clone())?;
+    let tls = member.tls();
+    reload.on_reload(move |_| match tls.reload() {
+        Ok(()) => log::info!("certificates are read again"),
+        Err(error) => log::warn!("the certificates in use stay: {error}"),
+    });
+    Ready {
+        rpc: member.address(),
+        hatokuse: None,
+    }
+    .announce();
+    Ok(member.wait()?)
+}
+
+/// What a member is told at its start, from its configuration.
+pub(crate) fn member_settings(config: &MemberConfig) -> Result<member::Settings, ToolError> {
     let tls = tls_settings(&config.tls, &config.expected_leader_cn);
-    let settings = member::Settings {
+    Ok(member::Settings {
         name: config.name.clone(),
         rpc_bind: config.rpc_bind,
         rpc_advertise: config.rpc_advertise.clone(),
@@ -279,19 +298,7 @@ fn serve_member(
             read_threads: config.readers,
             ..member::Limits::default()
         },
-    };
-    let member = MemberServer::start(&settings, stop.clone())?;
-    let tls = member.tls();
-    reload.on_reload(move |_| match tls.reload() {
-        Ok(()) => log::info!("certificates are read again"),
-        Err(error) => log::warn!("the certificates in use stay: {error}"),
-    });
-    Ready {
-        rpc: member.address(),
-        hatokuse: None,
-    }
-    .announce();
-    Ok(member.wait()?)
+    })
 }
 
 /// The configured cluster, or that of the last start, or the one that the CA's key names.

@@ -42,6 +42,9 @@ pub struct ClientOptions {
     pub tokens: bool,
     /// When it stops before the deadline: [`Patience::UntilDeadline`].
     pub patience: Patience,
+    /// Connections that are kept for later calls: 64. A call uses one alone, so a client that more
+    /// threads share than that opens some anew all the time; a leader takes 16,384.
+    pub idle_connections_max: usize,
 }
 
 impl Default for ClientOptions {
@@ -53,6 +56,7 @@ impl Default for ClientOptions {
             dedup_window: Duration::from_secs(120),
             tokens: true,
             patience: Patience::UntilDeadline,
+            idle_connections_max: 64,
         }
     }
 }

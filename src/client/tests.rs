@@ -5,11 +5,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::*;
-use crate::clock::sleep;
+use crate::clock::{Clock, sleep};
+use crate::ids::Revision;
 use crate::threads::{self, StopSignal, Thread};
 
 /// What a leader does with a request.
@@ -37,6 +37,8 @@ struct Leader {
     stop: StopSignal,
     thread: Option<Thread>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// Connections that it took.
+    accepted: Arc<AtomicU64>,
 }
 
 /// A port for a leader that is started later, or never.
@@ -60,12 +62,15 @@ impl Leader {
     fn start_on(listener: TcpListener, address: String, script: Vec<Does>) -> Leader {
         let (stop, asked) = (StopSignal::default(), Arc::<Mutex<Vec<String>>>::default());
         let (stopped, seen) = (stop.clone(), Arc::clone(&asked));
+        let accepted = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&accepted);
         let body = move || {
             let mut script = script.into_iter().peekable();
             while let Ok((stream, _)) = listener.accept() {
                 if stopped.is_stopped() {
                     return;
                 }
+                counter.fetch_add(1, Ordering::Relaxed);
                 // A client that goes away ends its connection, not the leader.
                 _ = serve(stream, &mut script, &seen, &stopped);
             }
@@ -75,7 +80,12 @@ impl Leader {
             stop,
             thread: Some(threads::spawn("leader", body).expect("a thread")),
             asked,
+            accepted,
         }
+    }
+
+    fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     fn asked(&self) -> Vec<String> {
@@ -167,7 +177,7 @@ fn a_call_is_one_request_on_one_connection() {
         "OK 5-9",
     ];
     let leader = Leader::start(replies.map(says).to_vec());
-    let mut client = client(&[&leader.address], options(5000));
+    let client = client(&[&leader.address], options(5000));
     assert_eq!(client.set(&KEY, b"ab"), Ok(()));
     let message = Message {
         revision: Revision::from_u64(3),
@@ -179,7 +189,7 @@ fn a_call_is_one_request_on_one_connection() {
     assert_eq!(client.delete(&KEY), Ok(false));
     assert_eq!(client.set_bulk(5, b"m"), Ok(5..=9));
     let asked = leader.asked();
-    assert_eq!(asked.len(), 6);
+    assert_eq!((asked.len(), leader.accepted()), (6, 1));
     assert_eq!(asked[1], "GETB 7");
     let writes = [&asked[0], &asked[3], &asked[4], &asked[5]].map(String::clone);
     let mut tokens = tokens(&writes);
@@ -192,11 +202,11 @@ fn a_call_is_one_request_on_one_connection() {
 fn a_redirect_is_followed_and_remembered() {
     let leader = Leader::start(vec![says("OK")]);
     let follower = Leader::start(vec![points_to(&leader.address)]);
-    let mut client = client(&[&follower.address], options(5000));
+    let client = client(&[&follower.address], options(5000));
     for _ in 0..3 {
         assert_eq!(client.set(&KEY, b""), Ok(()));
     }
-    assert_eq!(client.address(), Some(leader.address.as_str()));
+    assert_eq!(client.address().as_ref(), Some(&leader.address));
     assert_eq!((follower.asked().len(), leader.asked().len()), (1, 3));
 }
 
@@ -231,7 +241,7 @@ fn a_redirect_to_a_dead_leader_is_no_end() {
     let (listener, place) = reserve();
     let follower = Leader::start(vec![points_to(&dead), points_to(&dead), points_to(&place)]);
     let leader = Leader::start_on(listener, place, vec![says("OK")]);
-    let mut client = client(&[&dead, &follower.address], options(5000));
+    let client = client(&[&dead, &follower.address], options(5000));
     assert_eq!(client.set(&KEY, b""), Ok(()));
     assert_eq!((follower.asked().len(), leader.asked().len()), (3, 1));
 }
@@ -276,7 +286,7 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
     // A token of the program's own.
     let leader = Leader::start(vec![Does::Breaks, says("OK")]);
     let token = Token::parse(b"mine").expect("a token");
-    let mut client = client(&[&leader.address], bare);
+    let client = client(&[&leader.address], bare);
     assert_eq!(client.set_once(&KEY, b"", &token), Ok(()));
     assert_eq!(leader.asked(), ["ONCE mine SETB 7 0"; 2]);
 }
@@ -304,7 +314,7 @@ fn reads_are_repeated_and_never_unknown() {
 fn a_client_waits_for_a_leader_until_the_deadline() {
     let none = says("ERROR: no leader elected");
     let leader = Leader::start(vec![none.clone(), none.clone(), none.clone(), says("OK")]);
-    let mut waiting = client(&[&leader.address, &nobody()], options(5000));
+    let waiting = client(&[&leader.address, &nobody()], options(5000));
     assert_eq!(waiting.set(&KEY, b""), Ok(()));
     assert_eq!(leader.asked().len(), 4);
 
@@ -333,7 +343,7 @@ fn a_connection_that_was_closed_while_idle_costs_nothing() {
         tokens: false,
         ..options(5000)
     };
-    let mut client = client(&[&place], bare);
+    let client = client(&[&place], bare);
     assert_eq!(client.set(&KEY, b""), Ok(()));
     drop(leader);
     let listener = (0..200).find_map(|_| {
@@ -366,7 +376,7 @@ fn what_does_not_greet_as_a_leader_is_left() {
             connect_timeout: Duration::from_millis(200),
             ..options(5000)
         };
-        let mut client = client(&[&place, &leader.address], options);
+        let client = client(&[&place, &leader.address], options);
         assert_eq!(client.set(&KEY, b""), Ok(()));
         drop(client);
         stranger.expect("a thread").join();
@@ -383,8 +393,8 @@ fn raw_commands_are_sent_as_they_are() {
         Does::Breaks,
         says("OK"),
     ]);
-    let mut client = client(&[&leader.address], options(5000));
-    let mut raw = |line: &str| client.raw(line.as_bytes(), None);
+    let client = client(&[&leader.address], options(5000));
+    let raw = |line: &str| client.raw(line.as_bytes(), None);
     let text = |reply: Reply| String::from_utf8(reply.text()).expect("UTF-8");
     assert_eq!(
         raw("status").map(text),
@@ -422,9 +432,178 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
             "{deadline:?}"
         );
     }
-    let mut client = Client::new([nobody()]).expect("a client");
+    let client = Client::new([nobody()]).expect("a client");
     assert!(matches!(
         client.set_bulk(2, b"a\nb"),
         Err(ClientError::Invalid { .. })
     ));
+}
+
+#[test]
+fn clones_share_their_connections() {
+    let leader = Leader::start(vec![says("OK")]);
+    let client = client(&[&leader.address], options(2000));
+    let other = client.clone();
+    for client in [&client, &other, &client] {
+        assert_eq!(client.set(&KEY, b""), Ok(()));
+    }
+    assert_eq!((tokens(&leader.asked()).len(), leader.accepted()), (3, 1));
+    assert_eq!(other.address().as_ref(), Some(&leader.address));
+}
+
+#[test]
+fn no_more_connections_are_kept_than_is_said() {
+    let leader = Leader::start(vec![says("OK")]);
+    let options = ClientOptions {
+        idle_connections_max: 0,
+        ..options(2000)
+    };
+    let client = client(&[&leader.address], options);
+    for count in 1..=3 {
+        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(leader.accepted(), count);
+    }
+}
+
+#[test]
+fn a_pipeline_gives_the_results_in_order() {
+    let replies = ["OK", "VALUE 3 2\r\nab", "NOT_FOUND", "OK", "NOT_FOUND"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let client = client(&[&leader.address], options(5000));
+    let mut pipeline = client.pipeline();
+    assert!(pipeline.is_empty() && pipeline.run().is_empty());
+    pipeline.set(&KEY, b"ab").get(&KEY).get(&Key::Id(8));
+    pipeline.delete(&KEY).delete(&KEY);
+    assert_eq!(pipeline.len(), 5);
+    let message = Message {
+        revision: Revision::from_u64(3),
+        payload: b"ab".to_vec(),
+    };
+    let expected = [
+        Done::Stored,
+        Done::Read(Some(message)),
+        Done::Read(None),
+        Done::Deleted(true),
+        Done::Deleted(false),
+    ];
+    assert_eq!(pipeline.run(), expected.map(Ok));
+    assert!(pipeline.is_empty());
+    let asked = leader.asked();
+    let writes = [&asked[0], &asked[3], &asked[4]].map(String::clone);
+    let tokens: std::collections::HashSet<&str> = tokens(&writes).into_iter().collect();
+    assert_eq!(tokens.len(), 3, "{asked:?}");
+}
+
+/// Runs a pipeline of three writes.
+fn three_sets(client: &Client) -> Vec<Result<Done, ClientError>> {
+    let mut pipeline = client.pipeline();
+    for id in 1..=3 {
+        pipeline.set(&Key::Id(id), b"");
+    }
+    pipeline.run()
+}
+
+#[test]
+fn only_what_failed_of_a_pipeline_is_repeated() {
+    let replies = ["OK", "ERROR: busy, try again", "OK", "OK"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(stored, vec![Ok(Done::Stored); 3]);
+    let asked = leader.asked();
+    assert_eq!(asked.len(), 4);
+    assert_eq!(asked[3], asked[1], "under the same token");
+    // What cannot be does not keep the others from being done.
+    let replies = ["OK", "ERROR: message too large (limit 1 bytes)", "OK"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(
+        (&stored[0], &stored[2]),
+        (&Ok(Done::Stored), &Ok(Done::Stored))
+    );
+    assert!(matches!(stored[1], Err(ClientError::Refused { .. })));
+}
+
+#[test]
+fn a_pipeline_is_redirected_as_a_whole() {
+    let leader = Leader::start(vec![says("OK")]);
+    let follower = Leader::start(vec![points_to(&leader.address)]);
+    let client = client(&[&follower.address], options(5000));
+    for _ in 0..2 {
+        assert_eq!(three_sets(&client), vec![Ok(Done::Stored); 3]);
+    }
+    assert_eq!(follower.asked(), leader.asked()[..3]);
+    assert_eq!(leader.asked().len(), 6);
+}
+
+#[test]
+fn a_broken_pipeline_is_repeated_under_its_tokens_and_unknown_without() {
+    let script = || vec![says("OK"), Does::Breaks, says("OK")];
+    let leader = Leader::start(script());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(stored, vec![Ok(Done::Stored); 3]);
+    let asked = leader.asked();
+    let tokens: std::collections::HashSet<&str> = tokens(&asked).into_iter().collect();
+    assert_eq!(tokens.len(), 3, "{asked:?}");
+    let bare = ClientOptions {
+        tokens: false,
+        ..options(5000)
+    };
+    let leader = Leader::start(script());
+    let stored = three_sets(&client(&[&leader.address], bare));
+    for result in &stored[1..] {
+        let error = result.as_ref().expect_err("no answer");
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    }
+    // Nothing is sent again. (A reset may have taken the first reply with it.)
+    assert_eq!(leader.asked().len(), 2);
+}
+
+#[test]
+fn a_pipeline_without_a_leader_ends_once() {
+    let dead = nobody();
+    let options = ClientOptions {
+        patience: Patience::OneRound,
+        ..options(5000)
+    };
+    let client = client(&[&dead], options);
+    let mut pipeline = client.pipeline();
+    (0..1000).for_each(|id| _ = pipeline.set(&Key::Id(id), b"x"));
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let results = pipeline.run();
+    assert_eq!(results.len(), 1000);
+    for result in results {
+        let error = result.expect_err("nobody");
+        assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
+    }
+    assert!(clock.now().since(begin) < Duration::from_secs(4));
+}
+
+/// A leader that waits until its replies are read, and a client that waits until it has sent all,
+/// would wait for each other.
+#[test]
+fn replies_are_read_while_more_is_sent() {
+    const MIB: usize = 1 << 20;
+    let value = format!("VALUE 3 {}\r\n{}", 4 * MIB, "v".repeat(4 * MIB));
+    let mut script = vec![says(&value); 10];
+    script.push(says("OK"));
+    let leader = Leader::start(script);
+    let options = ClientOptions {
+        attempt_timeout: Duration::from_secs(60),
+        ..options(60_000)
+    };
+    let client = client(&[&leader.address], options);
+    let mut pipeline = client.pipeline();
+    (0..10).for_each(|_| _ = pipeline.get(&KEY));
+    pipeline.set(&KEY, &vec![7; 16 * MIB]);
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let results = pipeline.run();
+    assert!(results.iter().all(Result::is_ok));
+    let took = clock.now().since(begin);
+    assert!(
+        took < Duration::from_secs(30),
+        "no time-out was waited for: {took:?}"
+    );
+    assert_eq!(leader.asked().len(), 11, "nothing was repeated");
 }

@@ -316,9 +316,17 @@ impl Leader {
     pub fn wait(self) -> anyhow::Result<()> {
         while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
         info!("stopping");
+        self.hand_over();
         self.stop_parts()?;
         info!("stopped");
         Ok(())
+    }
+
+    /// Stops now and tells nobody: the others find its connections closed, as after a crash, and
+    /// elect one of them. What its workers have taken is finished all the same.
+    pub fn desert(self) -> anyhow::Result<()> {
+        self.stop.stop();
+        self.stop_parts()
     }
 
     /// Hands leadership to another leader, if there is one, while clients are still answered: what
@@ -352,7 +360,6 @@ impl Leader {
 
     /// Stops what was started, in order; an error if the journal failed or a thread goes on.
     fn stop_parts(self) -> anyhow::Result<()> {
-        self.hand_over();
         let mut late = Vec::new();
         let mut keep =
             |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());

@@ -1,0 +1,156 @@
+//! Many requests in flight on one connection.
+//!
+//! Requests go out in *windows* of up to [`WINDOW_REQUESTS`], one window after the other: all of a
+//! window is sent before the first reply is waited for, and the next window begins when all of it
+//! is answered. Within a window each request is a call of its own, as the module above has it: with
+//! its own token, deadline, repeats, redirects and outcome.
+
+use super::done::{self, Done};
+use super::error::ClientError;
+use super::request::Request;
+use super::{Client, Reply};
+use crate::ids::Key;
+
+/// Requests of a window at most. A leader takes 4,096 at a time; half as many as here are sent in
+/// twice as many round trips, twice as many are more to be repeated when a connection breaks.
+const WINDOW_REQUESTS: usize = 256;
+
+/// A window ends with the request that makes it longer than this, in bytes. Each megabyte makes
+/// all of its time-outs longer by a second.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// Collects requests, which [`Pipeline::run`] makes. See [`Client::pipeline`].
+#[must_use = "nothing is sent before `run`"]
+pub struct Pipeline<'a> {
+    client: &'a Client,
+    requests: Vec<(Request, Kind)>,
+}
+
+/// What a request asks for, by which its reply is read.
+#[derive(Clone, Copy)]
+enum Kind {
+    Set,
+    Get,
+    Delete,
+}
+
+impl<'a> Pipeline<'a> {
+    pub(super) fn new(client: &'a Client) -> Pipeline<'a> {
+        Pipeline {
+            client,
+            requests: Vec::new(),
+        }
+    }
+
+    /// Stores a message, as [`Client::set`].
+    pub fn set(&mut self, key: &Key, payload: &[u8]) -> &mut Self {
+        let token = self.client.fresh_token();
+        self.push(Request::set(key, payload, token.as_ref()), Kind::Set)
+    }
+
+    /// Reads a message, as [`Client::get`].
+    pub fn get(&mut self, key: &Key) -> &mut Self {
+        self.push(Request::get(key), Kind::Get)
+    }
+
+    /// Deletes a message, as [`Client::delete`].
+    pub fn delete(&mut self, key: &Key) -> &mut Self {
+        let token = self.client.fresh_token();
+        self.push(Request::delete(key, token.as_ref()), Kind::Delete)
+    }
+
+    /// How many requests it has collected.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether it has collected none.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Makes the requests; gives what came of each, in their order. It is empty then and can be
+    /// used again.
+    ///
+    /// It takes as long as the deadline of one call at most, and what the bytes need. What was not
+    /// sent by then, or stands behind a request for which no leader was found, has failed.
+    pub fn run(&mut self) -> Vec<Result<Done, ClientError>> {
+        let requests = std::mem::take(&mut self.requests);
+        let caller = &self.client.inner.caller;
+        let extra = requests.iter().map(|(request, _)| request.extra).sum();
+        let give_up = caller.clock.now() + caller.options.deadline + extra;
+        let mut results = Vec::with_capacity(requests.len());
+        let mut end = None;
+        let mut rest = requests.as_slice();
+        while !rest.is_empty() {
+            let (window, later) = rest.split_at(window(rest));
+            rest = later;
+            if end.is_none() && !results.is_empty() && caller.clock.now() >= give_up {
+                let reason = "timed out before it was sent".to_owned();
+                end = Some(ClientError::Unavailable { reason });
+            }
+            if let Some(end) = &end {
+                results.extend(window.iter().map(|_| Err(end.clone())));
+                continue;
+            }
+            let sent: Vec<&Request> = window.iter().map(|(request, _)| request).collect();
+            for (answered, (_, kind)) in caller.call_all(&sent).into_iter().zip(window) {
+                let result = answered.and_then(|(reply, _)| kind.read(reply));
+                if let Err(error @ ClientError::NoLeader { .. }) = &result {
+                    end = Some(error.clone());
+                }
+                results.push(result);
+            }
+        }
+        results
+    }
+
+    fn push(&mut self, request: Request, kind: Kind) -> &mut Self {
+        self.requests.push((request, kind));
+        self
+    }
+}
+
+/// How many of the requests, which are some, make the next window.
+fn window(requests: &[(Request, Kind)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(request, _): &&(Request, Kind)| {
+        let is_room = bytes <= WINDOW_BYTES;
+        bytes += request.bytes.len();
+        is_room
+    };
+    requests
+        .iter()
+        .take(WINDOW_REQUESTS)
+        .take_while(fits)
+        .count()
+}
+
+impl Kind {
+    fn read(self, reply: Reply) -> Result<Done, ClientError> {
+        Ok(match self {
+            Kind::Set => {
+                done::stored(reply)?;
+                Done::Stored
+            }
+            Kind::Get => Done::Read(done::read(reply)?),
+            Kind::Delete => Done::Deleted(done::deleted(reply)?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_bounded_in_requests_and_bytes() {
+        let set = |bytes| (Request::set(&Key::Id(1), &vec![0; bytes], None), Kind::Set);
+        let of = |requests: Vec<(Request, Kind)>| window(&requests);
+        assert_eq!(of(vec![set(0)]), 1);
+        assert_eq!(of((0..1000).map(|_| set(1)).collect()), WINDOW_REQUESTS);
+        assert_eq!(of((0..1000).map(|_| set(WINDOW_BYTES / 10)).collect()), 10);
+        assert_eq!(of(vec![set(2 * WINDOW_BYTES), set(1)]), 1);
+        assert_eq!(of(vec![set(1), set(2 * WINDOW_BYTES), set(1)]), 2);
+    }
+}
