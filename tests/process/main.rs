@@ -9,6 +9,7 @@ mod support;
 
 mod by_hand;
 mod client;
+mod conditions;
 mod cycles;
 mod damage;
 mod failover;
