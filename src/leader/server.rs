@@ -485,10 +485,13 @@ fn start_clients(
         Redirect::Reply => handler,
         Redirect::Forward => handler.passing_on(Arc::new(PeerLinks::new(Arc::clone(shared)))),
     };
-    net::Server::start(
+    let doors = vec![net::Door {
         listener,
+        sessions: Arc::new(sessions),
+    }];
+    net::Server::start(
+        doors,
         Arc::new(handler),
-        Arc::new(sessions),
         Arc::clone(&shared.clock),
         settings.net.clone(),
     )

@@ -7,20 +7,24 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Handler, Limits, Parked, Progress, Server, Waker};
+use super::{Door, Handler, Limits, Parked, Progress, Server, Waker};
 use crate::clock::{Clock, Instant, SystemClock, sleep};
 use crate::error::Failure;
 use crate::ids::Key;
+use crate::protocol::Sessions;
 use crate::protocol::hatokuse::{self, Hatokuse, Identity};
 use crate::protocol::request::{Batch, Write as Change};
 use crate::protocol::testing::FakeStore;
 use crate::threads::spawn;
 
 mod budget;
+mod deadlines;
 mod ending;
 mod misbehaving;
 mod parking;
 mod replies;
+
+use self::deadlines::Hurried;
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -167,11 +171,14 @@ impl Fixture {
             role: "leader".into(),
         };
         let sessions = Hatokuse::new(hatokuse::Limits { payload_bytes_max }, identity);
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let doors: [Arc<dyn Sessions>; 2] = [Arc::new(sessions), Arc::new(Hurried)];
+        let door = |sessions| Door {
+            listener: TcpListener::bind("127.0.0.1:0").expect("a port"),
+            sessions,
+        };
         let server = Server::start(
-            listener,
+            doors.map(door).into(),
             Arc::new(handler),
-            Arc::new(sessions),
             Arc::clone(&clock),
             limits,
         )
@@ -201,7 +208,7 @@ impl Fixture {
 
     /// A client that has read nothing.
     fn stranger(&self) -> Client {
-        let stream = TcpStream::connect(self.server.address()).expect("a connection");
+        let stream = TcpStream::connect(self.server.addresses()[0]).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         Client { stream }
     }

@@ -16,7 +16,7 @@ fn a_stop_finishes_what_was_begun() {
     fixture.wait("both are begun", |fixture| {
         fixture.gate.0.lock().blocked == 1 && fixture.server.parked() == 1
     });
-    let address = fixture.server.address();
+    let address = fixture.server.addresses()[0];
     let gate = Arc::clone(&fixture.gate);
     let opening = spawn("opens", move || {
         sleep(Duration::from_millis(100));

@@ -51,7 +51,7 @@ fn misbehave(address: std::net::SocketAddr, random: &mut fastrand::Rng) {
 fn misbehaving(fixture: &Fixture, connections: usize) -> Vec<crate::threads::Thread> {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
-    let address = fixture.server.address();
+    let address = fixture.server.addresses()[0];
     (0..8)
         .map(|number| {
             let mut random = fastrand::Rng::with_seed(seed + number);
