@@ -24,7 +24,7 @@
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
-//! | time for an unfinished request | [`Session::input_deadline`] | the protocol's answer, then close |
+//! | unfinished request | [`Session::input_deadline`] | the protocol's answer, then close |
 //!
 //! All doors of a server share its threads and limits.
 //!
@@ -48,7 +48,7 @@ use crate::clock::Instant;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 
-pub use self::server::{Door, Limits, Server};
+pub use self::server::{Door, Gauges, Limits, Server};
 
 /// What a [`Handler`] made of a batch.
 pub enum Progress {

@@ -61,6 +61,26 @@ pub struct Door {
     pub sessions: Arc<dyn Sessions>,
 }
 
+/// What a server holds.
+pub struct Gauges(Arc<Shared>);
+
+impl Gauges {
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.0.open()
+    }
+
+    /// Batches parked now.
+    pub fn parked(&self) -> usize {
+        self.0.parked()
+    }
+
+    /// Bytes held for all clients now, see [`super::budget`].
+    pub fn bytes_held(&self) -> usize {
+        self.0.budget.used()
+    }
+}
+
 /// A running server: its `poll` and `work-N` threads, ended by [`Server::stop`]. Dropped without
 /// that, it goes on to the end of the process.
 pub struct Server {
@@ -114,19 +134,9 @@ impl Server {
         &self.addresses
     }
 
-    /// Connections open now.
-    pub fn connections(&self) -> usize {
-        self.shared.open()
-    }
-
-    /// Batches parked now.
-    pub fn parked(&self) -> usize {
-        self.shared.parked()
-    }
-
-    /// Bytes held for all clients now, see [`super::budget`].
-    pub fn bytes_held(&self) -> usize {
-        self.shared.budget.used()
+    /// What it holds, as it changes.
+    pub fn gauges(&self) -> Gauges {
+        Gauges(Arc::clone(&self.shared))
     }
 
     /// Stops in order: accepts no more, finishes the batches that were begun, sends their replies,

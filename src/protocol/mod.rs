@@ -10,7 +10,9 @@
 //! therefore bounds memory by not calling [`Session::receive`] until [`Session::next_batch`] has
 //! nothing more to offer, and by not asking for batches while the output is long.
 
+pub mod batch;
 pub mod hatokuse;
+pub mod http;
 pub mod output;
 pub mod pipeline;
 pub mod reply;

@@ -110,7 +110,7 @@ fn a_request_that_does_not_come_in_time_is_answered_so() {
     assert_eq!(client.rest(), "late\r\n");
     assert!(fixture.clock.now().since(began) >= LINE_TIME);
     drop(client);
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     fixture.stop();
 }
 
@@ -132,7 +132,7 @@ fn a_request_that_drips_is_answered_so() {
     assert_eq!(&answer, b"late\r\n");
     drop(client);
     dripping.expect("a thread").join();
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     fixture.stop();
 }
 

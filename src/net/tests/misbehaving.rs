@@ -11,7 +11,7 @@ fn a_reset_connection_is_closed() {
         .set_linger(Some(Duration::ZERO))
         .expect("a reset on close");
     drop(client);
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     fixture.stop();
 }
 
@@ -80,10 +80,10 @@ fn whatever_clients_do_nothing_of_them_is_left() {
         thread.join();
     }
     fixture.wait("all are closed", |fixture| {
-        fixture.server.connections() == 0
+        fixture.gauges.connections() == 0
     });
     assert_eq!(
-        (fixture.server.parked(), fixture.server.bytes_held()),
+        (fixture.gauges.parked(), fixture.gauges.bytes_held()),
         (0, 0)
     );
     let mut client = fixture.program();
