@@ -14,6 +14,7 @@ mod damage;
 mod failover;
 mod faults;
 mod forward;
+mod http;
 mod identity;
 mod members;
 mod minority;
