@@ -15,6 +15,7 @@ mod damage;
 mod failover;
 mod faults;
 mod forward;
+mod http;
 mod identity;
 mod members;
 mod minority;
