@@ -10,12 +10,13 @@ use super::events::{Answer, Event};
 use super::testing::{World, member};
 use crate::error::Failure;
 use crate::ids::{Fence, Key, MemberId, Revision, Token};
-use crate::metadata::command::{Applied, Operation, OperationResult};
+use crate::metadata::command::{Applied, Change, Operation, OperationResult, StepResult};
 use crate::metadata::message_index::Entry;
 use crate::metadata::once::OnceChange;
 use crate::metadata::replica_sets::ReplicaSet;
+use crate::metadata::transact;
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Batch, Write};
+use crate::protocol::request::{Batch, Condition, Step, Transaction, Write};
 use crate::rpc::message::{FetchResult, Refusal, StoreResult};
 
 mod reads;
@@ -86,24 +87,68 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn batch() -> impl Strategy<Value = Batch> {
-    let token = proptest::option::weighted(0.4, "[ab]").prop_map(|text| Some(token(&text?)));
     let length = proptest::option::weighted(0.8, 0..50usize);
-    let write = (0..4u64, length, token.clone()).prop_map(|(id, length, token)| {
+    let write = (0..4u64, length, token_or_none()).prop_map(|(id, length, token)| {
         let key = Key::Id(id);
         match length {
             Some(length) => Write::set(key, Bytes::from(vec![7; length]), token),
             None => Write::delete(key, token),
         }
     });
-    let bulk = (1..12u64, token).prop_map(|(count, token)| Batch::Bulk {
+    let bulk = (1..12u64, token_or_none()).prop_map(|(count, token)| Batch::Bulk {
         count,
         payload: Bytes::from_static(b"bulk"),
         token,
     });
+    let condition = proptest::option::weighted(
+        0.3,
+        prop_oneof![
+            Just(Condition::Absent),
+            Just(Condition::Exists),
+            (1..9_u64).prop_map(|n| Condition::Revision(Revision::new(super::testing::TERM, n))),
+        ],
+    );
+    let write = (write, condition, proptest::option::weighted(0.2, 1..900u64)).prop_map(
+        |(mut write, demanded, ttl)| {
+            match &mut write {
+                Write::Set { options, .. } => {
+                    (options.condition, options.ttl_ms) = (demanded, ttl);
+                }
+                Write::Delete { condition, .. } => *condition = demanded,
+                Write::Expire { .. } => unreachable!("none was made"),
+            }
+            write
+        },
+    );
+    let write = write.boxed();
+    let step = prop_oneof![
+        4 => write.clone().prop_map(|mut write| {
+            match &mut write {
+                Write::Set { options, .. } => options.token = None,
+                Write::Delete { token, .. } | Write::Expire { token, .. } => *token = None,
+            }
+            Step::Write(write)
+        }),
+        1 => (0..4u64).prop_map(|id| Step::Get(Key::Id(id))),
+    ];
+    let steps = proptest::collection::vec(step, 1..9);
+    let transaction =
+        (steps, any::<bool>(), token_or_none()).prop_map(|(steps, is_atomic, token)| {
+            Batch::Transaction(Transaction {
+                steps,
+                is_atomic,
+                token,
+            })
+        });
     prop_oneof![
         3 => proptest::collection::vec(write, 0..9).prop_map(Batch::Writes),
+        3 => transaction,
         1 => bulk,
     ]
+}
+
+fn token_or_none() -> impl Strategy<Value = Option<Token>> {
+    proptest::option::weighted(0.4, "[ab]").prop_map(|text| Some(token(&text?)))
 }
 
 /// An earlier attempt used token `a`: of a bulk write some messages were stored, anything else was
@@ -232,10 +277,31 @@ impl Model {
     }
 
     fn apply(&mut self, world: &mut World, at: usize) {
+        let has_operation: Vec<bool> = match &world.proposals[at].command.change {
+            Change::Transact(transact) => {
+                let steps = transact.steps.iter();
+                steps
+                    .map(|step| matches!(step.action, transact::Action::Write(_)))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
         let operations = world.proposals[at].command.operations();
         let operations: Vec<Operation> = operations.cloned().collect();
-        let Applied::Write { results, released } = world.apply(at) else {
-            return;
+        let applied = world.apply(at);
+        let released = applied.released().to_vec();
+        let results: Vec<OperationResult> = match applied {
+            Applied::Write { results, .. } => results,
+            // Its reads and changes of expiry have no copies.
+            Applied::Transacted { results, .. } => {
+                let results = results.iter().zip(&has_operation).filter(|(_, has)| **has);
+                let results = results.map(|(result, _)| match result {
+                    StepResult::Done(result) => *result,
+                    StepResult::Got(_) => unreachable!("an operation is no read"),
+                });
+                results.collect()
+            }
+            _ => return,
         };
         for (operation, result) in operations.iter().zip(results) {
             let Operation::Set {
@@ -274,7 +340,18 @@ impl Model {
             _ => 1,
         };
         assert_eq!(replies.len(), expected);
-        for reply in replies {
+        let mut all = replies;
+        if let ([Reply::Transaction(steps)], Batch::Transaction(transaction)) = (replies, batch) {
+            assert_eq!(steps.len(), transaction.steps.len());
+            let is_refused = |reply: &Reply| {
+                let not_applied = matches!(reply, Reply::Failed(Failure::NotApplied { .. }));
+                not_applied || matches!(reply, Reply::Mismatch { .. })
+            };
+            let refused = steps.iter().filter(|reply| is_refused(reply)).count();
+            assert!(!transaction.is_atomic || [0, steps.len()].contains(&refused));
+            all = steps;
+        }
+        for reply in all {
             if let Reply::Stored { revision, .. } = reply {
                 assert!(
                     self.listed.contains_key(revision),
@@ -351,6 +428,13 @@ proptest! {
         world.limits.part_messages_max = 3;
         let mut model = Model::default();
         let mut filled = BTreeSet::new();
+        let (payload, revision) = (Bytes::from_static(b"before"), world.allot(1).first);
+        let entry = Entry {
+            revision,
+            replicas: ReplicaSet::new(&[member(1)]).expect("one member"),
+            length: payload.len() as u32,
+        };
+        world.put(Key::Id(3), &payload, entry);
         if let Some(stored) = before {
             attempt(&mut world, &batch, &stored);
         }
@@ -358,6 +442,13 @@ proptest! {
         model.look(&world);
         for action in actions {
             match action {
+                Action::End(n, _) if !world.fetches.is_empty() => {
+                    let at = n % world.fetches.len();
+                    let revisions = world.fetches[at].revisions.clone();
+                    let results = revisions.iter().map(|revision| world.fetched(*revision));
+                    let answer = Answer::Results(results.collect());
+                    world.end_fetch(at, answer);
+                }
                 Action::End(n, end) if !world.stores.is_empty() => {
                     let at = n % world.stores.len();
                     model.end_store(&mut world, at, end);

@@ -9,11 +9,11 @@ use goldenscript::Context;
 use super::events::{Answer, Event};
 use super::testing::{TERM, World, key, member, short};
 use crate::error::Failure;
-use crate::ids::{Fence, MemberId, Token};
+use crate::ids::{Fence, MemberId, Revision, Token};
 use crate::metadata::command::{Change, Operation};
 use crate::metadata::message_index::Entry;
 use crate::metadata::replica_sets::ReplicaSet;
-use crate::protocol::request::{Batch, Write};
+use crate::protocol::request::{Batch, Condition, SetOptions, Step, Transaction, Write};
 use crate::rpc::message::{FetchResult, Refusal, StoreResult};
 
 /// The commands of a script. Members are named m1, m2, …; `oldest` is the one whose fetch has been
@@ -41,19 +41,43 @@ enum Command {
     },
     /// Removes a message from the metadata, as if deleted by another batch.
     Forget(String),
-    /// Adds a SET to the next batch of writes.
+    /// Adds a SET to the next batch of writes. `given` is `absent`, `exists` or a revision like
+    /// `r7`, `ttl` in milliseconds.
     Set {
         key: String,
         payload: String,
         #[arg(key)]
         once: Option<String>,
+        #[arg(key)]
+        given: Option<String>,
+        #[arg(key)]
+        ttl: Option<u64>,
     },
     /// Adds a DEL to the next batch of writes.
     Del {
         key: String,
         #[arg(key)]
         once: Option<String>,
+        #[arg(key)]
+        given: Option<String>,
     },
+    /// Adds a change of expiry to the next batch of writes; without `ttl` never.
+    Expire {
+        key: String,
+        #[arg(key)]
+        ttl: Option<u64>,
+    },
+    /// Adds a read to the next transaction.
+    Read(String),
+    /// Starts a transaction of what was added.
+    Transaction {
+        #[arg(key)]
+        atomic: Option<bool>,
+        #[arg(key)]
+        once: Option<String>,
+    },
+    /// Asks when a message expires.
+    Ttl(String),
     /// Starts the batch of writes.
     Go,
     /// Starts a batch of reads.
@@ -121,9 +145,20 @@ enum Command {
 
 struct Runner {
     world: World,
-    writes: Vec<Write>,
+    steps: Vec<Step>,
     /// Releases handed out: number and member.
     releases: Vec<(u64, MemberId)>,
+}
+
+fn condition(text: &str) -> Condition {
+    match text {
+        "absent" => Condition::Absent,
+        "exists" => Condition::Exists,
+        revision => {
+            let sequence = revision[1..].parse().expect("a revision is named r1");
+            Condition::Revision(Revision::new(TERM, sequence))
+        }
+    }
 }
 
 fn id(name: &str) -> MemberId {
@@ -319,19 +354,49 @@ impl Runner {
                 key: name,
                 payload,
                 once,
-            } => {
-                let payload = Bytes::copy_from_slice(payload.as_bytes());
-                let token = once.as_deref().map(token);
-                self.writes.push(Write::set(key(name), payload, token));
-            }
-            Command::Del { key: name, once } => {
-                let token = once.as_deref().map(token);
-                self.writes.push(Write::delete(key(name), token));
-            }
+                given,
+                ttl,
+            } => self.steps.push(Step::Write(Write::Set {
+                key: key(name),
+                payload: Bytes::copy_from_slice(payload.as_bytes()),
+                options: SetOptions {
+                    token: once.as_deref().map(token),
+                    condition: given.as_deref().map(condition),
+                    ttl_ms: *ttl,
+                },
+            })),
+            Command::Del {
+                key: name,
+                once,
+                given,
+            } => self.steps.push(Step::Write(Write::Delete {
+                key: key(name),
+                token: once.as_deref().map(token),
+                condition: given.as_deref().map(condition),
+            })),
+            Command::Expire { key: name, ttl } => self.steps.push(Step::Write(Write::Expire {
+                key: key(name),
+                token: None,
+                ttl_ms: *ttl,
+            })),
+            Command::Read(name) => self.steps.push(Step::Get(key(name))),
             Command::Go => {
-                let writes = std::mem::take(&mut self.writes);
+                let steps = std::mem::take(&mut self.steps).into_iter();
+                let writes = steps.map(|step| match step {
+                    Step::Write(write) => Ok(write),
+                    Step::Get(key) => Err(format!("the read of {key} needs a transaction")),
+                });
+                let writes = writes.collect::<Result<_, _>>()?;
                 self.world.start(Batch::Writes(writes));
             }
+            Command::Transaction { atomic, once } => {
+                self.world.start(Batch::Transaction(Transaction {
+                    steps: std::mem::take(&mut self.steps),
+                    is_atomic: atomic.unwrap_or(false),
+                    token: once.as_deref().map(token),
+                }));
+            }
+            Command::Ttl(name) => self.world.start(Batch::Ttl(key(name))),
             Command::Get(names) => {
                 let keys = names.iter().map(|name| key(name)).collect();
                 self.world.start(Batch::Reads(keys));
@@ -434,7 +499,7 @@ fn scripts_do_what_was_recorded() {
         println!("{}", path.display());
         let mut runner = Runner {
             world: World::new(3, 2),
-            writes: Vec::new(),
+            steps: Vec::new(),
             releases: Vec::new(),
         };
         goldenscript::run(&mut runner, &path).expect("the script runs");

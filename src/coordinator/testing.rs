@@ -20,8 +20,9 @@ use crate::metadata::listing::list;
 use crate::metadata::message_index::{Entry, Lookup};
 use crate::metadata::once::OnceChange;
 use crate::metadata::state::{PlainShards, Shards, State};
+use crate::metadata::transact::{self, Action};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::Batch;
+use crate::protocol::request::{Batch, Condition};
 use crate::rpc::message::{FetchResult, StoreRecord, StoreResult};
 
 /// The term of the leader.
@@ -417,8 +418,38 @@ fn show_command(command: &Command) -> String {
                 format!("part of {token}: {}", show_operations(operations, |_| None))
             }
         },
+        Change::Transact(transact) => {
+            let atomic = if transact.is_atomic {
+                "all or nothing, "
+            } else {
+                ""
+            };
+            let once = transact.token.as_ref();
+            let once = once.map_or(String::new(), |token| format!("once {token}, "));
+            let steps: Vec<String> = transact.steps.iter().map(show_step).collect();
+            format!("{atomic}{once}steps: {}", steps.join("; "))
+        }
         change => format!("{change:?}"),
     }
+}
+
+fn show_step(step: &transact::Step) -> String {
+    let once = step.token.as_ref();
+    let once = once.map_or(String::new(), |token| format!("once {token}: "));
+    let condition = match step.condition {
+        None => String::new(),
+        Some(Condition::Revision(revision)) => format!("if {}: ", short(revision)),
+        Some(condition) => format!("if {condition:?}: ").to_lowercase(),
+    };
+    let ttl = step
+        .ttl_ms
+        .map_or(String::new(), |ms| format!(" for {ms} ms"));
+    let action = match &step.action {
+        Action::Write(operation) => show_operations(std::slice::from_ref(operation), |_| None),
+        Action::Expire(key) => format!("expire {key}"),
+        Action::Get(key) => format!("get {key}"),
+    };
+    format!("{once}{condition}{action}{ttl}")
 }
 
 fn show_operations<'a>(
@@ -451,6 +482,14 @@ fn show_reply(reply: &Reply) -> String {
             format!("value {} {:?}", short(*revision), payload)
         }
         Reply::Failed(failure) => format!("ERROR: {failure}"),
+        Reply::Mismatch { revision } => {
+            let revision = revision.map_or("nothing".to_owned(), short);
+            format!("mismatch, there is {revision}")
+        }
+        Reply::Transaction(replies) => {
+            let replies: Vec<String> = replies.iter().map(show_reply).collect();
+            format!("[{}]", replies.join("; "))
+        }
         Reply::Location {
             revision,
             bytes,

@@ -11,7 +11,9 @@
 //!   entries up to `min(committed, persisted)`, and counts its own copy when told so.
 //! * A leader's messages leave at once, in parallel with its own disk (Raft thesis 10.2.1). All
 //!   others may promise something stored (a vote, an acknowledgement): they are held until their
-//!   batch and all before it are persisted, and come with the next batch.
+//!   batch and all before it are persisted, and come with the next batch. All but the answer to a
+//!   heartbeat, which promises nothing, see `waiting`.
+//! * Who has a vote to store does not stand for election meanwhile, see `waiting`.
 //! * A batch with nothing to store counts as persisted when all before it are; the crate is told
 //!   then, never earlier, since persisting one number implies all below it.
 //! * A leader serves only after its term's first entry, an empty one, is applied (R5).
@@ -65,6 +67,7 @@ pub use self::membership::changed;
 pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
 pub use self::peers::Progress;
 use self::storage::{MemoryLog, hard_state, log_entry};
+use self::waiting::{Patience, Write};
 
 /// Where every log begins: an entry that nobody stores, applied from the start.
 pub const ORIGIN: Position = Position { index: 1, term: 1 };
@@ -225,8 +228,12 @@ pub struct Core {
     id: PeerId,
     /// The number of the last batch taken from the crate.
     number: u64,
-    /// The numbers of the writes that are not durable yet, in order.
-    writes: VecDeque<u64>,
+    /// The writes that are not durable yet, in order.
+    writes: VecDeque<Write>,
+    /// Term and vote of the last write.
+    promised: (u64, u64),
+    /// What a candidate waits for besides its time-out.
+    patience: Patience,
     /// Messages of batches that are not persisted yet, with the batch's number.
     held: VecDeque<(u64, Vec<Message>)>,
     /// Committed entries from one on that changes the configuration, with the number of the write
@@ -278,10 +285,13 @@ impl Core {
             id: config.id,
             number: 0,
             writes: VecDeque::new(),
+            promised: (0, 0),
+            patience: Patience::default(),
             held: VecDeque::new(),
             committed: VecDeque::new(),
             installed: None,
         };
+        core.promised = core.promise();
         if is_alone {
             core.node.campaign().map_err(error)?;
         }
@@ -290,7 +300,9 @@ impl Core {
 
     /// One tick of time passes.
     pub fn tick(&mut self) {
-        self.node.tick();
+        if !self.stands_still() {
+            self.node.tick();
+        }
     }
 
     /// Appends an entry if this participant leads `term` and has applied its first entry; returns
@@ -366,16 +378,17 @@ impl Core {
                 batch.install = Some(self.install(ready.snapshot()));
             }
             if ready.must_sync() || is_changed {
-                self.writes.push_back(self.number);
                 for entry in &entries {
                     self.node.mut_store().window.push(entry.clone());
                 }
-                batch.persist = Some(Persist {
+                let persist = Persist {
                     number: self.number,
                     reset: batch.install,
                     entries,
                     hard_state: hard_state(&self.node.raft.hard_state()),
-                });
+                };
+                self.begin_write(&persist);
+                batch.persist = Some(persist);
             }
             self.node.advance_append_async(ready);
             self.settle();
@@ -413,16 +426,7 @@ impl Core {
 
     /// The writes up to `number` are durable. What that commits comes with [`Core::ready`].
     pub fn persisted(&mut self, number: u64) {
-        let done = self
-            .writes
-            .iter()
-            .take_while(|write| **write <= number)
-            .count();
-        assert!(
-            done > 0 && self.writes.get(done - 1) == Some(&number),
-            "write {number} is not in flight"
-        );
-        self.writes.drain(..done);
+        self.end_writes(number);
         self.node.on_persist_ready(number);
         let is_durable = |(write, _): &mut (u64, Position)| *write <= number;
         if let Some((_, position)) = self.installed.take_if(is_durable) {

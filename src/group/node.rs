@@ -18,7 +18,6 @@
 //! An error ends the group: nothing more is applied or acknowledged, and what waits is told
 //! *unknown* when the node is dropped.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,16 +36,14 @@ use crate::group::{GroupError, Leadership, Role, StateMachine};
 use crate::ids::PeerId;
 
 mod events;
+mod writes;
 
 pub use self::events::Event;
+pub(super) use self::writes::Writes;
 
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are
 /// enough; with one, the journal would idle while this makes the next.
 pub const WRITES_IN_FLIGHT_MAX: usize = 8;
-
-/// A Raft leader whose disk takes longer than this for a write hands leadership over: as long as
-/// others wait for one that is silent before they elect another.
-const SLOW_WRITE: Duration = Duration::from_millis(600);
 
 /// How long a participant that stops tries to hand leadership over.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -91,8 +88,8 @@ pub struct Node<S: StateMachine> {
     pub(super) reads: Reads<PendingRead>,
     /// The term that the state machine was told is serving.
     pub(super) serving: Option<u64>,
-    /// The writes that are not durable, with the times at which they were handed out.
-    pub(super) writes: VecDeque<(u64, Instant)>,
+    /// The writes that are not durable.
+    pub(super) writes: Writes,
     pub(super) stop: Option<Stop>,
 }
 
@@ -134,7 +131,7 @@ impl<S: StateMachine> Node<S> {
             Event::Persisted {
                 number,
                 journal_bytes,
-            } => self.persisted(number, journal_bytes),
+            } => self.persisted(number, journal_bytes, now),
             Event::SnapshotDurable {
                 position,
                 configuration,
@@ -172,10 +169,11 @@ impl<S: StateMachine> Node<S> {
         if let Some(context) = self.reads.tick() {
             self.core.read_index(context);
         }
-        let oldest = self.writes.front().map_or(now, |(_, since)| *since);
-        if now.since(oldest) > SLOW_WRITE && !self.core.is_transferring() {
-            // Its heartbeats go on meanwhile, so nobody else would help.
-            self.core.transfer(None);
+        let leads = self.core.status().role == Role::Leader;
+        if let Some(index) = self.writes.tick(leads, now)
+            && !self.core.is_transferring()
+        {
+            self.core.transfer_to_quicker(index);
         }
         if let (Some(change), Some(term)) = (self.core.next_change(), self.serving) {
             match self.core.change(term, &change) {
@@ -191,6 +189,7 @@ impl<S: StateMachine> Node<S> {
         if let Some(context) = self.reads.issue() {
             self.core.read_index(context);
         }
+        effects.messages = self.core.prompt();
         while self.core.writes_in_flight() < WRITES_IN_FLIGHT_MAX {
             let Some(batch) = self.core.ready() else {
                 break;
@@ -309,15 +308,9 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    fn persisted(&mut self, number: u64, journal_bytes: u64) {
+    fn persisted(&mut self, number: u64, journal_bytes: u64, now: Instant) {
         self.schedule.journal_grew(journal_bytes);
-        while self
-            .writes
-            .front()
-            .is_some_and(|(write, _)| *write <= number)
-        {
-            self.writes.pop_front();
-        }
+        self.writes.end(number, now);
         self.core.persisted(number);
         if self.installing.take_if(|write| *write <= number).is_some() {
             // From here on the journal begins behind it.
@@ -336,7 +329,7 @@ impl<S: StateMachine> Node<S> {
             self.installing = batch.persist.as_ref().map(|write| write.number);
         }
         if let Some(write) = batch.persist {
-            self.writes.push_back((write.number, now));
+            self.writes.begin(&write, now);
             effects.writes.push(write);
         }
         for message in batch.messages {

@@ -10,7 +10,7 @@ use super::core::{self, Core, CoreConfig, HardState, Persist, Recovered};
 use super::handle::{GroupHandle, Shared};
 use super::identity::Identity;
 use super::journal::{Journal, JournalError, Start, Written};
-use super::node::{Event, Node};
+use super::node::{Event, Node, Writes};
 use super::proposals::Proposals;
 use super::raft_thread::INBOX_MAX;
 use super::reads::Reads;
@@ -110,7 +110,7 @@ impl<S: StateMachine> Parts<S> {
             proposals: Proposals::default(),
             reads: Reads::default(),
             serving: None,
-            writes: std::collections::VecDeque::new(),
+            writes: Writes::default(),
             stop: None,
         };
         Ok(Parts {

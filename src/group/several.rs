@@ -3,6 +3,7 @@
 
 mod faults;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ struct Net {
     rng: Rng,
     world: World,
     cut: Vec<usize>,
-    /// A host whose disk takes so long for a write, and when that becomes durable.
-    slow: Option<(usize, Duration, Instant)>,
+    /// Hosts whose disk takes so long for a write, and when that becomes durable.
+    slow: BTreeMap<usize, (Duration, Instant)>,
     loss: f64,
     /// Answered to whoever proposed.
     acknowledged: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -32,7 +33,7 @@ impl Net {
             rng: Rng::with_seed(seed),
             world: World::new(8 << 10, Trace::default()),
             cut: Vec::new(),
-            slow: None,
+            slow: BTreeMap::new(),
             loss: 0.0,
             acknowledged: Arc::default(),
         };
@@ -55,9 +56,7 @@ impl Net {
     /// The journal of a host makes what it has durable, unless its disk still works on it.
     fn sync(&mut self, number: usize) {
         let now = self.world.now();
-        if let Some((host, delay, due)) = &mut self.slow
-            && *host == number
-        {
+        if let Some((delay, due)) = self.slow.get_mut(&number) {
             if now < *due {
                 return;
             }
@@ -179,7 +178,8 @@ impl Net {
     fn check(&mut self) {
         self.cut.clear();
         self.world.cut.clear();
-        (self.slow, self.loss) = (None, 0.0);
+        self.slow.clear();
+        self.loss = 0.0;
         self.run_until("a leader at rest", |net| net.world.leader().is_some());
         for _ in 0..3 {
             self.propose("end".to_owned());

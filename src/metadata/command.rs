@@ -10,7 +10,7 @@
 //! | part | size | meaning |
 //! |---|---|---|
 //! | version | 1 | 1; 2 for kind 5; 3 for the kinds from 6 on |
-//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance, 5 once, 6 transact, 7 expire |
+//! | kind | 1 | as in the next table, from 1 write to 7 expire |
 //! | term | 8 | `Command::term` |
 //! | body | to the end | by kind |
 //!
@@ -650,6 +650,7 @@ mod properties {
     use super::*;
     use crate::ids::Token;
     use crate::metadata::once::{OnceChange, WINDOW_MS_MAX};
+    use crate::metadata::transact::tests::any_transact;
     use proptest::prelude::*;
 
     fn any_key() -> impl Strategy<Value = Key> {
@@ -709,6 +710,8 @@ mod properties {
     fn any_change() -> impl Strategy<Value = Change> {
         prop_oneof![
             any_once(),
+            any_transact(any_key().boxed()).prop_map(Change::Transact),
+            any::<u64>().prop_map(|now_ms| Change::Expire { now_ms }),
             proptest::collection::vec(any_operation(), 0..20).prop_map(Change::Write),
             (1..=RESERVE_COUNT_MAX).prop_map(|count| Change::ReserveIds { count }),
             (TOLERANCE_MIN..=TOLERANCE_MAX).prop_map(Change::SetTolerance),
@@ -751,7 +754,7 @@ mod properties {
             bytes.truncate(cut.index(bytes.len()) + 1);
             let _ = Command::decode(&bytes);
             let _ = Command::decode(&noise);
-            for kind in KIND_WRITE..=KIND_ONCE {
+            for kind in KIND_WRITE..=KIND_EXPIRE {
                 for version in 1..=VERSION {
                     let _ = Command::decode(&[&[version, kind], &noise[..]].concat());
                 }

@@ -132,17 +132,26 @@ impl Core {
     /// Hands leadership to `peer`, or to the voter that is most up to date; nothing happens if
     /// there is none, or if this participant does not lead. It may fail silently.
     pub fn transfer(&mut self, peer: Option<PeerId>) {
+        self.transfer_to(|one| match peer {
+            Some(peer) => one.peer == peer,
+            None => one.is_active,
+        });
+    }
+
+    /// The same to one that has stored the entry at `index`, if there is one.
+    pub fn transfer_to_quicker(&mut self, index: u64) {
+        self.transfer_to(|one| one.is_active && one.matched >= index);
+    }
+
+    fn transfer_to(&mut self, is_candidate: impl Fn(&Progress) -> bool) {
         let is_other_voter = |progress: &Progress| {
             progress.peer != self.id && self.configuration().voters.contains(&progress.peer)
         };
         let candidates = self.progress().into_iter().filter(is_other_voter);
-        let chosen = match peer {
-            Some(peer) => candidates.map(|one| one.peer).find(|one| *one == peer),
-            None => candidates
-                .filter(|one| one.is_active)
-                .max_by_key(|one| one.matched)
-                .map(|one| one.peer),
-        };
+        let chosen = candidates
+            .filter(is_candidate)
+            .max_by_key(|one| one.matched)
+            .map(|one| one.peer);
         if let (Some(chosen), Role::Leader) = (chosen, self.status().role) {
             self.node.transfer_leader(chosen.0);
         }

@@ -234,6 +234,8 @@ mod properties {
     use super::*;
     use crate::ids::Token;
     use crate::metadata::once::{Once, OnceChange};
+    use crate::metadata::transact::tests::any_transact;
+    use crate::metadata::transact::{Action, Transact};
 
     fn any_key() -> impl Strategy<Value = Key> {
         prop_oneof![
@@ -259,6 +261,9 @@ mod properties {
         Reserve(u64),
         /// A DEL with a token, and so much later.
         Once(String, Key, u64),
+        /// Its revisions are those that come next.
+        Transact(Transact),
+        Expire(u64),
         /// The writer takes that many chunks.
         Chunks(usize),
     }
@@ -270,6 +275,8 @@ mod properties {
             1 => (1..=7_u8).prop_map(Step::Tolerance),
             1 => (1..4_u64).prop_map(Step::Reserve),
             3 => ("[a-f]", any_key(), 0..30_u64).prop_map(|(t, key, ms)| Step::Once(t, key, ms)),
+            3 => any_transact(any_key().boxed()).prop_map(Step::Transact),
+            1 => (0..1500_u64).prop_map(Step::Expire),
             3 => (1..4_usize).prop_map(Step::Chunks),
         ]
     }
@@ -300,6 +307,17 @@ mod properties {
                     change: OnceChange::Write { tokens, operations },
                 })
             }
+            Step::Transact(transact) => {
+                let mut transact = transact.clone();
+                for step in &mut transact.steps {
+                    if let Action::Write(Operation::Set { revision, .. }) = &mut step.action {
+                        *sequence += 1;
+                        *revision = Revision::new(TERM, *sequence);
+                    }
+                }
+                Change::Transact(transact)
+            }
+            Step::Expire(now_ms) => Change::Expire { now_ms: *now_ms },
             Step::Chunks(_) => return None,
         })
     }

@@ -308,3 +308,6 @@ fn change_outcome(step: &Step, result: OperationResult) -> Option<Outcome> {
         (Action::Expire(_) | Action::Get(_), _) => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
