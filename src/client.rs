@@ -24,6 +24,20 @@
 //!     result?;
 //! }
 //! assert!(client.delete(&Key::Id(999))?);
+//!
+//! // Compare-and-set: one of all that try takes the turn.
+//! use tolerex::client::{ClientError, Condition};
+//! let turn = Key::parse(b"turn")?;
+//! let mine = client.set_if(&turn, b"mine", Condition::Absent)?;
+//! let theirs = client.set_if(&turn, b"theirs", Condition::Absent);
+//! assert_eq!(theirs, Err(ClientError::Mismatch { revision: Some(mine) }));
+//! client.delete_if(&turn, Condition::Revision(mine))?;
+//!
+//! // Keys in their order, and messages that go by themselves.
+//! let ids = client.list("99").map(|listed| Ok(listed?.key));
+//! let ids: Result<Vec<Key>, ClientError> = ids.collect();
+//! assert_eq!(ids?, [99, 990, 991, 992, 993, 994, 995, 996, 997, 998].map(Key::Id));
+//! client.expire(&key, std::time::Duration::from_secs(60))?;
 //! # Ok(())
 //! # }
 //! ```
@@ -57,6 +71,7 @@ mod calls;
 mod connection;
 mod done;
 mod error;
+mod list;
 mod options;
 mod pipeline;
 mod pool;
@@ -67,22 +82,28 @@ mod tests;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 pub use self::answer::Answer;
 use self::calls::{Caller, Memory};
 pub use self::connection::{Connection, Reply};
-pub use self::done::{Done, Message};
+pub use self::done::{Done, Message, Page, TimeToLive};
 pub use self::error::ClientError;
-pub use self::options::{ClientOptions, Patience};
+pub use self::list::List;
+pub use self::options::{ClientOptions, Patience, WriteOptions};
 pub use self::pipeline::Pipeline;
 use self::pool::Pool;
+pub(crate) use self::request::without_prefixes;
 pub use self::request::{Form, Request};
 use crate::clock::SystemClock;
 use crate::config::kinds::is_host_port;
 pub use crate::error::Outcome;
-use crate::ids::{Key, Token};
+use crate::ids::{Key, Revision, Token};
+pub use crate::protocol::reply::ListedKey;
+pub use crate::protocol::request::Condition;
+use crate::protocol::request::TTL_MS_MAX;
 
 /// See the [module](self). Clones share connections and what is known of the leader.
 #[derive(Clone)]
@@ -150,23 +171,41 @@ impl Client {
         })
     }
 
-    /// Stores a message of any bytes; those of before under this key are gone.
+    /// Stores a message of any bytes; those of before under this key are gone. Gives the revision
+    /// that names this write.
+    ///
+    /// # Errors
+    /// Any but [`ClientError::Partial`] and [`ClientError::Mismatch`].
+    pub fn set(&self, key: &Key, payload: &[u8]) -> Result<Revision, ClientError> {
+        self.set_with(key, payload, WriteOptions::default())
+    }
+
+    /// The same if the condition holds: compare-and-set. Of many that set a message on the same
+    /// revision at a time, one does.
     ///
     /// # Errors
     /// Any but [`ClientError::Partial`].
-    pub fn set(&self, key: &Key, payload: &[u8]) -> Result<(), ClientError> {
-        let token = self.fresh_token();
-        done::stored(self.call(&Request::set(key, payload, token.as_ref()))?)
+    pub fn set_if(
+        &self,
+        key: &Key,
+        payload: &[u8],
+        condition: Condition,
+    ) -> Result<Revision, ClientError> {
+        self.set_with(key, payload, WriteOptions::on(condition))
     }
 
-    /// The same under a token of the program's own, which takes effect once in all calls, of all
-    /// clients, within the cluster's `dedup_window`. For a program that was started again and does
-    /// not know what became of its last write.
+    /// The same with a condition, and under a token of the program's own.
     ///
     /// # Errors
-    /// As [`Client::set`].
-    pub fn set_once(&self, key: &Key, payload: &[u8], token: &Token) -> Result<(), ClientError> {
-        done::stored(self.call(&Request::set(key, payload, Some(token)))?)
+    /// Any but [`ClientError::Partial`].
+    pub fn set_with(
+        &self,
+        key: &Key,
+        payload: &[u8],
+        options: WriteOptions,
+    ) -> Result<Revision, ClientError> {
+        let options = self.with_token(options);
+        done::stored(self.call(&Request::set(key, payload, &options))?)
     }
 
     /// Reads a message; `None` if there is none.
@@ -182,16 +221,76 @@ impl Client {
     /// # Errors
     /// As [`Client::set`].
     pub fn delete(&self, key: &Key) -> Result<bool, ClientError> {
-        let token = self.fresh_token();
-        done::deleted(self.call(&Request::delete(key, token.as_ref()))?)
+        self.delete_with(key, WriteOptions::default())
     }
 
-    /// The same under a token of the program's own, as [`Client::set_once`].
+    /// The same if the condition holds.
+    ///
+    /// # Errors
+    /// As [`Client::set_if`].
+    pub fn delete_if(&self, key: &Key, condition: Condition) -> Result<bool, ClientError> {
+        self.delete_with(key, WriteOptions::on(condition))
+    }
+
+    /// The same with a condition, and under a token of the program's own.
+    ///
+    /// # Errors
+    /// As [`Client::set_with`].
+    pub fn delete_with(&self, key: &Key, options: WriteOptions) -> Result<bool, ClientError> {
+        let options = self.with_token(options);
+        done::existed(self.call(&Request::delete(key, &options))?)
+    }
+
+    /// Lets a message expire in so much time from now, to the second, rounded up: then it is gone
+    /// as if it had been deleted. Storing it again makes it last. False if there is none.
     ///
     /// # Errors
     /// As [`Client::set`].
-    pub fn delete_once(&self, key: &Key, token: &Token) -> Result<bool, ClientError> {
-        done::deleted(self.call(&Request::delete(key, Some(token)))?)
+    pub fn expire(&self, key: &Key, time: Duration) -> Result<bool, ClientError> {
+        let part = u64::from(time.subsec_nanos() > 0);
+        let whole = time.as_secs().saturating_add(part);
+        if !(1..=TTL_MS_MAX / 1000).contains(&whole) {
+            let reason = format!("{time:?} to live: accepted: more than 0, up to 100 years");
+            return Err(ClientError::invalid(reason));
+        }
+        let token = self.fresh_token();
+        done::existed(self.call(&Request::expire(key, Some(whole), token.as_ref()))?)
+    }
+
+    /// Lets a message last; false if there is none.
+    ///
+    /// # Errors
+    /// As [`Client::set`].
+    pub fn persist(&self, key: &Key) -> Result<bool, ClientError> {
+        let token = self.fresh_token();
+        done::existed(self.call(&Request::expire(key, None, token.as_ref()))?)
+    }
+
+    /// When a message expires.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn ttl(&self, key: &Key) -> Result<TimeToLive, ClientError> {
+        done::ttl(self.call(&Request::ttl(key))?)
+    }
+
+    /// The keys that begin with `prefix`, all of them if it is empty: an iterator that asks for a
+    /// page at a time.
+    pub fn list(&self, prefix: &str) -> List<'_> {
+        List::new(self, prefix)
+    }
+
+    /// One page of such a listing: up to `limit` keys, 1 to 1000, from behind the key `after` on.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`ClientError::Invalid`].
+    pub fn list_page(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: u32,
+    ) -> Result<Page, ClientError> {
+        done::page(self.call(&Request::list(prefix, after, limit)?)?)
     }
 
     /// Stores one message `count` times (1 to 1,000,000, at most 1 GiB in all) under fresh
@@ -205,7 +304,7 @@ impl Client {
         done::ids(self.call(&Request::bulk(count, payload, token.as_ref())?)?)
     }
 
-    /// The same under a token of the program's own, as [`Client::set_once`].
+    /// The same under a token of the program's own, as [`WriteOptions::token`].
     ///
     /// # Errors
     /// As [`Client::set_bulk`].
@@ -263,6 +362,12 @@ impl Client {
         let number = self.inner.tokens.fetch_add(1, Ordering::Relaxed) + 1;
         let text = format!("{}-{number:x}", self.inner.token_prefix);
         Some(Token::parse(text.as_bytes()).expect("hexadecimal digits and a hyphen"))
+    }
+
+    /// With a fresh token, if it has none.
+    fn with_token(&self, mut options: WriteOptions) -> WriteOptions {
+        options.token = options.token.or_else(|| self.fresh_token());
+        options
     }
 
     fn call(&self, request: &Request) -> Result<Reply, ClientError> {

@@ -75,6 +75,7 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("prost", &["rpc/envelope.rs"]),
     ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),
+    ("clap_complete", &["cli/"]),
     ("signal_hook", &["cli/"]),
 ];
 

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use super::request::{Form, Request};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
+use crate::protocol::request::PAGE_KEYS_MAX;
 
 /// The longest line that is taken as a reply: the largest message that a leader may be configured
 /// for, as GET gives it.
 const LINE_BYTES_MAX: u64 = PAYLOAD_BYTES_CEILING + 2;
 
-/// Lines of a reply that ends with an empty line; the table of a hundred members has about as many.
-const REPLY_LINES_MAX: usize = 1000;
+/// Lines of a reply behind the first, if it ends with an empty line: a page of a listing has the
+/// most, with its MORE.
+const REPLY_LINES_MAX: usize = PAGE_KEYS_MAX as usize + 1;
 
 /// Lines of a banner before the first prompt; more is no Tolerex.
 const BANNER_LINES_MAX: usize = 100;
@@ -153,7 +155,8 @@ impl Connection {
     fn reply(&mut self, form: Form) -> io::Result<Reply> {
         let line = self.line()?;
         let form = match form {
-            Form::Lines if !line.starts_with(b"ERROR: ") => Form::Lines,
+            // An empty listing is nothing but the empty line.
+            Form::Lines if !line.starts_with(b"ERROR: ") && !line.is_empty() => Form::Lines,
             Form::Value if line.starts_with(b"VALUE ") => Form::Value,
             Form::Line | Form::Lines | Form::Value => Form::Line,
         };

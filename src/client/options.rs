@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::error::ClientError;
+use crate::ids::Token;
+use crate::protocol::request::Condition;
 
 /// When a client stops before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,36 @@ pub enum Patience {
     /// [`REDIRECTS_MAX`](super::attempts::REDIRECTS_MAX) that they pointed to. For whoever asks
     /// again by itself.
     OneRound,
+}
+
+/// What a write may carry beside key and payload; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// What must be so for the write to take effect. Otherwise it ends with
+    /// [`ClientError::Mismatch`].
+    pub condition: Option<Condition>,
+    /// A token of the program's own: the write takes effect once in all calls, of all clients,
+    /// within the cluster's `dedup_window`. For a program that was started again and does not know
+    /// what became of its last write. Without it the client makes one.
+    pub token: Option<Token>,
+}
+
+impl WriteOptions {
+    /// With a condition.
+    pub fn on(condition: Condition) -> WriteOptions {
+        WriteOptions {
+            condition: Some(condition),
+            ..WriteOptions::default()
+        }
+    }
+
+    /// With a token.
+    pub fn once(token: Token) -> WriteOptions {
+        WriteOptions {
+            token: Some(token),
+            ..WriteOptions::default()
+        }
+    }
 }
 
 /// The options of a [`Client`](super::Client), each with its default.

@@ -7,6 +7,7 @@
 
 use super::done::{self, Done};
 use super::error::ClientError;
+use super::options::WriteOptions;
 use super::request::Request;
 use super::{Client, Reply};
 use crate::ids::Key;
@@ -44,8 +45,13 @@ impl<'a> Pipeline<'a> {
 
     /// Stores a message, as [`Client::set`].
     pub fn set(&mut self, key: &Key, payload: &[u8]) -> &mut Self {
-        let token = self.client.fresh_token();
-        self.push(Request::set(key, payload, token.as_ref()), Kind::Set)
+        self.set_with(key, payload, WriteOptions::default())
+    }
+
+    /// The same with options, as [`Client::set_with`].
+    pub fn set_with(&mut self, key: &Key, payload: &[u8], options: WriteOptions) -> &mut Self {
+        let options = self.client.with_token(options);
+        self.push(Request::set(key, payload, &options), Kind::Set)
     }
 
     /// Reads a message, as [`Client::get`].
@@ -55,8 +61,13 @@ impl<'a> Pipeline<'a> {
 
     /// Deletes a message, as [`Client::delete`].
     pub fn delete(&mut self, key: &Key) -> &mut Self {
-        let token = self.client.fresh_token();
-        self.push(Request::delete(key, token.as_ref()), Kind::Delete)
+        self.delete_with(key, WriteOptions::default())
+    }
+
+    /// The same with options, as [`Client::delete_with`].
+    pub fn delete_with(&mut self, key: &Key, options: WriteOptions) -> &mut Self {
+        let options = self.client.with_token(options);
+        self.push(Request::delete(key, &options), Kind::Delete)
     }
 
     /// How many requests it has collected.
@@ -129,12 +140,9 @@ fn window(requests: &[(Request, Kind)]) -> usize {
 impl Kind {
     fn read(self, reply: Reply) -> Result<Done, ClientError> {
         Ok(match self {
-            Kind::Set => {
-                done::stored(reply)?;
-                Done::Stored
-            }
+            Kind::Set => Done::Stored(done::stored(reply)?),
             Kind::Get => Done::Read(done::read(reply)?),
-            Kind::Delete => Done::Deleted(done::deleted(reply)?),
+            Kind::Delete => Done::Deleted(done::existed(reply)?),
         })
     }
 }
@@ -145,7 +153,12 @@ mod tests {
 
     #[test]
     fn a_window_is_bounded_in_requests_and_bytes() {
-        let set = |bytes| (Request::set(&Key::Id(1), &vec![0; bytes], None), Kind::Set);
+        let options = WriteOptions::default();
+        let payload = |bytes| vec![0; bytes];
+        let set = |bytes| {
+            let request = Request::set(&Key::Id(1), &payload(bytes), &options);
+            (request, Kind::Set)
+        };
         let of = |requests: Vec<(Request, Kind)>| window(&requests);
         assert_eq!(of(vec![set(0)]), 1);
         assert_eq!(of((0..1000).map(|_| set(1)).collect()), WINDOW_REQUESTS);

@@ -160,6 +160,11 @@ fn client(leaders: &[&str], options: ClientOptions) -> Client {
 
 const KEY: Key = Key::Id(7);
 
+/// What `OK 3` says.
+fn revision() -> Revision {
+    Revision::from_u64(3)
+}
+
 /// The tokens of requests, each of which carries one.
 fn tokens(asked: &[String]) -> Vec<&str> {
     let token = asked.iter().map(|line| line.split(' ').nth(1));
@@ -169,7 +174,7 @@ fn tokens(asked: &[String]) -> Vec<&str> {
 #[test]
 fn a_call_is_one_request_on_one_connection() {
     let replies = [
-        "OK",
+        "OK 3",
         "VALUE 3 2\r\nab",
         "NOT_FOUND",
         "OK",
@@ -178,9 +183,9 @@ fn a_call_is_one_request_on_one_connection() {
     ];
     let leader = Leader::start(replies.map(says).to_vec());
     let client = client(&[&leader.address], options(5000));
-    assert_eq!(client.set(&KEY, b"ab"), Ok(()));
+    assert_eq!(client.set(&KEY, b"ab"), Ok(revision()));
     let message = Message {
-        revision: Revision::from_u64(3),
+        revision: revision(),
         payload: b"ab".to_vec(),
     };
     assert_eq!(client.get(&KEY), Ok(Some(message)));
@@ -200,11 +205,11 @@ fn a_call_is_one_request_on_one_connection() {
 
 #[test]
 fn a_redirect_is_followed_and_remembered() {
-    let leader = Leader::start(vec![says("OK")]);
+    let leader = Leader::start(vec![says("OK 3")]);
     let follower = Leader::start(vec![points_to(&leader.address)]);
     let client = client(&[&follower.address], options(5000));
     for _ in 0..3 {
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
     }
     assert_eq!(client.address().as_ref(), Some(&leader.address));
     assert_eq!((follower.asked().len(), leader.asked().len()), (1, 3));
@@ -240,9 +245,9 @@ fn a_redirect_to_a_dead_leader_is_no_end() {
     let dead = nobody();
     let (listener, place) = reserve();
     let follower = Leader::start(vec![points_to(&dead), points_to(&dead), points_to(&place)]);
-    let leader = Leader::start_on(listener, place, vec![says("OK")]);
+    let leader = Leader::start_on(listener, place, vec![says("OK 3")]);
     let client = client(&[&dead, &follower.address], options(5000));
-    assert_eq!(client.set(&KEY, b""), Ok(()));
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
     assert_eq!((follower.asked().len(), leader.asked().len()), (3, 1));
 }
 
@@ -253,7 +258,7 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
         ..options(5000)
     };
     for does in [Does::Breaks, Does::Silent, says("hello")] {
-        let leader = Leader::start(vec![does.clone(), says("OK")]);
+        let leader = Leader::start(vec![does.clone(), says("OK 3")]);
         let bare = ClientOptions {
             deadline: Duration::from_millis(300),
             ..bare.clone()
@@ -263,19 +268,19 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
             .expect_err("unknown");
         assert_eq!(error.outcome(), Outcome::Unknown, "{does:?}: {error}");
         assert!(error.to_string().ends_with("may or may not have happened"));
-        assert_eq!(leader.asked(), ["SETB 7 0"], "{does:?}");
+        assert_eq!(leader.asked(), ["IF - SETB 7 0"], "{does:?}");
     }
     for does in [
         Does::Breaks,
         Does::Silent,
         says("ERROR: timed out, the write may or may not have happened"),
     ] {
-        let leader = Leader::start(vec![does.clone(), says("OK")]);
+        let leader = Leader::start(vec![does.clone(), says("OK 3")]);
         let other = Leader::start(vec![points_to(&leader.address)]);
         let leaders = [leader.address.as_str(), &other.address];
         assert_eq!(
             client(&leaders, options(5000)).set(&KEY, b""),
-            Ok(()),
+            Ok(revision()),
             "{does:?}"
         );
         let asked = leader.asked();
@@ -284,11 +289,12 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
         assert_eq!(tokens[0], tokens[1]);
     }
     // A token of the program's own.
-    let leader = Leader::start(vec![Does::Breaks, says("OK")]);
+    let leader = Leader::start(vec![Does::Breaks, says("OK 3")]);
     let token = Token::parse(b"mine").expect("a token");
     let client = client(&[&leader.address], bare);
-    assert_eq!(client.set_once(&KEY, b"", &token), Ok(()));
-    assert_eq!(leader.asked(), ["ONCE mine SETB 7 0"; 2]);
+    let stored = client.set_with(&KEY, b"", WriteOptions::once(token));
+    assert_eq!(stored, Ok(revision()));
+    assert_eq!(leader.asked(), ["ONCE mine IF - SETB 7 0"; 2]);
 }
 
 #[test]
@@ -313,9 +319,9 @@ fn reads_are_repeated_and_never_unknown() {
 #[test]
 fn a_client_waits_for_a_leader_until_the_deadline() {
     let none = says("ERROR: no leader elected");
-    let leader = Leader::start(vec![none.clone(), none.clone(), none.clone(), says("OK")]);
+    let leader = Leader::start(vec![none.clone(), none.clone(), none.clone(), says("OK 3")]);
     let waiting = client(&[&leader.address, &nobody()], options(5000));
-    assert_eq!(waiting.set(&KEY, b""), Ok(()));
+    assert_eq!(waiting.set(&KEY, b""), Ok(revision()));
     assert_eq!(leader.asked().len(), 4);
 
     let leader = Leader::start(vec![none]);
@@ -338,21 +344,21 @@ fn a_client_waits_for_a_leader_until_the_deadline() {
 #[test]
 fn a_connection_that_was_closed_while_idle_costs_nothing() {
     let (listener, place) = reserve();
-    let leader = Leader::start_on(listener, place.clone(), vec![says("OK")]);
+    let leader = Leader::start_on(listener, place.clone(), vec![says("OK 3")]);
     let bare = ClientOptions {
         tokens: false,
         ..options(5000)
     };
     let client = client(&[&place], bare);
-    assert_eq!(client.set(&KEY, b""), Ok(()));
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
     drop(leader);
     let listener = (0..200).find_map(|_| {
         sleep(Duration::from_millis(5));
         TcpListener::bind(&place).ok()
     });
-    let leader = Leader::start_on(listener.expect("the port again"), place, vec![says("OK")]);
-    assert_eq!(client.set(&KEY, b""), Ok(()));
-    assert_eq!(leader.asked(), ["SETB 7 0"]);
+    let leader = Leader::start_on(listener.expect("the port again"), place, vec![says("OK 3")]);
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
+    assert_eq!(leader.asked(), ["IF - SETB 7 0"]);
 }
 
 #[test]
@@ -371,13 +377,13 @@ fn what_does_not_greet_as_a_leader_is_left() {
             // Until the client has given up; one that broke off in the middle resets.
             _ = stream.read_to_end(&mut Vec::new());
         });
-        let leader = Leader::start(vec![says("OK")]);
+        let leader = Leader::start(vec![says("OK 3")]);
         let options = ClientOptions {
             connect_timeout: Duration::from_millis(200),
             ..options(5000)
         };
         let client = client(&[&place, &leader.address], options);
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
         drop(client);
         stranger.expect("a thread").join();
     }
@@ -441,11 +447,11 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
 
 #[test]
 fn clones_share_their_connections() {
-    let leader = Leader::start(vec![says("OK")]);
+    let leader = Leader::start(vec![says("OK 3")]);
     let client = client(&[&leader.address], options(2000));
     let other = client.clone();
     for client in [&client, &other, &client] {
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
     }
     assert_eq!((tokens(&leader.asked()).len(), leader.accepted()), (3, 1));
     assert_eq!(other.address().as_ref(), Some(&leader.address));
@@ -453,21 +459,21 @@ fn clones_share_their_connections() {
 
 #[test]
 fn no_more_connections_are_kept_than_is_said() {
-    let leader = Leader::start(vec![says("OK")]);
+    let leader = Leader::start(vec![says("OK 3")]);
     let options = ClientOptions {
         idle_connections_max: 0,
         ..options(2000)
     };
     let client = client(&[&leader.address], options);
     for count in 1..=3 {
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
         assert_eq!(leader.accepted(), count);
     }
 }
 
 #[test]
 fn a_pipeline_gives_the_results_in_order() {
-    let replies = ["OK", "VALUE 3 2\r\nab", "NOT_FOUND", "OK", "NOT_FOUND"];
+    let replies = ["OK 3", "VALUE 3 2\r\nab", "NOT_FOUND", "OK", "NOT_FOUND"];
     let leader = Leader::start(replies.map(says).to_vec());
     let client = client(&[&leader.address], options(5000));
     let mut pipeline = client.pipeline();
@@ -476,11 +482,11 @@ fn a_pipeline_gives_the_results_in_order() {
     pipeline.delete(&KEY).delete(&KEY);
     assert_eq!(pipeline.len(), 5);
     let message = Message {
-        revision: Revision::from_u64(3),
+        revision: revision(),
         payload: b"ab".to_vec(),
     };
     let expected = [
-        Done::Stored,
+        Done::Stored(revision()),
         Done::Read(Some(message)),
         Done::Read(None),
         Done::Deleted(true),
@@ -505,31 +511,31 @@ fn three_sets(client: &Client) -> Vec<Result<Done, ClientError>> {
 
 #[test]
 fn only_what_failed_of_a_pipeline_is_repeated() {
-    let replies = ["OK", "ERROR: busy, try again", "OK", "OK"];
+    let replies = ["OK 3", "ERROR: busy, try again", "OK 3", "OK 3"];
     let leader = Leader::start(replies.map(says).to_vec());
     let stored = three_sets(&client(&[&leader.address], options(5000)));
-    assert_eq!(stored, vec![Ok(Done::Stored); 3]);
+    assert_eq!(stored, vec![Ok(Done::Stored(revision())); 3]);
     let asked = leader.asked();
     assert_eq!(asked.len(), 4);
     assert_eq!(asked[3], asked[1], "under the same token");
     // What cannot be does not keep the others from being done.
-    let replies = ["OK", "ERROR: message too large (limit 1 bytes)", "OK"];
+    let replies = ["OK 3", "ERROR: message too large (limit 1 bytes)", "OK 3"];
     let leader = Leader::start(replies.map(says).to_vec());
     let stored = three_sets(&client(&[&leader.address], options(5000)));
     assert_eq!(
         (&stored[0], &stored[2]),
-        (&Ok(Done::Stored), &Ok(Done::Stored))
+        (&Ok(Done::Stored(revision())), &Ok(Done::Stored(revision())))
     );
     assert!(matches!(stored[1], Err(ClientError::Refused { .. })));
 }
 
 #[test]
 fn a_pipeline_is_redirected_as_a_whole() {
-    let leader = Leader::start(vec![says("OK")]);
+    let leader = Leader::start(vec![says("OK 3")]);
     let follower = Leader::start(vec![points_to(&leader.address)]);
     let client = client(&[&follower.address], options(5000));
     for _ in 0..2 {
-        assert_eq!(three_sets(&client), vec![Ok(Done::Stored); 3]);
+        assert_eq!(three_sets(&client), vec![Ok(Done::Stored(revision())); 3]);
     }
     assert_eq!(follower.asked(), leader.asked()[..3]);
     assert_eq!(leader.asked().len(), 6);
@@ -537,10 +543,10 @@ fn a_pipeline_is_redirected_as_a_whole() {
 
 #[test]
 fn a_broken_pipeline_is_repeated_under_its_tokens_and_unknown_without() {
-    let script = || vec![says("OK"), Does::Breaks, says("OK")];
+    let script = || vec![says("OK 3"), Does::Breaks, says("OK 3")];
     let leader = Leader::start(script());
     let stored = three_sets(&client(&[&leader.address], options(5000)));
-    assert_eq!(stored, vec![Ok(Done::Stored); 3]);
+    assert_eq!(stored, vec![Ok(Done::Stored(revision())); 3]);
     let asked = leader.asked();
     let tokens: std::collections::HashSet<&str> = tokens(&asked).into_iter().collect();
     assert_eq!(tokens.len(), 3, "{asked:?}");
@@ -586,7 +592,7 @@ fn replies_are_read_while_more_is_sent() {
     const MIB: usize = 1 << 20;
     let value = format!("VALUE 3 {}\r\n{}", 4 * MIB, "v".repeat(4 * MIB));
     let mut script = vec![says(&value); 10];
-    script.push(says("OK"));
+    script.push(says("OK 3"));
     let leader = Leader::start(script);
     let options = ClientOptions {
         attempt_timeout: Duration::from_secs(60),
@@ -606,4 +612,78 @@ fn replies_are_read_while_more_is_sent() {
         "no time-out was waited for: {took:?}"
     );
     assert_eq!(leader.asked().len(), 11, "nothing was repeated");
+}
+
+#[test]
+fn conditions_times_and_listings_are_asked_for_and_understood() {
+    let replies = [
+        "MISMATCH 3",
+        "MISMATCH 0",
+        "OK 3",
+        "NOT_FOUND",
+        "OK",
+        "NOT_FOUND",
+        "9",
+        "NONE",
+        "NOT_FOUND",
+        "a 3 1\r\n9 3 2\r\nMORE 9\r\n",
+        "",
+    ];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let client = client(&[&leader.address], options(5000));
+    let mismatch = |revision| ClientError::Mismatch { revision };
+    let set = client.set_if(&KEY, b"x", Condition::Absent);
+    assert_eq!(set, Err(mismatch(Some(revision()))));
+    let deleted = client.delete_if(&KEY, Condition::Exists);
+    assert_eq!(deleted, Err(mismatch(None)));
+    assert_eq!(mismatch(None).outcome(), Outcome::Failed);
+    let set = client.set_if(&KEY, b"", Condition::Revision(Revision::from_u64(2)));
+    assert_eq!(set, Ok(revision()));
+    assert_eq!(client.delete_if(&KEY, Condition::Absent), Ok(false));
+    let time = Duration::from_millis(1001);
+    assert_eq!(client.expire(&KEY, time), Ok(true));
+    assert_eq!(client.persist(&KEY), Ok(false));
+    assert_eq!(
+        client.ttl(&KEY),
+        Ok(TimeToLive::Left(Duration::from_secs(9)))
+    );
+    assert_eq!(client.ttl(&KEY), Ok(TimeToLive::Endless));
+    assert_eq!(client.ttl(&KEY), Ok(TimeToLive::Missing));
+    let listed: Result<Vec<ListedKey>, ClientError> = client.list("p").collect();
+    let listed = listed.expect("two pages");
+    let word = Key::parse(b"a").expect("a key");
+    let keys = [(word, 1), (Key::Id(9), 2)].map(|(key, bytes)| ListedKey {
+        key,
+        revision: revision(),
+        bytes,
+    });
+    assert_eq!(listed, keys);
+    let asked = leader.asked();
+    let commands = asked.iter().map(|line| match line.strip_prefix("ONCE ") {
+        Some(rest) => rest.split_once(' ').expect("a token").1,
+        None => line,
+    });
+    let expected = [
+        "IF 0 SETB 7 1",
+        "IF * DEL 7",
+        "IF 2 SETB 7 0",
+        "IF 0 DEL 7",
+        "EXPIRE 7 2",
+        "PERSIST 7",
+        "TTL 7",
+        "TTL 7",
+        "TTL 7",
+        "LIST 1000 p*",
+        "LIST 1000 p* 9",
+    ];
+    assert_eq!(commands.collect::<Vec<_>>(), expected);
+    for time in [Duration::ZERO, Duration::MAX] {
+        let refused = client.expire(&KEY, time);
+        assert!(
+            matches!(refused, Err(ClientError::Invalid { .. })),
+            "{time:?}"
+        );
+    }
+    let refused = client.list("a b").next().expect("an error");
+    assert!(matches!(refused, Err(ClientError::Invalid { .. })));
 }

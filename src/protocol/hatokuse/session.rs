@@ -46,10 +46,14 @@ impl HatokuseSession {
                 payload,
                 prefix,
             } => {
-                let Prefix { token, condition } = prefix;
-                let form = match condition {
-                    Some(_) => Form::RevisionReply,
-                    None => Form::Reply,
+                let Prefix {
+                    token,
+                    condition,
+                    tells_revision,
+                } = prefix;
+                let form = match tells_revision {
+                    true => Form::RevisionReply,
+                    false => Form::Reply,
                 };
                 let write = Write::Set {
                     key,
@@ -63,7 +67,9 @@ impl HatokuseSession {
                 (Work::Write(write), form)
             }
             Command::Delete { key, prefix } => {
-                let Prefix { token, condition } = prefix;
+                let Prefix {
+                    token, condition, ..
+                } = prefix;
                 let write = Write::Delete {
                     key,
                     token,

@@ -1,8 +1,10 @@
 //! What may stand before a write: `ONCE <token>`, then `IF <revision>`. Pure.
 //!
 //! `IF` demands, for the write to take effect, that its message was written by this revision: `0`
+//! `IF` demands, for the write to take effect, that its message was written by this revision: `0`
 //! that there is none, `*` that there is one. A SET under it is answered by `OK <revision>`, and
-//! one of any kind whose demand does not hold by `MISMATCH <revision>`, 0 where there is none.
+//! one of any kind whose demand does not hold by `MISMATCH <revision>`, 0 where there is no message.
+//! `-` demands nothing: whoever sends it wants to be told the revision.
 
 use super::{Command, Parsed, Problem, is_word, next_word, parse_command, parse_number};
 use crate::ids::{Revision, Token};
@@ -21,6 +23,8 @@ pub struct Prefix {
     pub token: Option<Token>,
     /// What it demands.
     pub condition: Option<Condition>,
+    /// Whether a SET is answered with its revision.
+    pub tells_revision: bool,
 }
 
 /// Parses a line that begins with a prefix.
@@ -45,9 +49,10 @@ pub fn parse(line: &[u8]) -> (Parsed, Prefix) {
     if has_condition {
         (usage, writes) = (IF_USAGE, &["SET", "SETB", "DEL"]);
         let (text, behind) = next_word(line, at);
-        prefix.condition = parse_condition(text);
-        if prefix.condition.is_none() {
-            problem = problem.or(Some(Problem::Usage(IF_USAGE)));
+        prefix.tells_revision = true;
+        match parse_condition(text) {
+            Some(condition) => prefix.condition = condition,
+            None => problem = problem.or(Some(Problem::Usage(IF_USAGE))),
         }
         (word, at) = next_word(line, behind);
     }
@@ -68,14 +73,16 @@ pub fn parse(line: &[u8]) -> (Parsed, Prefix) {
     }
 }
 
-fn parse_condition(text: &[u8]) -> Option<Condition> {
-    match text {
+/// `None` if it is none.
+fn parse_condition(text: &[u8]) -> Option<Option<Condition>> {
+    Some(match text {
+        b"-" => None,
         b"*" => Some(Condition::Exists),
-        digits => match parse_number(digits)? {
-            0 => Some(Condition::Absent),
-            revision => Some(Condition::Revision(Revision::from_u64(revision))),
-        },
-    }
+        digits => Some(match parse_number(digits)? {
+            0 => Condition::Absent,
+            revision => Condition::Revision(Revision::from_u64(revision)),
+        }),
+    })
 }
 
 fn without_shape(line: &[u8], usage: Problem) -> Parsed {
