@@ -42,6 +42,25 @@ use crate::ids::{Key, Revision, Token};
 /// What a failed condition is called in a result.
 const MISMATCH: &str = "the condition does not hold";
 
+/// What JSON adds to a message beside its bytes: key, names, quotes.
+const OPERATION_BYTES: usize = 1024;
+
+/// The longest JSON with one payload, in bytes: base64 makes of it 4 bytes for 3, and most text
+/// needs few escapes. What needs more than twice its length is stored as plain bytes.
+pub fn value_bytes_max(payload_bytes_max: usize) -> usize {
+    payload_bytes_max
+        .saturating_mul(2)
+        .saturating_add(OPERATION_BYTES)
+}
+
+/// The longest batch, in bytes of JSON.
+pub fn json_bytes_max(payload_bytes_max: usize) -> usize {
+    let payloads = payload_bytes_max.max(BATCH_BYTES_MAX);
+    payloads
+        .saturating_mul(2)
+        .saturating_add(BATCH_REQUESTS_MAX * OPERATION_BYTES)
+}
+
 /// Why something is no batch, or no time to live, or no encoded value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBatch {
@@ -76,6 +95,11 @@ struct OperationJson<'a> {
     #[serde(borrow)]
     ttl: Option<Cow<'a, str>>,
     if_revision: Option<u64>,
+}
+
+/// JSON that is longer than `limit`.
+pub fn too_long(limit: usize) -> InvalidBatch {
+    InvalidBatch::TooLarge(format!("batch too large (limit {limit} bytes)"))
 }
 
 /// Reads a batch; no message in it may be longer than `payload_bytes_max`.

@@ -81,6 +81,10 @@ impl HatokuseSession {
                 let write = Write::Expire { key, token, ttl_ms };
                 (Work::Write(write), Form::Reply)
             }
+            Command::Batch(transaction) => {
+                let batch = Batch::Transaction(transaction);
+                (Work::Alone(batch), Form::Reply)
+            }
             Command::Ttl(key) => (Work::Alone(Batch::Ttl(key)), Form::Reply),
             Command::List(request) => (Work::Alone(Batch::List(request)), Form::Reply),
             Command::Get(key) => (Work::Read(key), Form::Reply),

@@ -32,35 +32,13 @@ use self::node::Node;
 use self::problem::Kind;
 use self::session::HttpSession;
 use self::writer::Writer;
-use super::request::{BATCH_BYTES_MAX, BATCH_REQUESTS_MAX};
 use super::{Session, Sessions};
-
-/// What JSON adds to a message beside its bytes: key, names, quotes.
-const OPERATION_BYTES: usize = 1024;
 
 /// The limits of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The longest payload, in bytes.
     pub payload_bytes_max: usize,
-}
-
-impl Limits {
-    /// The longest body with a payload in JSON: base64 makes of it 4 bytes for 3, and most text
-    /// needs few escapes. What needs more than twice its length is stored as a plain body.
-    pub fn value_bytes_max(&self) -> usize {
-        self.payload_bytes_max
-            .saturating_mul(2)
-            .saturating_add(OPERATION_BYTES)
-    }
-
-    /// The longest batch.
-    pub fn batch_bytes_max(&self) -> usize {
-        let payloads = self.payload_bytes_max.max(BATCH_BYTES_MAX);
-        payloads
-            .saturating_mul(2)
-            .saturating_add(BATCH_REQUESTS_MAX * OPERATION_BYTES)
-    }
 }
 
 /// Opens HTTP sessions.

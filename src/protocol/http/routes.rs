@@ -57,8 +57,8 @@ impl Call {
     pub fn body_bytes_max(&self, limits: &Limits) -> usize {
         match self {
             Call::Put { is_json: false, .. } => limits.payload_bytes_max,
-            Call::Put { is_json: true, .. } => limits.value_bytes_max(),
-            Call::Batch(_) => limits.batch_bytes_max(),
+            Call::Put { is_json: true, .. } => batch::value_bytes_max(limits.payload_bytes_max),
+            Call::Batch(_) => batch::json_bytes_max(limits.payload_bytes_max),
             Call::Ready(..) | Call::Local(_) => IGNORED_BODY_BYTES_MAX,
         }
     }

@@ -13,7 +13,7 @@ use crate::protocol::request::Condition;
 /// The words with which a prefix begins.
 pub const PREFIXES: [&str; 2] = ["ONCE", "IF"];
 
-const ONCE_USAGE: &str = "ONCE <token> and a SET, SETB, DEL, EXPIRE, PERSIST or <n> SET";
+const ONCE_USAGE: &str = "ONCE <token> and a SET, SETB, DEL, EXPIRE, PERSIST, BATCH or <n> SET";
 const IF_USAGE: &str = "IF <revision> and a SET, SETB or DEL; 0: no such message, *: any";
 
 /// What stands before a write.
@@ -30,13 +30,13 @@ pub struct Prefix {
 /// Parses a line that begins with a prefix.
 ///
 /// What is wrong with a token or a revision is said of a write that has a shape, and then with its
-/// payload skipped, if one follows. A payload may follow any other line that speaks of SETB: fatal.
+/// payload skipped, if one follows. A payload may follow any other line that speaks of SETB or BATCH: fatal.
 pub fn parse(line: &[u8]) -> (Parsed, Prefix) {
     let (mut word, mut at) = next_word(line, 0);
     let mut prefix = Prefix::default();
     let mut problem = None;
     let mut usage = ONCE_USAGE;
-    let mut writes = &["SET", "SETB", "DEL", "EXPIRE", "PERSIST"][..];
+    let mut writes = &["SET", "SETB", "DEL", "EXPIRE", "PERSIST", "BATCH"][..];
     if is_word(word, "ONCE") {
         let (text, behind) = next_word(line, at);
         match Token::parse(text) {
@@ -87,7 +87,8 @@ fn parse_condition(text: &[u8]) -> Option<Option<Condition>> {
 
 fn without_shape(line: &[u8], usage: Problem) -> Parsed {
     let mut words = line.split(|&byte| super::is_blank(byte));
-    Parsed::Done(match words.any(|word| is_word(word, "SETB")) {
+    let has_payload = |word| is_word(word, "SETB") || is_word(word, "BATCH");
+    Parsed::Done(match words.any(has_payload) {
         true => Command::Fatal(usage),
         false => Command::Invalid(usage),
     })
@@ -96,7 +97,7 @@ fn without_shape(line: &[u8], usage: Problem) -> Parsed {
 fn refused(parsed: Parsed, problem: Problem) -> Parsed {
     match parsed {
         Parsed::Framed { length, .. } => Parsed::Framed {
-            key: Err(problem),
+            what: Err(problem),
             length,
         },
         Parsed::Done(command) => Parsed::Done(command),
