@@ -86,6 +86,7 @@ struct Node {
     /// Where it listens for other nodes and for clients, from its first start on.
     rpc: Option<SocketAddr>,
     client: Option<SocketAddr>,
+    http: Option<SocketAddr>,
     running: Option<Running>,
 }
 
@@ -135,6 +136,12 @@ impl Cluster {
     /// Where clients reach the leaders, `127.0.0.1:port` each, also those that are stopped.
     pub fn addresses(&self) -> Vec<String> {
         let addresses = self.nodes.iter().filter_map(|node| node.client);
+        addresses.map(|address| address.to_string()).collect()
+    }
+
+    /// Where they are reached over HTTP, `127.0.0.1:port` each, in the same order.
+    pub fn http_addresses(&self) -> Vec<String> {
+        let addresses = self.nodes.iter().filter_map(|node| node.http);
         addresses.map(|address| address.to_string()).collect()
     }
 
@@ -220,6 +227,7 @@ impl Cluster {
                 let leader = Leader::start(settings, stop.clone()).with_context(why)?;
                 let addresses = leader.addresses();
                 (node.rpc, node.client) = (Some(addresses.rpc), Some(addresses.client));
+                node.http = addresses.http;
                 node.running = Some(Running::Leader(Box::new(leader), stop));
             }
             args::Role::Member => {
@@ -267,6 +275,7 @@ impl Cluster {
                 let role = if place == 0 { "bootstrap" } else { "join" };
                 flags.extend([
                     ("hatokuse-bind", at(node.client)),
+                    ("http-bind", at(node.http)),
                     ("workers", WORKERS.to_owned()),
                     ("snapshot-bytes", FILE_BYTES.to_owned()),
                     ("payload-bytes-max", PAYLOAD_BYTES_MAX.to_owned()),
@@ -355,6 +364,7 @@ impl Node {
             role,
             rpc: None,
             client: None,
+            http: None,
             running: None,
         }
     }

@@ -71,6 +71,7 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("protobuf", &["group/"]),
     ("rustls", &["rpc/tls"]),
     ("mio", &["net/"]),
+    ("httparse", &["protocol/http/"]),
     ("prost", &["rpc/envelope.rs"]),
     ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),

@@ -1,8 +1,9 @@
 //! `tolerex leader` and `tolerex member`: settings, logging, signals, and the server itself.
 //!
 //! SIGTERM and SIGINT set the stop signal, SIGHUP reads the settings again and hands them to the
-//! running server. When the server serves, one line `ready rpc=ADDRESS hatokuse=ADDRESS` stands on
-//! standard output (a member has no `hatokuse`), with the real ports where 0 was asked for.
+//! running server. When the server serves, one line
+//! `ready rpc=ADDRESS hatokuse=ADDRESS http=ADDRESS` stands on standard output (a member has only
+//! the first), with the real ports where 0 was asked for.
 //!
 //! A process started by `tolerex up` asks the kernel for SIGTERM when its parent dies, so that
 //! nothing is left behind when `up` is killed. The kernel ties this to the parent's thread: `up`
@@ -44,18 +45,23 @@ pub struct Ready {
     pub rpc: SocketAddr,
     /// Where a leader listens for clients.
     pub hatokuse: Option<SocketAddr>,
+    /// Where it listens for them over HTTP, if it does.
+    pub http: Option<SocketAddr>,
 }
 
 impl Ready {
     /// Prints the line that whoever started the process waits for.
     pub fn announce(&self) {
-        let hatokuse = self
-            .hatokuse
-            .map_or(String::new(), |at| format!(" hatokuse={at}"));
+        let mut line = format!("ready rpc={}", self.rpc);
+        for (name, address) in [("hatokuse", self.hatokuse), ("http", self.http)] {
+            if let Some(address) = address {
+                line += &format!(" {name}={address}");
+            }
+        }
         let mut out = io::stdout().lock();
         // Nobody has to listen.
-        _ = writeln!(out, "ready rpc={}{hatokuse}", self.rpc).and_then(|()| out.flush());
-        log::info!("ready rpc={}{hatokuse}", self.rpc);
+        _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        log::info!("{line}");
     }
 }
 
@@ -200,6 +206,7 @@ fn serve_leader(
     Ready {
         rpc: addresses.rpc,
         hatokuse: Some(addresses.client),
+        http: addresses.http,
     }
     .announce();
     Ok(leader.wait()?)
@@ -232,8 +239,10 @@ pub(crate) fn leader_settings(
         bootstrap,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
+        http_bind: config.http_bind,
         rpc_advertise: config.rpc_advertise.clone(),
         client_advertise: config.hatokuse_advertise.clone(),
+        http_advertise: config.http_advertise.clone(),
         tls,
         limits: coordinator::Limits {
             copy_timeout: config.copy_timeout,
@@ -274,6 +283,7 @@ fn serve_member(
     Ready {
         rpc: member.address(),
         hatokuse: None,
+        http: None,
     }
     .announce();
     Ok(member.wait()?)

@@ -101,6 +101,7 @@ fn describe_itself(shared: &Shared, term: u64) {
         name: shared.name.clone(),
         rpc: shared.rpc_address.clone(),
         client: shared.client_address.clone(),
+        http: shared.http_address.clone(),
     };
     if shared.group.configuration().addresses.get(&peer) == Some(&address) {
         return;

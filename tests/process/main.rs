@@ -9,11 +9,13 @@ mod support;
 
 mod by_hand;
 mod client;
+mod conditions;
 mod cycles;
 mod damage;
 mod failover;
 mod faults;
 mod forward;
+mod http;
 mod identity;
 mod members;
 mod minority;
