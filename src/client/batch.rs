@@ -17,6 +17,7 @@ use super::options::WriteOptions;
 use super::request::Request;
 use super::{Client, Condition, Key, Token, answer};
 use crate::ids::Revision;
+use crate::protocol::batch::encode_value;
 use crate::protocol::request::TTL_MS_MAX;
 
 /// Collects operations, which [`Batch::run`] does. See [`Client::batch`].
@@ -153,12 +154,10 @@ fn request(operations: &[Value], is_atomic: bool, token: Option<&Token>) -> Requ
 
 fn set(key: &Key, payload: &[u8], options: &WriteOptions) -> Result<Value, ClientError> {
     let mut operation = json!({"type": "set", "key": key.to_string()});
-    match std::str::from_utf8(payload) {
-        Ok(text) => operation["value"] = text.into(),
-        Err(_) => {
-            operation["value"] = STANDARD.encode(payload).into();
-            operation["encoding"] = "base64".into();
-        }
+    let (value, encoding) = encode_value(payload);
+    operation["value"] = value.into();
+    if let Some(encoding) = encoding {
+        operation["encoding"] = encoding.into();
     }
     if let Some(ttl) = options.ttl {
         operation["ttl"] = format!("{}ms", milliseconds(ttl)?).into();
