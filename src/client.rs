@@ -67,6 +67,7 @@
 
 mod answer;
 pub mod attempts;
+mod batch;
 mod calls;
 mod connection;
 mod done;
@@ -87,6 +88,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use self::answer::Answer;
+pub use self::batch::Batch;
 use self::calls::{Caller, Memory};
 pub use self::connection::{Connection, Reply};
 pub use self::done::{Done, Message, Page, TimeToLive};
@@ -194,7 +196,7 @@ impl Client {
         self.set_with(key, payload, WriteOptions::on(condition))
     }
 
-    /// The same with a condition, and under a token of the program's own.
+    /// The same with a condition, a time to live, a token of the program's own.
     ///
     /// # Errors
     /// Any but [`ClientError::Partial`].
@@ -205,6 +207,10 @@ impl Client {
         options: WriteOptions,
     ) -> Result<Revision, ClientError> {
         let options = self.with_token(options);
+        if options.ttl.is_some() {
+            let request = batch::single_set(key, payload, &options)?;
+            return batch::single_stored(self.call(&request)?);
+        }
         done::stored(self.call(&Request::set(key, payload, &options))?)
     }
 
@@ -237,6 +243,7 @@ impl Client {
     /// # Errors
     /// As [`Client::set_with`].
     pub fn delete_with(&self, key: &Key, options: WriteOptions) -> Result<bool, ClientError> {
+        options.without_ttl()?;
         let options = self.with_token(options);
         done::existed(self.call(&Request::delete(key, &options))?)
     }
@@ -250,8 +257,7 @@ impl Client {
         let part = u64::from(time.subsec_nanos() > 0);
         let whole = time.as_secs().saturating_add(part);
         if !(1..=TTL_MS_MAX / 1000).contains(&whole) {
-            let reason = format!("{time:?} to live: accepted: more than 0, up to 100 years");
-            return Err(ClientError::invalid(reason));
+            return Err(done::no_time_to_live(time));
         }
         let token = self.fresh_token();
         done::existed(self.call(&Request::expire(key, Some(whole), token.as_ref()))?)
@@ -328,6 +334,14 @@ impl Client {
     /// deadline what the leader last said.
     pub fn raw(&self, line: &[u8], payload: Option<&[u8]>) -> Result<Reply, ClientError> {
         self.call(&Request::raw(line, payload)?)
+    }
+
+    /// Collects reads and writes that then take effect together, in one entry of the log: in
+    /// their order, each seeing what those before it did, and nobody else's in between. Each has an
+    /// outcome of its own, or all of them one: [`Batch::atomic`]. At most 4,096 operations, and
+    /// 8 MiB of messages or one larger one.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch::new(self)
     }
 
     /// Collects requests that are then in flight together on one connection.

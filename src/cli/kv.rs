@@ -8,8 +8,6 @@ use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::OsStrExt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::args::{ClusterArgs, KvAction, KvArgs};
@@ -19,6 +17,7 @@ use crate::client::{Client, Condition, ListedKey, Message, Patience, TimeToLive,
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
 use crate::config::units;
 use crate::ids::{Key, Revision};
+use crate::protocol::batch::encode_value;
 use crate::protocol::request::PAGE_KEYS_MAX;
 
 /// `tolerex kv …`.
@@ -154,14 +153,13 @@ fn text(key: &Key) -> String {
 }
 
 fn message_json(key: &Key, message: &Message) -> Value {
+    let (value, encoding) = encode_value(&message.payload);
     let revision = message.revision.as_u64();
-    match std::str::from_utf8(&message.payload) {
-        Ok(value) => json!({"key": text(key), "revision": revision, "value": value}),
-        Err(_) => {
-            let value = STANDARD.encode(&message.payload);
-            json!({"key": text(key), "revision": revision, "value": value, "encoding": "base64"})
-        }
+    let mut json = json!({"key": text(key), "revision": revision, "value": value});
+    if let Some(encoding) = encoding {
+        json["encoding"] = encoding.into();
     }
+    json
 }
 
 fn condition(revision: &str) -> Result<Condition, ToolError> {

@@ -164,7 +164,7 @@ impl Line {
             [] => Line::Nothing,
             ["PROMPT", ..] => Line::Prompt,
             ["QUIT" | "EXIT", ..] => Line::Quit,
-            ["SETB", _, bytes] => match bytes.parse() {
+            ["SETB", _, bytes] | ["BATCH", bytes] => match bytes.parse() {
                 Ok(bytes) if bytes as u64 <= PAYLOAD_BYTES_CEILING => Line::TakesPayload(bytes),
                 Ok(_) | Err(_) => Line::Command,
             },
@@ -254,6 +254,7 @@ mod tests {
             ("setb k 12", Line::TakesPayload(12)),
             ("once t setb k 12", Line::TakesPayload(12)),
             ("once t if 0 setb k 12", Line::TakesPayload(12)),
+            ("once t batch 12", Line::TakesPayload(12)),
             ("setb k", Line::Command),
             ("setb k many", Line::Command),
             ("setb k 99999999999", Line::Command),

@@ -26,7 +26,7 @@ const BANNER_LINES_MAX: usize = 100;
 pub struct Reply {
     /// Its first line, without line end.
     pub line: Vec<u8>,
-    /// What stands behind it: the payload of a value; of a table the other lines, each with an LF.
+    /// What stands behind it: the payload of a value or a batch; of a table the other lines, each with an LF.
     pub rest: Vec<u8>,
     /// What that is.
     pub form: Form,
@@ -36,7 +36,7 @@ impl Reply {
     /// All of it as lines that end in LF.
     pub fn text(&self) -> Vec<u8> {
         let end: &[u8] = match self.form {
-            Form::Value => b"\n",
+            Form::Value | Form::Batch => b"\n",
             Form::Line | Form::Lines => b"",
         };
         [&self.line[..], b"\n", &self.rest, end].concat()
@@ -158,13 +158,18 @@ impl Connection {
             // An empty listing is nothing but the empty line.
             Form::Lines if !line.starts_with(b"ERROR: ") && !line.is_empty() => Form::Lines,
             Form::Value if line.starts_with(b"VALUE ") => Form::Value,
-            Form::Line | Form::Lines | Form::Value => Form::Line,
+            Form::Batch if line.starts_with(b"BATCH ") => Form::Batch,
+            Form::Line | Form::Lines | Form::Value | Form::Batch => Form::Line,
         };
         let rest = match form {
             Form::Line => Vec::new(),
             Form::Lines => self.table()?,
             Form::Value => {
                 let (_, bytes) = value_of(&line).ok_or_else(|| bad(&line))?;
+                self.payload(bytes)?
+            }
+            Form::Batch => {
+                let bytes = batch_of(&line).ok_or_else(|| bad(&line))?;
                 self.payload(bytes)?
             }
         };
@@ -305,6 +310,14 @@ pub(super) fn value_of(line: &[u8]) -> Option<(u64, usize)> {
     let (revision, bytes) = text.strip_prefix("VALUE ")?.split_once(' ')?;
     let (revision, bytes): (u64, usize) = (revision.parse().ok()?, bytes.parse().ok()?);
     (bytes as u64 <= PAYLOAD_BYTES_CEILING).then_some((revision, bytes))
+}
+
+/// The length in the line that begins the results of a batch. A message takes half as much again
+/// in base64, and six times as much where each byte is escaped.
+fn batch_of(line: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(line).ok()?;
+    let bytes: usize = text.strip_prefix("BATCH ")?.parse().ok()?;
+    (bytes as u64 <= 6 * PAYLOAD_BYTES_CEILING).then_some(bytes)
 }
 
 /// A line that is none of the protocol's.

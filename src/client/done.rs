@@ -158,14 +158,14 @@ fn mismatch(reply: &Reply) -> Option<Option<Revision>> {
     let line = match reply.form {
         Form::Line => std::str::from_utf8(&reply.line).ok()?,
         // It may be a key.
-        Form::Lines | Form::Value => return None,
+        Form::Lines | Form::Value | Form::Batch => return None,
     };
     let revision = line.strip_prefix("MISMATCH ")?.parse().ok()?;
     Some((revision != 0).then(|| Revision::from_u64(revision)))
 }
 
 /// A write was answered by what is no answer to it.
-fn unknown(line: &[u8]) -> ClientError {
+pub(super) fn unknown(line: &[u8]) -> ClientError {
     let reason = format!("{}; {}", connection::bad(line), answer::UNKNOWN);
     ClientError::Unknown { reason }
 }
@@ -174,4 +174,11 @@ fn unknown(line: &[u8]) -> ClientError {
 fn refused(line: &[u8]) -> ClientError {
     let reason = connection::bad(line).to_string();
     ClientError::Refused { reason }
+}
+
+/// A message cannot live so long.
+pub(super) fn no_time_to_live(time: Duration) -> ClientError {
+    ClientError::invalid(format!(
+        "{time:?} to live: accepted: more than 0, up to 100 years"
+    ))
 }

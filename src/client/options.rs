@@ -28,6 +28,9 @@ pub struct WriteOptions {
     /// What must be so for the write to take effect. Otherwise it ends with
     /// [`ClientError::Mismatch`].
     pub condition: Option<Condition>,
+    /// The message expires in so much time, to the millisecond, rounded up: then it is gone as if
+    /// it had been deleted. Not of a delete, and not with [`Condition::Exists`].
+    pub ttl: Option<Duration>,
     /// A token of the program's own: the write takes effect once in all calls, of all clients,
     /// within the cluster's `dedup_window`. For a program that was started again and does not know
     /// what became of its last write. Without it the client makes one.
@@ -40,6 +43,21 @@ impl WriteOptions {
         WriteOptions {
             condition: Some(condition),
             ..WriteOptions::default()
+        }
+    }
+
+    /// Of a message that expires.
+    pub fn lasting(ttl: Duration) -> WriteOptions {
+        WriteOptions {
+            ttl: Some(ttl),
+            ..WriteOptions::default()
+        }
+    }
+
+    pub(super) fn without_ttl(&self) -> Result<(), ClientError> {
+        match self.ttl {
+            None => Ok(()),
+            Some(_) => Err(ClientError::invalid("a delete has no time to live")),
         }
     }
 

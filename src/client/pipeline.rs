@@ -5,6 +5,7 @@
 //! is answered. Within a window each request is a call of its own, as the module above has it: with
 //! its own token, deadline, repeats, redirects and outcome.
 
+use super::batch;
 use super::done::{self, Done};
 use super::error::ClientError;
 use super::options::WriteOptions;
@@ -24,13 +25,18 @@ const WINDOW_BYTES: usize = 1 << 20;
 #[must_use = "nothing is sent before `run`"]
 pub struct Pipeline<'a> {
     client: &'a Client,
-    requests: Vec<(Request, Kind)>,
+    /// What cannot be sent is there as its error.
+    requests: Vec<Entry>,
 }
+
+type Entry = Result<(Request, Kind), ClientError>;
 
 /// What a request asks for, by which its reply is read.
 #[derive(Clone, Copy)]
 enum Kind {
     Set,
+    /// With a time to live, which goes as a batch of one.
+    LastingSet,
     Get,
     Delete,
 }
@@ -51,12 +57,18 @@ impl<'a> Pipeline<'a> {
     /// The same with options, as [`Client::set_with`].
     pub fn set_with(&mut self, key: &Key, payload: &[u8], options: WriteOptions) -> &mut Self {
         let options = self.client.with_token(options);
-        self.push(Request::set(key, payload, &options), Kind::Set)
+        self.push(match options.ttl {
+            None => Ok((Request::set(key, payload, &options), Kind::Set)),
+            Some(_) => {
+                let request = batch::single_set(key, payload, &options);
+                request.map(|request| (request, Kind::LastingSet))
+            }
+        })
     }
 
     /// Reads a message, as [`Client::get`].
     pub fn get(&mut self, key: &Key) -> &mut Self {
-        self.push(Request::get(key), Kind::Get)
+        self.push(Ok((Request::get(key), Kind::Get)))
     }
 
     /// Deletes a message, as [`Client::delete`].
@@ -67,7 +79,8 @@ impl<'a> Pipeline<'a> {
     /// The same with options, as [`Client::delete_with`].
     pub fn delete_with(&mut self, key: &Key, options: WriteOptions) -> &mut Self {
         let options = self.client.with_token(options);
-        self.push(Request::delete(key, &options), Kind::Delete)
+        let is_sound = options.without_ttl();
+        self.push(is_sound.map(|()| (Request::delete(key, &options), Kind::Delete)))
     }
 
     /// How many requests it has collected.
@@ -88,7 +101,11 @@ impl<'a> Pipeline<'a> {
     pub fn run(&mut self) -> Vec<Result<Done, ClientError>> {
         let requests = std::mem::take(&mut self.requests);
         let caller = &self.client.inner.caller;
-        let extra = requests.iter().map(|(request, _)| request.extra).sum();
+        let extra = requests
+            .iter()
+            .flatten()
+            .map(|(request, _)| request.extra)
+            .sum();
         let give_up = caller.clock.now() + caller.options.deadline + extra;
         let mut results = Vec::with_capacity(requests.len());
         let mut end = None;
@@ -104,9 +121,17 @@ impl<'a> Pipeline<'a> {
                 results.extend(window.iter().map(|_| Err(end.clone())));
                 continue;
             }
-            let sent: Vec<&Request> = window.iter().map(|(request, _)| request).collect();
-            for (answered, (_, kind)) in caller.call_all(&sent).into_iter().zip(window) {
-                let result = answered.and_then(|(reply, _)| kind.read(reply));
+            let sent = window.iter().flatten().map(|(request, _)| request);
+            let answers = caller.call_all(&sent.collect::<Vec<&Request>>());
+            let mut answers = answers.into_iter();
+            for entry in window {
+                let result = match entry {
+                    Err(refused) => Err(refused.clone()),
+                    Ok((_, kind)) => {
+                        let answer = answers.next().expect("one for each that was sent");
+                        answer.and_then(|(reply, _)| kind.read(reply))
+                    }
+                };
                 if let Err(error @ ClientError::NoLeader { .. }) = &result {
                     end = Some(error.clone());
                 }
@@ -116,18 +141,18 @@ impl<'a> Pipeline<'a> {
         results
     }
 
-    fn push(&mut self, request: Request, kind: Kind) -> &mut Self {
-        self.requests.push((request, kind));
+    fn push(&mut self, entry: Entry) -> &mut Self {
+        self.requests.push(entry);
         self
     }
 }
 
 /// How many of the requests, which are some, make the next window.
-fn window(requests: &[(Request, Kind)]) -> usize {
+fn window(requests: &[Entry]) -> usize {
     let mut bytes = 0;
-    let fits = |(request, _): &&(Request, Kind)| {
+    let fits = |entry: &&Entry| {
         let is_room = bytes <= WINDOW_BYTES;
-        bytes += request.bytes.len();
+        bytes += entry.as_ref().map_or(0, |(request, _)| request.bytes.len());
         is_room
     };
     requests
@@ -141,6 +166,7 @@ impl Kind {
     fn read(self, reply: Reply) -> Result<Done, ClientError> {
         Ok(match self {
             Kind::Set => Done::Stored(done::stored(reply)?),
+            Kind::LastingSet => Done::Stored(batch::single_stored(reply)?),
             Kind::Get => Done::Read(done::read(reply)?),
             Kind::Delete => Done::Deleted(done::existed(reply)?),
         })
@@ -157,9 +183,9 @@ mod tests {
         let payload = |bytes| vec![0; bytes];
         let set = |bytes| {
             let request = Request::set(&Key::Id(1), &payload(bytes), &options);
-            (request, Kind::Set)
+            Ok((request, Kind::Set))
         };
-        let of = |requests: Vec<(Request, Kind)>| window(&requests);
+        let of = |requests: Vec<Entry>| window(&requests);
         assert_eq!(of(vec![set(0)]), 1);
         assert_eq!(of((0..1000).map(|_| set(1)).collect()), WINDOW_REQUESTS);
         assert_eq!(of((0..1000).map(|_| set(WINDOW_BYTES / 10)).collect()), 10);

@@ -23,6 +23,8 @@ pub enum Form {
     Lines,
     /// Behind `VALUE <revision> <bytes>` a payload.
     Value,
+    /// Behind `BATCH <bytes>` JSON.
+    Batch,
 }
 
 /// A request.
@@ -116,12 +118,23 @@ impl Request {
         }
     }
 
+    /// Reads and writes together, as JSON.
+    pub fn batch(json: &[u8], token: Option<&Token>) -> Request {
+        let head = format!("BATCH {}\r\n", json.len());
+        let mut request = Request::write(head.as_bytes(), token);
+        request.bytes.extend_from_slice(json);
+        request.bytes.extend_from_slice(b"\r\n");
+        request.form = Form::Batch;
+        request.extra = time_for(1, json.len());
+        request
+    }
+
     /// Counts the messages, which only the active leader does.
     pub fn count() -> Request {
         Request::read("COUNT\r\n")
     }
 
-    /// A command as a person types it, without line end, and the payload of a SETB.
+    /// A command as a person types it, without line end, and the payload of a SETB or BATCH.
     pub fn raw(line: &[u8], payload: Option<&[u8]>) -> Result<Request, ClientError> {
         if memchr::memchr(b'\n', line).is_some() {
             return Err(ClientError::invalid("a command is a single line"));
@@ -140,6 +153,7 @@ impl Request {
                 (Form::Line, false)
             }
             ["GETB", ..] => (Form::Value, false),
+            ["BATCH", ..] => (Form::Batch, true),
             _ => (Form::Line, true),
         };
         let mut bytes = [line, b"\r\n"].concat();
@@ -237,6 +251,7 @@ mod tests {
             ("IF 0 SET k m", Form::Line, true, false),
             ("once t if * setb k 1", Form::Line, true, true),
             ("EXPIRE k 1", Form::Line, true, false),
+            ("once t batch 2", Form::Batch, true, true),
             ("count", Form::Line, false, true),
             // It may be one of a later server.
             ("nonsense", Form::Line, true, false),

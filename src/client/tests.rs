@@ -131,6 +131,9 @@ fn serve(
             let bytes = rest.split(' ').nth(1).and_then(|bytes| bytes.parse().ok());
             stream.read_exact(&mut vec![0; bytes.unwrap_or(0) + 2])?;
         }
+        if let Some((_, bytes)) = text.split_once("BATCH ") {
+            stream.read_exact(&mut vec![0; bytes.parse().unwrap_or(0) + 2])?;
+        }
         seen.lock().push(text);
         let does = script.next().expect("an entry");
         if script.peek().is_none() {
@@ -686,4 +689,25 @@ fn conditions_times_and_listings_are_asked_for_and_understood() {
     }
     let refused = client.list("a b").next().expect("an error");
     assert!(matches!(refused, Err(ClientError::Invalid { .. })));
+}
+
+#[test]
+fn a_set_with_a_time_to_live_is_a_batch_of_one() {
+    let json = r#"{"results":[{"status":"ok","revision":3}]}"#;
+    let answer = says(&format!("BATCH {}\r\n{json}", json.len()));
+    let leader = Leader::start(vec![answer]);
+    let client = client(&[&leader.address], options(5000));
+    let lasting = || WriteOptions::lasting(Duration::from_secs(3));
+    assert_eq!(client.set_with(&KEY, b"x", lasting()), Ok(revision()));
+    let mut pipeline = client.pipeline();
+    pipeline
+        .set_with(&KEY, b"x", lasting())
+        .delete_with(&KEY, lasting());
+    let results = pipeline.set_with(&KEY, b"", lasting()).run();
+    let stored = Ok(Done::Stored(revision()));
+    assert_eq!((&results[0], &results[2]), (&stored, &stored));
+    assert!(matches!(results[1], Err(ClientError::Invalid { .. })));
+    let results = client.batch().set(&KEY, b"x").run();
+    assert_eq!(results, Ok(vec![stored]));
+    assert_eq!(tokens(&leader.asked()).len(), 4);
 }

@@ -88,7 +88,13 @@ fn outlives_leaders(name: &str, addresses: &[String], cluster: &Cluster) {
 }
 
 #[test]
-fn the_python_client_outlives_each_leader() {
+fn the_python_client_by_hatokuse_outlives_each_leader() {
     let cluster = Cluster::start(&["--leaders", "3"]);
     outlives_leaders("hatokuse", &cluster.leaders("hatokuse"), &cluster);
+}
+
+#[test]
+fn the_python_client_by_http_outlives_each_leader() {
+    let cluster = Cluster::start(&["--leaders", "3"]);
+    outlives_leaders("http", &cluster.leaders("http"), &cluster);
 }

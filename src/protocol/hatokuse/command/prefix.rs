@@ -1,9 +1,8 @@
 //! What may stand before a write: `ONCE <token>`, then `IF <revision>`. Pure.
 //!
 //! `IF` demands, for the write to take effect, that its message was written by this revision: `0`
-//! `IF` demands, for the write to take effect, that its message was written by this revision: `0`
 //! that there is none, `*` that there is one. A SET under it is answered by `OK <revision>`, and
-//! one of any kind whose demand does not hold by `MISMATCH <revision>`, 0 where there is no message.
+//! one of any kind whose demand does not hold by `MISMATCH <revision>`, 0 where there is none.
 //! `-` demands nothing: whoever sends it wants to be told the revision.
 
 use super::{Command, Parsed, Problem, is_word, next_word, parse_command, parse_number};
