@@ -6,6 +6,8 @@
 //!
 //! Histories are written as `CALL..END CLIENT COMMAND -> ANSWER`, separated by `;`.
 
+#[path = "histories/parts.rs"]
+mod parts;
 mod support;
 
 use std::collections::HashMap;
@@ -455,7 +457,7 @@ impl BruteForce<'_> {
                 }
                 (Command::Del { .. }, None) if value.is_some() => (Outcome::Ok, None),
                 (Command::Del { .. }, None) => (Outcome::NotFound, None),
-                (Command::Bulk { .. }, None) => panic!("not here"),
+                (Command::Bulk { .. } | Command::Parts { .. }, None) => panic!("not here"),
             };
             if is_answered(one) && one.outcome != answer {
                 return false;
@@ -547,7 +549,7 @@ fn execution(random: &mut fastrand::Rng, shape: &Shape) -> Vec<Line> {
                 Some(_) => Outcome::Ok,
                 None => Outcome::NotFound,
             },
-            Command::Bulk { .. } => panic!("not here"),
+            Command::Bulk { .. } | Command::Parts { .. } => panic!("not here"),
         });
         if let Some(token) = &line.token {
             answers.insert(token.clone(), answer.clone());
@@ -571,7 +573,7 @@ fn mutate(random: &mut fastrand::Rng, lines: &mut [Line]) {
         (Command::Get { .. }, _) | (Command::Del { .. }, Outcome::Ok) => Outcome::NotFound,
         (Command::Del { .. }, _) => Outcome::Ok,
         (Command::Set { .. }, _) => Outcome::Failed,
-        (Command::Bulk { .. }, _) => return,
+        (Command::Bulk { .. } | Command::Parts { .. }, _) => return,
     };
 }
 

@@ -242,21 +242,21 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
     use tolerex::faults::Fault;
     [
         (Fault::AcknowledgeBeforeSync, 8),
-        (Fault::JournalBeforeSync, 61),
-        (Fault::VoteNotPersisted, 396),
-        (Fault::SendBeforePersist, 22),
-        (Fault::ReadWithoutReadIndex, 273),
+        (Fault::JournalBeforeSync, 19),
+        (Fault::VoteNotPersisted, 943),
+        (Fault::SendBeforePersist, 25),
+        (Fault::ReadWithoutReadIndex, 808),
         (Fault::ServeBeforeNoOp, 175),
-        (Fault::ProposeInOtherTerm, 203),
+        (Fault::ProposeInOtherTerm, 3289),
         (Fault::IgnoreFence, 54),
         (Fault::FenceNotPersisted, 1599),
         (Fault::CountFailedCopy, 4),
-        (Fault::CountEarlierTermCopy, 142),
-        (Fault::ReleaseBeforeNoOp, 46),
+        (Fault::CountEarlierTermCopy, 209),
+        (Fault::ReleaseBeforeNoOp, 74),
         (Fault::ReplayReleases, 1),
-        (Fault::SnapshotWithoutLastEntry, 2),
-        (Fault::TornTailKept, 108),
-        (Fault::UnknownAsFailed, 529),
+        (Fault::SnapshotWithoutLastEntry, 1),
+        (Fault::TornTailKept, 104),
+        (Fault::UnknownAsFailed, 2098),
     ]
 };
 

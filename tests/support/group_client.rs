@@ -233,6 +233,7 @@ fn text_of(command: &Command) -> String {
         Command::Get { key } => format!("GET {}", text(key)),
         Command::Del { key } => format!("DEL {}", text(key)),
         Command::Bulk { count, value } => format!("{count} SET {}", text(value)),
+        Command::Parts { .. } => panic!("{command}: not one of these clients' commands"),
     }
 }
 
@@ -327,7 +328,7 @@ impl Worker {
                 self.shared.ids.fetch_max(*last, Ordering::Relaxed);
                 true
             }
-            Outcome::Ok | Outcome::Found(_) | Outcome::NotFound => true,
+            Outcome::Ok | Outcome::Found(_) | Outcome::NotFound | Outcome::Told(_) => true,
         };
         if is_done {
             self.shared.done.fetch_add(1, Ordering::Relaxed);

@@ -40,6 +40,93 @@ pub enum Command {
         /// The payload of each.
         value: Bytes,
     },
+    /// Reads and writes that take effect at one moment, in their order; a single one too, where it
+    /// has a condition or a time to live, or its revision is known.
+    Parts {
+        /// At least one.
+        parts: Vec<Part>,
+        /// All of them, or nothing.
+        is_atomic: bool,
+    },
+}
+
+/// A part of [`Command::Parts`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The message.
+    pub key: Bytes,
+    /// What to do with it.
+    pub ask: Ask,
+    /// What it demands of the message.
+    pub condition: Option<Condition>,
+}
+
+/// See [`Part`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Stores it.
+    Set {
+        /// The payload.
+        value: Bytes,
+        /// How long it stays.
+        life: Option<Life>,
+    },
+    /// Reads it.
+    Get,
+    /// Deletes it.
+    Del,
+    /// Changes how long it stays from now on; `None`: for ever.
+    Expire(Option<Life>),
+    /// Asks how long it stays.
+    Left,
+}
+
+/// How long a message stays, in units of the history's times. The clocks that decide are not those
+/// of the clients, so it is a range: it may go from the call on and so much, and must be gone when
+/// the write was answered so long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// It stays so long.
+    pub least: u64,
+    /// And no longer than this, if that can be said.
+    pub most: Option<u64>,
+}
+
+/// What a part demands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is the message of this revision.
+    Revision(u64),
+    /// There is none.
+    Absent,
+    /// There is one.
+    Exists,
+}
+
+/// What became of a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// SET, under this revision.
+    Stored(u64),
+    /// GET.
+    Found {
+        /// The payload.
+        value: Bytes,
+        /// Which write stored it, if that was said.
+        revision: Option<u64>,
+    },
+    /// DEL deleted it, or it expires as was asked.
+    Done,
+    /// There is no such message.
+    NotFound,
+    /// The condition does not hold: the message's revision, if there is one.
+    Mismatch(Option<u64>),
+    /// Not done because another part could not be.
+    NotApplied,
+    /// It stays so long; `None`: for ever.
+    Left(Option<u64>),
+    /// Not done, the others may be; of a read: no answer.
+    Failed,
 }
 
 impl Command {
@@ -64,6 +151,12 @@ impl Command {
         let value = value.into();
         Command::Bulk { count, value }
     }
+
+    /// Parts that take effect each on its own, or all or none.
+    pub fn parts(parts: Vec<Part>, is_atomic: bool) -> Command {
+        assert!(!parts.is_empty(), "nothing is asked for");
+        Command::Parts { parts, is_atomic }
+    }
 }
 
 /// How an operation ended.
@@ -87,6 +180,8 @@ pub enum Outcome {
         /// First and last id, if any is known to be stored.
         stored: Option<(u64, u64)>,
     },
+    /// What became of each part.
+    Told(Vec<Told>),
     /// Nothing happened.
     Failed,
     /// It may happen at any time after the call, or never.
@@ -229,6 +324,67 @@ impl fmt::Display for Command {
             Command::Get { key } => write!(f, "GET {}", text(key)),
             Command::Del { key } => write!(f, "DEL {}", text(key)),
             Command::Bulk { count, value } => write!(f, "{count} SET {}", text(value)),
+            Command::Parts { parts, is_atomic } => {
+                if *is_atomic {
+                    f.write_str("ATOMIC ")?;
+                }
+                let parts: Vec<String> = parts.iter().map(ToString::to_string).collect();
+                f.write_str(&parts.join(", "))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.condition {
+            Some(Condition::Revision(revision)) => write!(f, "IF {revision} ")?,
+            Some(Condition::Absent) => f.write_str("IF 0 ")?,
+            Some(Condition::Exists) => f.write_str("IF * ")?,
+            None => {}
+        }
+        let key = text(&self.key);
+        match &self.ask {
+            Ask::Set { value, life } => {
+                write!(f, "SET {key} {}", text(value))?;
+                life.iter().try_for_each(|life| write!(f, " TTL {life}"))
+            }
+            Ask::Get => write!(f, "GET {key}"),
+            Ask::Del => write!(f, "DEL {key}"),
+            Ask::Expire(Some(life)) => write!(f, "EXPIRE {key} {life}"),
+            Ask::Expire(None) => write!(f, "PERSIST {key}"),
+            Ask::Left => write!(f, "TTL {key}"),
+        }
+    }
+}
+
+/// `10-20`, or `10-` without an end.
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-", self.least)?;
+        self.most.iter().try_for_each(|most| write!(f, "{most}"))
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Told::Stored(revision) => write!(f, "OK@{revision}"),
+            Told::Found {
+                value,
+                revision: Some(revision),
+            } => write!(f, "{}@{revision}", text(value)),
+            Told::Found {
+                value,
+                revision: None,
+            } => f.write_str(&text(value)),
+            Told::Done => f.write_str("OK"),
+            Told::NotFound => f.write_str("NOT_FOUND"),
+            Told::Mismatch(revision) => write!(f, "MISMATCH@{}", revision.unwrap_or(0)),
+            Told::NotApplied => f.write_str("NOT_APPLIED"),
+            Told::Left(Some(left)) => write!(f, "LEFT@{left}"),
+            Told::Left(None) => f.write_str("NONE"),
+            Told::Failed => f.write_str("failed"),
         }
     }
 }
@@ -244,6 +400,10 @@ impl fmt::Display for Outcome {
             Outcome::Partial {
                 stored: Some((first, last)),
             } => write!(f, "partial (stored {first}-{last})"),
+            Outcome::Told(told) => {
+                let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+                f.write_str(&told.join(", "))
+            }
             Outcome::Failed => f.write_str("failed"),
             Outcome::Unknown => f.write_str("unknown"),
         }

@@ -6,7 +6,8 @@
 //! effect once, at any time from its call on. The calls of one token are one write: it takes effect
 //! between the first call and the first answer, and all answers are equal. Bulk ids have a checker
 //! of their own: they come from a counter that only grows, so no range overlaps another, and what
-//! is called later gets higher ones; each id's write joins the history of its key.
+//! is called later gets higher ones; each id's write joins the history of its key. Keys with
+//! conditions, batches or times to live are searched by `parts`, those that a batch joins as one.
 //!
 //! The search is a depth-first one that places an operation at a time and remembers which sets of
 //! placed operations it has seen with which value (by a 128-bit hash, so a collision is out of
@@ -34,7 +35,11 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use rustc_hash::FxHashSet;
 
-use super::history::{Command, History, Moment, Operation, Outcome, text};
+use super::history::{self, Command, History, Moment, Operation, Outcome, Told, text};
+
+// By its path, since this file is a module of different parents.
+#[path = "parts.rs"]
+mod parts;
 
 /// States a key's search may visit. A good history of 100,000 operations needs about as many; this
 /// many take some seconds and 130 MB, and a search that needs more hardly ever ends.
@@ -62,6 +67,8 @@ pub enum Rule {
     Repeat,
     /// Bulk ids are fresh, consecutive, and as many as asked for.
     Ids,
+    /// A revision names one write.
+    Revision,
 }
 
 /// A history that is not allowed, or not decided.
@@ -116,8 +123,23 @@ pub fn check_within(history: &History, states_max: usize) -> Result<Summary, Fau
     }
     let requests = requests(operations)?;
     check_ids(operations, &requests)?;
+    check_revisions(operations, &requests)?;
     let mut summary = Summary::default();
-    for (key, steps) in split(&requests) {
+    let mut keys = split(&requests);
+    for (keys, ops) in groups(&mut keys, &requests) {
+        summary.keys += keys.len();
+        summary.operations += ops.len();
+        let mut search = parts::Search::new(&ops);
+        let verdict = search.run(states_max, None);
+        summary.states += search.states();
+        match verdict {
+            Verdict::Right => {}
+            Verdict::Undecided => return Err(Report::undecided(keys[0], ops.len(), states_max)),
+            Verdict::Wrong => return Err(Report::wrong_parts(&keys, &ops, &requests, operations)),
+        }
+    }
+    for (key, steps) in keys {
+        let steps = steps.steps;
         summary.keys += 1;
         summary.operations += steps.len();
         let mut search = Search::new(&steps);
@@ -142,8 +164,26 @@ fn fits(operation: &Operation) -> bool {
         | (Command::Get { .. }, Outcome::Found(_))
         | (Command::Get { .. } | Command::Del { .. }, Outcome::NotFound)
         | (Command::Bulk { .. }, Outcome::Ids { .. } | Outcome::Partial { .. }) => true,
+        (Command::Parts { parts, .. }, Outcome::Told(told)) => {
+            parts.len() == told.len() && parts.iter().zip(told).all(fits_part)
+        }
         (_, Outcome::Ok | Outcome::Found(_) | Outcome::NotFound)
-        | (_, Outcome::Ids { .. } | Outcome::Partial { .. }) => false,
+        | (_, Outcome::Ids { .. } | Outcome::Partial { .. } | Outcome::Told(_)) => false,
+    }
+}
+
+fn fits_part((part, told): (&history::Part, &Told)) -> bool {
+    use history::Ask;
+    match (&part.ask, told) {
+        (_, Told::Mismatch(_)) => part.condition.is_some(),
+        (_, Told::NotApplied | Told::Failed)
+        | (Ask::Set { .. }, Told::Stored(_))
+        | (Ask::Get, Told::Found { .. })
+        | (Ask::Del | Ask::Expire(_), Told::Done)
+        | (Ask::Get | Ask::Del | Ask::Expire(_) | Ask::Left, Told::NotFound)
+        | (Ask::Left, Told::Left(_)) => true,
+        (_, Told::Stored(_) | Told::Found { .. } | Told::Done)
+        | (_, Told::NotFound | Told::Left(_)) => false,
     }
 }
 
@@ -236,7 +276,7 @@ fn join<'a>(
         }
         (Some(end), Some(repeated)) => {
             request.end = Some(end.min(repeated));
-            request.outcome == repeat.outcome
+            is_same(request.outcome, repeat.outcome)
         }
     };
     if is_right {
@@ -252,6 +292,42 @@ fn join<'a>(
         "a repeat got another answer:",
         &calls,
     ))
+}
+
+/// Whether a repeat's answer is the first one. What it reads, it reads anew.
+fn is_same(first: &Outcome, repeated: &Outcome) -> bool {
+    let (Outcome::Told(first), Outcome::Told(repeated)) = (first, repeated) else {
+        return first == repeated;
+    };
+    let is_read = |told: &Told| matches!(told, Told::Found { .. } | Told::NotFound | Told::Failed);
+    first.len() == repeated.len()
+        && first
+            .iter()
+            .zip(repeated)
+            .all(|(first, repeated)| first == repeated || (is_read(first) && is_read(repeated)))
+}
+
+/// No two writes have one revision.
+fn check_revisions(operations: &[Operation], requests: &[Request<'_>]) -> Result<(), Fault> {
+    let mut stored: HashMap<u64, usize> = HashMap::new();
+    for request in requests {
+        let Outcome::Told(told) = request.outcome else {
+            continue;
+        };
+        for told in told {
+            if let Told::Stored(revision) = told
+                && let Some(other) = stored.insert(*revision, request.calls[0])
+            {
+                let calls = [&operations[other], &operations[request.calls[0]]];
+                return Err(Fault::of(
+                    Rule::Revision,
+                    "one revision, two writes:",
+                    &calls,
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks the ids of bulk writes against each other.
@@ -358,7 +434,7 @@ impl<'a> KeySteps<'a> {
 }
 
 /// Splits by key.
-fn split<'a>(requests: &'a [Request<'a>]) -> BTreeMap<&'a [u8], Vec<Step>> {
+fn split<'a>(requests: &'a [Request<'a>]) -> BTreeMap<&'a [u8], KeySteps<'a>> {
     let mut keys: BTreeMap<&[u8], KeySteps<'a>> = BTreeMap::new();
     for (index, request) in requests.iter().enumerate() {
         let (call, end) = (request.call, request.end);
@@ -386,11 +462,113 @@ fn split<'a>(requests: &'a [Request<'a>]) -> BTreeMap<&'a [u8], Vec<Step>> {
                 keys.entry(key).or_default().push(index, action, call, end);
             }
             Command::Bulk { .. } => {}
+            Command::Parts { parts, .. } => {
+                for part in parts {
+                    keys.entry(&part.key).or_default();
+                }
+            }
         }
     }
     add_bulk_writes(&mut keys, requests);
-    let steps = keys.into_iter().map(|(key, value)| (key, value.steps));
-    steps.collect()
+    keys
+}
+
+/// Takes out the keys that requests of several parts name: those that such requests join, and what
+/// is done to them.
+fn groups<'a>(
+    keys: &mut BTreeMap<&'a [u8], KeySteps<'a>>,
+    requests: &'a [Request<'a>],
+) -> Vec<(Vec<&'a [u8]>, Vec<parts::Op>)> {
+    // Each key's group, by a key of it.
+    let mut group: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
+    for request in requests {
+        if let Command::Parts { parts, .. } = request.command {
+            let mut names = parts.iter().map(|part| part.key.as_ref());
+            let first: &[u8] = names.next().expect("at least one");
+            let joined = *group.entry(first).or_insert(first);
+            for name in names {
+                let other = *group.entry(name).or_insert(name);
+                let members = group.values_mut().filter(|one| **one == other);
+                members.for_each(|one| *one = joined);
+            }
+        }
+    }
+    let mut found: BTreeMap<&[u8], Vec<&[u8]>> = BTreeMap::new();
+    for (name, joined) in group {
+        found.entry(joined).or_default().push(name);
+    }
+    let found = found.into_values().map(|names| {
+        let mut steps: Vec<KeySteps<'a>> = names
+            .iter()
+            .map(|name| keys.remove(name).expect("each is there"))
+            .collect();
+        let slot_of = |name: &[u8]| names.iter().position(|one| *one == name);
+        let mut ops = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            if let Command::Parts { parts, is_atomic } = request.command
+                && slot_of(&parts[0].key).is_some()
+            {
+                let slot_of = |name: &[u8]| slot_of(name).expect("joined");
+                let told: Vec<Option<&Told>> = match request.outcome {
+                    Outcome::Told(told) => told.iter().map(Some).collect(),
+                    _ => vec![None; parts.len()],
+                };
+                let acts = parts.iter().zip(told).map(|(part, told)| {
+                    let slot = slot_of(&part.key);
+                    act(part, told, slot, &mut steps[slot])
+                });
+                let op = parts::Op {
+                    request: index,
+                    call: request.call,
+                    end: request.end,
+                    acts: acts.collect(),
+                    is_atomic: *is_atomic,
+                };
+                ops.extend(op.split());
+            }
+        }
+        for (slot, steps) in steps.into_iter().enumerate() {
+            let simple = steps.steps.into_iter();
+            let simple = simple.map(|step| {
+                parts::Op::simple(step.request, slot, step.action, (step.call, step.end))
+            });
+            ops.extend(simple);
+        }
+        (names, ops)
+    });
+    found.collect()
+}
+
+/// A part, for the search.
+fn act<'a>(
+    part: &'a history::Part,
+    told: Option<&'a Told>,
+    slot: usize,
+    key: &mut KeySteps<'a>,
+) -> parts::Act {
+    let ask = match &part.ask {
+        history::Ask::Set { value, life } => parts::Ask::Set(key.value(value), *life),
+        history::Ask::Get => parts::Ask::Get,
+        history::Ask::Del => parts::Ask::Del,
+        history::Ask::Expire(life) => parts::Ask::Expire(*life),
+        history::Ask::Left => parts::Ask::Left,
+    };
+    let told = told.map(|told| match told {
+        Told::Stored(revision) => parts::Told::Stored(Some(*revision)),
+        Told::Found { value, revision } => parts::Told::Found(key.value(value), *revision),
+        Told::Done => parts::Told::Done,
+        Told::NotFound => parts::Told::NotFound,
+        Told::Mismatch(revision) => parts::Told::Mismatch(*revision),
+        Told::NotApplied => parts::Told::NotApplied,
+        Told::Left(left) => parts::Told::Left(left.is_some()),
+        Told::Failed => parts::Told::Failed,
+    });
+    parts::Act {
+        slot,
+        condition: part.condition,
+        ask,
+        told,
+    }
 }
 
 /// Adds the bulk writes to keys that something else used: alone, such a write is always right.
@@ -779,6 +957,46 @@ impl Report {
             report: format!(
                 "key {key_text}: not decided: {steps} operations, {states_max} states visited"
             ),
+        }
+    }
+
+    fn wrong_parts(
+        keys: &[&[u8]],
+        ops: &[parts::Op],
+        requests: &[Request<'_>],
+        operations: &[Operation],
+    ) -> Fault {
+        let core = parts::narrow(ops);
+        let mut search = parts::Search::new(&core);
+        search.run(STATES_MAX, None);
+        let deepest = search.deepest;
+        let mut search = parts::Search::new(&core);
+        search.run(STATES_MAX, Some(deepest));
+        let order = search.order();
+        let is_stuck = |index: &usize| core[*index].end.is_some() && !order.contains(index);
+        let stuck: Vec<usize> = (0..core.len()).filter(is_stuck).collect();
+        let names: Vec<String> = keys.iter().map(|key| text(key)).collect();
+        let count = core.iter().filter(|op| op.end.is_some()).count();
+        let mut report = format!(
+            "keys {}: no order fits {count} of {} operations",
+            names.join(" "),
+            ops.len()
+        );
+        for (title, indices) in [
+            ("the longest order found", order),
+            ("cannot come next", stuck),
+        ] {
+            report += &format!("\n {title}:");
+            let hidden = indices.len().saturating_sub(LINES_MAX);
+            for index in &indices[hidden..] {
+                let request = &requests[core[*index].request];
+                report += &format!("\n  {}", operations[request.calls[0]]);
+            }
+        }
+        Fault {
+            rule: Rule::Order,
+            key: Some(Bytes::copy_from_slice(keys[0])),
+            report,
         }
     }
 
