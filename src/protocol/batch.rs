@@ -28,7 +28,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reply::Reply;
 use super::request::{
@@ -88,13 +88,23 @@ struct OperationJson<'a> {
     kind: Cow<'a, str>,
     #[serde(borrow)]
     key: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     value: Option<Cow<'a, str>>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     encoding: Option<Cow<'a, str>>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     ttl: Option<Cow<'a, str>>,
+    #[serde(default, deserialize_with = "given")]
     if_revision: Option<u64>,
+}
+
+/// What may be left out, and is not `null`: that would be a condition, and none.
+fn given<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
 }
 
 /// JSON that is longer than `limit`.
@@ -195,7 +205,7 @@ impl OperationJson<'_> {
 struct ValueJson<'a> {
     #[serde(borrow)]
     value: Cow<'a, str>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     encoding: Option<Cow<'a, str>>,
 }
 
@@ -421,6 +431,10 @@ mod tests {
             (
                 operation(r#"{"type":"set","key":"k","key":"l","value":""}"#),
                 "duplicate field",
+            ),
+            (
+                operation(r#"{"type":"delete","key":"k","if_revision":null}"#),
+                "invalid type: null",
             ),
             (
                 operation(r#"{"type":"set","key":"k","value":"","if_revison":1}"#),

@@ -26,6 +26,20 @@ pub enum Method {
     Other,
 }
 
+impl Method {
+    /// Its name; that of [`Method::Other`] is empty.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Put => "PUT",
+            Method::Post => "POST",
+            Method::Delete => "DELETE",
+            Method::Other => "",
+        }
+    }
+}
+
 /// How long the body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {

@@ -1,12 +1,6 @@
 //! Which request a head asks for. Pure.
 //!
-//! | path | methods |
-//! |---|---|
-//! | `/kv/{key}` | GET, HEAD, PUT, DELETE |
-//! | `/kv?prefix=&after=&limit=` | GET, HEAD |
-//! | `/batch` | POST |
-//! | `/cluster/info`, `/status`, `/stats` | GET, HEAD |
-//! | `/health`, `/livez`, `/readyz` with `?verbose` and `?exclude=name` | GET, HEAD |
+//! [`RESOURCES`] is the table of what there is.
 //!
 //! A key is all that stands behind `/kv/`, percent-decoded. In a query `+` means itself.
 
@@ -29,8 +23,18 @@ const PAGE_KEYS_DEFAULT: u32 = 100;
 /// The longest body behind a head that asks for none: it is dropped.
 const IGNORED_BODY_BYTES_MAX: usize = 8 * 1024;
 
-/// The methods of what can only be read.
-const READ_METHODS: &str = "GET, HEAD";
+/// What there is, and by which methods it is asked.
+pub const RESOURCES: &[(&str, &str)] = &[
+    ("/kv/{key}", "GET, HEAD, PUT, DELETE"),
+    ("/kv", "GET, HEAD"),
+    ("/batch", "POST"),
+    ("/cluster/info", "GET, HEAD"),
+    ("/status", "GET, HEAD"),
+    ("/stats", "GET, HEAD"),
+    ("/health", "GET, HEAD"),
+    ("/livez", "GET, HEAD"),
+    ("/readyz", "GET, HEAD"),
+];
 
 /// A request that waits for its body.
 #[derive(Debug)]
@@ -119,40 +123,36 @@ fn body_problem(error: InvalidBatch) -> Problem {
 /// The request that a head asks for.
 pub fn route(head: &Head) -> Result<Call, Problem> {
     let (path, query) = match head.target.split_once('?') {
-        Some((path, query)) => (path, Query::read(query)?),
-        None => (&*head.target, Query::default()),
+        Some((path, query)) => (path, query),
+        None => (&*head.target, ""),
     };
-    if let Some(key) = path.strip_prefix("/kv/") {
-        return about_key(head, key, query);
-    }
-    let is_read = matches!(head.method, Method::Get | Method::Head);
-    let not_allowed = |allow| {
-        Err(Problem {
-            allow: Some(allow),
+    let key = path.strip_prefix("/kv/");
+    let name = if key.is_some() { "/kv/{key}" } else { path };
+    let mut resources = RESOURCES.iter();
+    let Some((name, methods)) = resources.find(|(known, _)| *known == name) else {
+        return Err(Kind::NoSuchResource.into());
+    };
+    if !methods
+        .split(", ")
+        .any(|method| method == head.method.name())
+    {
+        return Err(Problem {
+            allow: Some(methods),
             ..Problem::from(Kind::MethodNotAllowed)
-        })
-    };
-    let probe = match path {
-        "/batch" if head.method != Method::Post => return not_allowed("POST"),
-        "/kv" | "/cluster/info" | "/status" | "/stats" | "/health" | "/livez" | "/readyz"
-            if !is_read =>
-        {
-            return not_allowed(READ_METHODS);
-        }
-        "/batch" => {
-            query.end()?;
-            return post_batch(head);
-        }
-        "/kv" => return list(query),
-        "/cluster/info" => return document(Document::ClusterInfo, query),
-        "/status" => return document(Document::Status, query),
-        "/stats" => return document(Document::Stats, query),
-        "/health" => Probe::Health,
-        "/livez" => Probe::Live,
-        "/readyz" => Probe::Ready,
-        _ => return Err(Kind::NoSuchResource.into()),
-    };
-    check(probe, query)
+        });
+    }
+    let query = Query::read(query)?;
+    match *name {
+        "/kv" => list(query),
+        "/batch" => post_batch(head, query),
+        "/cluster/info" => document(Document::ClusterInfo, query),
+        "/status" => document(Document::Status, query),
+        "/stats" => document(Document::Stats, query),
+        "/health" => check(Probe::Health, query),
+        "/livez" => check(Probe::Live, query),
+        "/readyz" => check(Probe::Ready, query),
+        _ => about_key(head, key.unwrap_or_default(), query),
+    }
 }
 
 fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Problem> {
@@ -203,10 +203,7 @@ fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Probl
             };
             Ok(Call::Ready(Work::Write(write), Form::Deleted))
         }
-        Method::Post | Method::Other => Err(Problem {
-            allow: Some("GET, HEAD, PUT, DELETE"),
-            ..Problem::from(Kind::MethodNotAllowed)
-        }),
+        Method::Post | Method::Other => unreachable!("these are not among its methods"),
     }
 }
 
@@ -260,7 +257,8 @@ fn length_is_said(head: &Head) -> Result<(), Problem> {
     }
 }
 
-fn post_batch(head: &Head) -> Result<Call, Problem> {
+fn post_batch(head: &Head, query: Query<'_>) -> Result<Call, Problem> {
+    query.end()?;
     if media_type(head)? != Some("application/json") {
         let detail = "a batch is application/json";
         return Err(Problem::with(Kind::UnsupportedMediaType, detail));
