@@ -33,10 +33,15 @@
 //! assert_eq!(theirs, Err(ClientError::Mismatch { revision: Some(mine) }));
 //! client.delete_if(&turn, Condition::Revision(mine))?;
 //!
+//! // Together, all or nothing.
+//! let mut batch = client.batch();
+//! batch.atomic().set(&turn, b"ours").delete(&Key::Id(998)).get(&turn);
+//! assert!(batch.run()?.iter().all(Result::is_ok));
+//!
 //! // Keys in their order, and messages that go by themselves.
 //! let ids = client.list("99").map(|listed| Ok(listed?.key));
 //! let ids: Result<Vec<Key>, ClientError> = ids.collect();
-//! assert_eq!(ids?, [99, 990, 991, 992, 993, 994, 995, 996, 997, 998].map(Key::Id));
+//! assert_eq!(ids?, [99, 990, 991, 992, 993, 994, 995, 996, 997].map(Key::Id));
 //! client.expire(&key, std::time::Duration::from_secs(60))?;
 //! # Ok(())
 //! # }

@@ -1,7 +1,9 @@
 //! The cluster in this process (`tolerex::testing`): does it do what its documentation says?
 
-use tolerex::client::Client;
-use tolerex::ids::Key;
+use tolerex::client::{
+    Batch, Client, ClientError, Condition, Done, Message, Outcome, TimeToLive, WriteOptions,
+};
+use tolerex::ids::{Key, Token};
 use tolerex::testing::Cluster;
 
 const KEY: Key = Key::Id(1);
@@ -32,6 +34,65 @@ fn a_client_outlives_each_leader_and_member() {
     cluster.start_again("member-1").expect("started");
     cluster.desert("member-2").expect("stopped");
     assert_eq!(payload(&client), Some(b"third".to_vec()));
+}
+
+#[test]
+fn a_batch_takes_effect_as_a_whole_or_each_by_itself() {
+    let cluster = Cluster::start(1, 2, 2).expect("a cluster");
+    let client = cluster.client().expect("a client");
+    let other = Key::parse(b"other").expect("a key");
+    let mut batch = client.batch();
+    batch
+        .set(&KEY, b"\xff")
+        .get(&KEY)
+        .delete(&other)
+        .get(&other);
+    let results = batch.run().expect("done");
+    let Ok(Done::Stored(revision)) = results[0] else {
+        panic!("{results:?}");
+    };
+    let message = Message {
+        revision,
+        payload: b"\xff".to_vec(),
+    };
+    assert_eq!(results[1], Ok(Done::Read(Some(message))));
+    assert_eq!(
+        results[2..],
+        [Ok(Done::Deleted(false)), Ok(Done::Read(None))]
+    );
+    let fails = WriteOptions::on(Condition::Absent);
+    let mismatch = Err(ClientError::Mismatch {
+        revision: Some(revision),
+    });
+    // Nothing is done, because of the second one.
+    let run = |batch: &mut Batch<'_>| {
+        let batch = batch.set(&other, b"x").set_with(&KEY, b"y", &fails);
+        batch.run().expect("answered")
+    };
+    let results = run(client.batch().atomic());
+    assert_eq!(results[1], mismatch);
+    assert_eq!(
+        results[0].as_ref().expect_err("nothing").outcome(),
+        Outcome::Failed
+    );
+    assert_eq!(client.get(&other), Ok(None));
+    // The first one is done all the same.
+    let results = run(&mut client.batch());
+    assert_eq!(results[1], mismatch);
+    assert!(results[0].is_ok() && client.get(&other).expect("read").is_some());
+    let token = Token::parse(b"mine").expect("a token");
+    let add = |client: &Client| {
+        let mut batch = client.batch();
+        batch
+            .once(token.clone())
+            .set(&KEY, b"once")
+            .run()
+            .expect("done")
+    };
+    assert_eq!(add(&client), add(&client), "one write, asked for twice");
+    let options = WriteOptions::lasting(std::time::Duration::from_secs(3000));
+    client.set_with(&KEY, b"lasting", options).expect("stored");
+    assert!(matches!(client.ttl(&KEY), Ok(TimeToLive::Left(_))));
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub enum Command {
         #[command(flatten)]
         at: ClusterArgs,
     },
-    /// The same and more: list, compare-and-set, times to live, JSON.
+    /// Store, read, delete, compare-and-set, list messages, let them expire; with JSON.
     Kv {
         /// What to do.
         #[command(subcommand)]
@@ -128,6 +128,9 @@ pub enum KvAction {
         key: OsString,
         /// The message; `-` reads it from standard input.
         message: OsString,
+        /// It expires in this time from now, such as `30s` or `24h`.
+        #[arg(long, value_name = "TIME")]
+        ttl: Option<String>,
         /// What all of them take.
         #[command(flatten)]
         more: KvArgs,

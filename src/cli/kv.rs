@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -23,9 +24,18 @@ use crate::protocol::request::PAGE_KEYS_MAX;
 /// `tolerex kv …`.
 pub fn run(action: &KvAction) -> Result<(), ToolError> {
     match action {
-        KvAction::Set { key, message, more } => {
+        KvAction::Set {
+            key,
+            message,
+            ttl,
+            more,
+        } => {
             let (key, payload) = (check_key(key)?, payload(message)?);
-            let revision = client(more)?.set(&key, &payload)?;
+            let options = WriteOptions {
+                ttl: ttl.as_deref().map(time).transpose()?,
+                ..WriteOptions::default()
+            };
+            let revision = client(more)?.set_with(&key, &payload, options)?;
             tell(
                 more,
                 "",
@@ -71,11 +81,13 @@ pub fn run(action: &KvAction) -> Result<(), ToolError> {
             more,
         } => list(prefix, after.as_deref(), limit.unwrap_or(u64::MAX), more),
         KvAction::Ttl { key, more } => ttl(&check_key(key)?, more),
-        KvAction::Expire { key, time, more } => {
+        KvAction::Expire {
+            key,
+            time: text_of_time,
+            more,
+        } => {
             let key = check_key(key)?;
-            let parsed = units::parse_time(time);
-            let accepted = || ToolError::usage(format!("{time}: accepted: 30s, 5min, 24h, …"));
-            existed(client(more)?.expire(&key, parsed.ok_or_else(accepted)?)?)?;
+            existed(client(more)?.expire(&key, time(text_of_time)?)?)?;
             tell(more, "", &json!({"key": text(&key)}))
         }
         KvAction::Persist { key, more } => {
@@ -171,6 +183,11 @@ fn condition(revision: &str) -> Result<Condition, ToolError> {
             "{revision}: accepted: a revision, 0 for no such message, * for any"
         ))),
     }
+}
+
+fn time(text: &str) -> Result<Duration, ToolError> {
+    let accepted = || ToolError::usage(format!("{text}: accepted: a time such as 30s, 5min, 24h"));
+    units::parse_time(text).ok_or_else(accepted)
 }
 
 fn existed(existed: bool) -> Result<(), ToolError> {

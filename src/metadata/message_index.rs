@@ -165,8 +165,8 @@ impl Shard {
 
     /// The most memory that it takes, in bytes: buckets times their size, nodes that are least
     /// full, the text of the keys. What the allocator adds (8 to 23 bytes for each key that is not
-    /// an id) is left out, and so are buckets that deletes have spoiled until the table is next rebuilt,
-    /// and when messages expire.
+    /// an id) is left out, and so are buckets that deletes have spoiled until the table is next
+    /// rebuilt, and when messages expire.
     pub fn memory_bytes(&self) -> usize {
         let texts: usize = self.words.keys().map(|word| word.len()).sum();
         size_of::<Shard>()

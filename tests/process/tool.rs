@@ -198,6 +198,10 @@ fn kv_compares_lists_and_lets_expire() {
     assert!((3000..=3600).contains(&left.expect("seconds")), "{left:?}");
     kv(&cluster, &["persist", "other"], 0);
     assert_eq!(kv(&cluster, &["ttl", "other"], 0), "none\n");
+    kv(&cluster, &["set", "lasting", "x", "--ttl", "1h"], 0);
+    let left = kv_json(&cluster, &["ttl", "lasting"])["seconds"].as_u64();
+    assert!((3000..=3600).contains(&left.expect("seconds")), "{left:?}");
+    kv(&cluster, &["set", "lasting", "x", "--ttl", "0s"], 2);
     kv(&cluster, &["expire", "other", "1s"], 0);
     wait_until("it has expired", Duration::from_secs(20), || {
         cluster.tolerex(&["kv", "get", "other"]).status.code() == Some(3)

@@ -29,7 +29,8 @@ pub struct Prefix {
 /// Parses a line that begins with a prefix.
 ///
 /// What is wrong with a token or a revision is said of a write that has a shape, and then with its
-/// payload skipped, if one follows. A payload may follow any other line that speaks of SETB or BATCH: fatal.
+/// payload skipped, if one follows. A payload may follow any other line that speaks of SETB or
+/// BATCH: fatal.
 pub fn parse(line: &[u8]) -> (Parsed, Prefix) {
     let (mut word, mut at) = next_word(line, 0);
     let mut prefix = Prefix::default();
