@@ -53,8 +53,10 @@ fn part(text: &str) -> Part {
     });
     let life = |text: &str| {
         let (least, most) = text.split_once('-').expect("a range");
+        let least = least.parse().expect("a time");
         Some(Life {
-            least: least.parse().expect("a time"),
+            asked: least,
+            least,
             most: most.parse().ok(),
         })
     };
@@ -153,6 +155,11 @@ const RIGHT: &[(&str, &str)] = &[
     (
         "each on its own",
         "0..1 1 SET a x -> OK@1; 2..3 1 SET b y, IF 7 SET a z -> OK@2, MISMATCH@1; 4..5 2 GET b -> y",
+    ),
+    (
+        "all or nothing, done, with a read that failed",
+        "0..1 1 SET a x -> OK@1; 2..3 1 ATOMIC GET b, GET a, SET a y -> failed, x@1, OK@2;
+         4..5 2 GET a -> y",
     ),
     (
         "an unknown batch took effect",
@@ -444,6 +451,7 @@ fn random_part(random: &mut fastrand::Rng, keys: usize, index: usize, last: u64)
     let life = |random: &mut fastrand::Rng| {
         let least = random.u64(5..60);
         Life {
+            asked: least,
             least,
             most: random.bool().then_some(least + 4),
         }

@@ -129,9 +129,8 @@ pub fn check_within(history: &History, states_max: usize) -> Result<Summary, Fau
     for (keys, ops) in groups(&mut keys, &requests) {
         summary.keys += keys.len();
         summary.operations += ops.len();
-        let mut search = parts::Search::new(&ops);
-        let verdict = search.run(states_max, None);
-        summary.states += search.states();
+        let (verdict, states) = parts::decide(&ops, states_max);
+        summary.states += states;
         match verdict {
             Verdict::Right => {}
             Verdict::Undecided => return Err(Report::undecided(keys[0], ops.len(), states_max)),
@@ -534,6 +533,7 @@ fn groups<'a>(
             });
             ops.extend(simple);
         }
+        parts::forget_unread(&mut ops);
         (names, ops)
     });
     found.collect()
