@@ -176,6 +176,11 @@ const RIGHT: &[(&str, &str)] = &[
          4..5 1 ONCE t IF 0 SET a x -> OK@1; 6..7 2 GET a -> y@2",
     ),
     (
+        "a repeat reads anew",
+        "0..1 1 ONCE t ATOMIC SET a x, GET b -> unknown; 2..3 2 GET a -> x; 4..5 2 SET b y -> OK@2;
+         6..7 1 ONCE t ATOMIC SET a x, GET b -> OK@1, y",
+    ),
+    (
         "it vanishes in time",
         "0..1 1 SET a x TTL 10-20 -> OK@1; 5..6 2 GET a -> x; 9..12 2 GET a -> NOT_FOUND;
          30..31 2 IF 0 SET a y -> OK@2; 90..91 2 GET a -> y",
