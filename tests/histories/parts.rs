@@ -53,8 +53,10 @@ fn part(text: &str) -> Part {
     });
     let life = |text: &str| {
         let (least, most) = text.split_once('-').expect("a range");
+        let least = least.parse().expect("a time");
         Some(Life {
-            least: least.parse().expect("a time"),
+            asked: least,
+            least,
             most: most.parse().ok(),
         })
     };
@@ -155,6 +157,11 @@ const RIGHT: &[(&str, &str)] = &[
         "0..1 1 SET a x -> OK@1; 2..3 1 SET b y, IF 7 SET a z -> OK@2, MISMATCH@1; 4..5 2 GET b -> y",
     ),
     (
+        "all or nothing, done, with a read that failed",
+        "0..1 1 SET a x -> OK@1; 2..3 1 ATOMIC GET b, GET a, SET a y -> failed, x@1, OK@2;
+         4..5 2 GET a -> y",
+    ),
+    (
         "an unknown batch took effect",
         "0..1 1 ATOMIC SET a x, SET b y -> unknown; 2..3 2 GET a -> NOT_FOUND; 4..5 2 GET b -> y;
          6..7 2 GET a -> x",
@@ -167,6 +174,11 @@ const RIGHT: &[(&str, &str)] = &[
         "a repeated compare-and-set gets the first answer",
         "0..1 1 ONCE t IF 0 SET a x -> OK@1; 2..3 2 SET a y -> OK@2;
          4..5 1 ONCE t IF 0 SET a x -> OK@1; 6..7 2 GET a -> y@2",
+    ),
+    (
+        "a repeat reads anew",
+        "0..1 1 ONCE t ATOMIC SET a x, GET b -> unknown; 2..3 2 GET a -> x; 4..5 2 SET b y -> OK@2;
+         6..7 1 ONCE t ATOMIC SET a x, GET b -> OK@1, y",
     ),
     (
         "it vanishes in time",
@@ -444,6 +456,7 @@ fn random_part(random: &mut fastrand::Rng, keys: usize, index: usize, last: u64)
     let life = |random: &mut fastrand::Rng| {
         let least = random.u64(5..60);
         Life {
+            asked: least,
             least,
             most: random.bool().then_some(least + 4),
         }

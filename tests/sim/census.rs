@@ -7,6 +7,7 @@ pub const EXPECTED: &[&str] = &[
     "bulk goes on by its token",
     "clock drift",
     "clock jump",
+    "condition refused",
     "crash of all",
     "crash of power",
     "crash of process",
@@ -30,6 +31,7 @@ pub const EXPECTED: &[&str] = &[
     "journal full",
     "leader failed",
     "member failed",
+    "message expires",
     "message lost",
     "message overtaken",
     "message twice",
@@ -48,6 +50,8 @@ pub const EXPECTED: &[&str] = &[
     "snapshot installed",
     "snapshot taken",
     "token repeated",
+    "transaction refused",
+    "transaction repeated",
 ];
 
 /// Counts by name.

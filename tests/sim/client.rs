@@ -5,17 +5,19 @@
 //! goes on, and the history keeps the operation open. A write with a token is asked again until its
 //! outcome is known, and now and then once more.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use fastrand::Rng;
 use tolerex::error::{Failure, Outcome as Certainty};
-use tolerex::ids::{Key, Token};
+use tolerex::ids::{Key, Revision, Token};
 use tolerex::protocol::reply::Reply;
-use tolerex::protocol::request::{Batch, Write};
+use tolerex::protocol::request::{self, Batch, SetOptions, Step, Transaction, Write};
 
 use crate::events::Event;
-use crate::history::{CallId, Command, Outcome};
+use crate::history::{Ask, CallId, Command, Condition, Life, Outcome, Part, Told};
 use crate::net::MS;
-use crate::plan::Plan;
+use crate::plan::{Kind, Plan};
 use crate::world::{Phase, World};
 
 /// How often a write with a token is asked, at most.
@@ -23,6 +25,9 @@ const TRIES_MAX: u32 = 12;
 
 /// Operations in one batch, at most.
 const BATCH_MAX: usize = 6;
+
+/// Parts of a transaction, at most. All keys of a run are soon joined by them.
+const PARTS_MAX: usize = 3;
 
 /// A write with a token.
 struct Once {
@@ -40,6 +45,10 @@ pub struct Client {
     left: usize,
     /// The batch under way: its number, and its operations in the history.
     under_way: Option<(u64, Vec<CallId>)>,
+    /// What it asks for.
+    asked: Vec<Command>,
+    /// The last revision that it was told of each key.
+    revisions: BTreeMap<Bytes, u64>,
     /// How many of 20 batches read.
     reads: u32,
     /// The write with a token that is to be asked again, or is under way.
@@ -63,6 +72,8 @@ impl Client {
             rng,
             left: plan.operations,
             under_way: None,
+            asked: Vec::new(),
+            revisions: BTreeMap::new(),
             written: 0,
             tokens: 0,
             to_read: Vec::new(),
@@ -95,8 +106,11 @@ impl Client {
     fn wishes(&mut self, number: usize, plan: &Plan) -> (Vec<Command>, Option<Bytes>) {
         if self.once.is_none() {
             let commands = self.commands(number, plan);
-            let is_write = !matches!(commands[0], Command::Get { .. });
-            if commands.len() > 1 || !is_write || !plan.has_tokens || self.rng.bool() {
+            if commands.len() > 1
+                || !takes_token(&commands[0])
+                || !plan.has_tokens
+                || self.rng.bool()
+            {
                 return (commands, None);
             }
             self.tokens += 1;
@@ -117,9 +131,9 @@ impl Client {
         let Some(once) = &mut self.once else {
             return;
         };
-        use Outcome::{Failed, Found, Ids, NotFound, Ok, Partial, Unknown};
+        use Outcome::{Failed, Found, Ids, NotFound, Ok, Partial, Told, Unknown};
         let is_known = match outcome {
-            Ok | NotFound | Found(_) | Ids { .. } => true,
+            Ok | NotFound | Found(_) | Ids { .. } | Told(_) => true,
             Partial { .. } | Failed | Unknown => false,
         };
         if once.tries >= TRIES_MAX {
@@ -143,7 +157,8 @@ impl Client {
             _ => 1,
         };
         let reads = self.reads;
-        match self.rng.u32(..20) {
+        match self.rng.u32(..26) {
+            20.. => vec![self.parts(number, plan)],
             0 => {
                 let count = self.rng.u64(2..=5);
                 vec![Command::bulk(count, self.value(number))]
@@ -159,6 +174,149 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Parts that take effect at one moment.
+    fn parts(&mut self, number: usize, plan: &Plan) -> Command {
+        let count = self.rng.usize(1..=PARTS_MAX);
+        if count == 1 && self.rng.u32(..8) == 0 {
+            let key = self.key(plan);
+            let (ask, condition) = (Ask::Left, None);
+            let left = Part {
+                key,
+                ask,
+                condition,
+            };
+            return Command::parts(vec![left], false);
+        }
+        let parts = (0..count).map(|_| self.part(number, plan)).collect();
+        Command::parts(parts, self.rng.bool())
+    }
+
+    fn part(&mut self, number: usize, plan: &Plan) -> Part {
+        let key = self.key(plan);
+        let ask = match self.rng.u32(..10) {
+            0..5 => Ask::Set {
+                value: self.value(number),
+                life: (self.rng.u32(..4) == 0).then(|| self.life(plan)).flatten(),
+            },
+            5..7 => Ask::Get,
+            7 => Ask::Del,
+            8 => Ask::Expire(self.life(plan)),
+            _ => Ask::Expire(None),
+        };
+        let is_write = matches!(ask, Ask::Set { .. } | Ask::Del);
+        let condition = match self.rng.u32(..6) {
+            0..3 if is_write => {
+                let known = self.revisions.get(&key).copied();
+                known.map(Condition::Revision)
+            }
+            3 if is_write => Some(Condition::Absent),
+            4 if is_write => Some(Condition::Exists),
+            _ => None,
+        };
+        Part {
+            key,
+            ask,
+            condition,
+        }
+    }
+
+    /// How long a message stays. Where clocks differ, another leader may end it at once.
+    fn life(&mut self, plan: &Plan) -> Option<Life> {
+        let ttl = self.rng.u64(50..=2_000) * MS;
+        plan.has_ttl.then_some(Life {
+            asked: ttl,
+            least: match plan.has(Kind::Clock) {
+                true => 0,
+                // Rounded on both ends.
+                false => ttl - 2 * MS,
+            },
+            most: None,
+        })
+    }
+
+    /// Remembers the revisions that it was told.
+    fn learn(&mut self, place: usize, outcome: &Outcome) {
+        let (Some(Command::Parts { parts, .. }), Outcome::Told(told)) =
+            (self.asked.get(place), outcome)
+        else {
+            return;
+        };
+        for (part, told) in parts.iter().zip(told) {
+            if let Told::Stored(revision)
+            | Told::Mismatch(Some(revision))
+            | Told::Found {
+                revision: Some(revision),
+                ..
+            } = told
+            {
+                self.revisions.insert(part.key.clone(), *revision);
+            }
+        }
+    }
+}
+
+/// Whether it may be sent with a token. Of parts that take effect each on its own some may fail,
+/// and are done by a repeat, which then has another answer.
+fn takes_token(command: &Command) -> bool {
+    match command {
+        Command::Get { .. } => false,
+        Command::Set { .. } | Command::Del { .. } | Command::Bulk { .. } => true,
+        Command::Parts { parts, is_atomic } => {
+            let is_read = |part: &Part| matches!(part.ask, Ask::Get | Ask::Left);
+            !parts.iter().all(is_read) && (*is_atomic || parts.len() == 1)
+        }
+    }
+}
+
+/// The transaction, or the question how long a message stays.
+fn transaction(parts: &[Part], is_atomic: bool, token: Option<Token>) -> Batch {
+    let key = |part: &Part| Key::parse(&part.key).expect("a good key");
+    if let [part] = parts
+        && part.ask == Ask::Left
+    {
+        return Batch::Ttl(key(part));
+    }
+    let ttl = |life: &Option<Life>| life.map(|life| life.asked / MS);
+    let steps = parts.iter().map(|part| {
+        let condition = part.condition.map(|condition| match condition {
+            Condition::Revision(revision) => {
+                request::Condition::Revision(Revision::from_u64(revision))
+            }
+            Condition::Absent => request::Condition::Absent,
+            Condition::Exists => request::Condition::Exists,
+        });
+        let (key, token) = (key(part), None);
+        match &part.ask {
+            Ask::Set { value, life } => Step::Write(Write::Set {
+                key,
+                payload: value.clone(),
+                options: SetOptions {
+                    token,
+                    condition,
+                    ttl_ms: ttl(life),
+                },
+            }),
+            Ask::Get | Ask::Left => Step::Get(key),
+            Ask::Del => Step::Write(Write::Delete {
+                key,
+                token,
+                condition,
+            }),
+            Ask::Expire(life) => Step::Write(Write::Expire {
+                key,
+                token,
+                ttl_ms: ttl(life),
+            }),
+        }
+    });
+    Batch::Transaction(Transaction {
+        steps: steps.collect(),
+        is_atomic,
+        token,
+    })
+}
+
 /// The batch that asks for all of it.
 fn batch(commands: &[Command], token: Option<&Bytes>) -> Batch {
     let token = || token.map(|token| Token::parse(token).expect("a good token"));
@@ -169,6 +327,9 @@ fn batch(commands: &[Command], token: Option<&Bytes>) -> Batch {
             payload: value.clone(),
             token: token(),
         };
+    }
+    if let [Command::Parts { parts, is_atomic }] = commands {
+        return transaction(parts, *is_atomic, token());
     }
     let reads = commands.iter().filter_map(|command| match command {
         Command::Get { key: name } => Some(key(name)),
@@ -181,29 +342,64 @@ fn batch(commands: &[Command], token: Option<&Bytes>) -> Batch {
     let writes = commands.iter().filter_map(|command| match command {
         Command::Set { key: name, value } => Some(Write::set(key(name), value.clone(), token())),
         Command::Del { key: name } => Some(Write::delete(key(name), token())),
-        Command::Get { .. } | Command::Bulk { .. } => None,
+        Command::Get { .. } | Command::Bulk { .. } | Command::Parts { .. } => None,
     });
     Batch::Writes(writes.collect())
 }
 
-fn outcome(reply: &Reply) -> Outcome {
-    match reply {
-        Reply::Stored { .. } | Reply::Deleted => Outcome::Ok,
-        Reply::NotFound => Outcome::NotFound,
-        Reply::Value { payload, .. } => Outcome::Found(payload.clone()),
-        Reply::BulkStored { first, last } => Outcome::Ids {
+fn outcome(command: &Command, reply: &Reply) -> Outcome {
+    match (command, reply) {
+        (Command::Parts { .. }, Reply::Transaction(replies)) => told(replies),
+        (Command::Parts { .. }, Reply::NotFound | Reply::TimeToLive { .. }) => {
+            told(std::slice::from_ref(reply))
+        }
+        (_, Reply::Stored { .. } | Reply::Deleted) => Outcome::Ok,
+        (_, Reply::NotFound) => Outcome::NotFound,
+        (_, Reply::Value { payload, .. }) => Outcome::Found(payload.clone()),
+        (_, Reply::BulkStored { first, last }) => Outcome::Ids {
             first: *first,
             last: *last,
         },
-        Reply::Failed(Failure::BulkPartial { stored, .. }) => Outcome::Partial { stored: *stored },
-        Reply::Failed(failure) => match failure.outcome() {
+        (_, Reply::Failed(Failure::BulkPartial { stored, .. })) => {
+            Outcome::Partial { stored: *stored }
+        }
+        (_, Reply::Failed(failure)) => match failure.outcome() {
             Certainty::Failed => Outcome::Failed,
             Certainty::Unknown => Outcome::Unknown,
         },
-        Reply::Location { .. } | Reply::Count(_) | Reply::Status(_) => Outcome::Unknown,
-        Reply::Group(_) | Reply::GroupChanged => Outcome::Unknown,
-        Reply::ExpirySet | Reply::Mismatch { .. } | Reply::Transaction(_) => Outcome::Unknown,
-        Reply::TimeToLive { .. } | Reply::Keys(_) => Outcome::Unknown,
+        (_, reply) => panic!("{reply:?} is no answer to {command}"),
+    }
+}
+
+/// What became of each part.
+fn told(replies: &[Reply]) -> Outcome {
+    let is_unknown = |reply: &Reply| matches!(reply, Reply::Failed(failure) if failure.outcome() == Certainty::Unknown);
+    if replies.iter().any(is_unknown) {
+        return Outcome::Unknown;
+    }
+    let told: Vec<Told> = replies
+        .iter()
+        .map(|reply| match reply {
+            Reply::Stored { revision, .. } => Told::Stored(revision.as_u64()),
+            Reply::Deleted | Reply::ExpirySet => Told::Done,
+            Reply::NotFound => Told::NotFound,
+            Reply::Value { revision, payload } => Told::Found {
+                value: payload.clone(),
+                revision: Some(revision.as_u64()),
+            },
+            Reply::Mismatch { revision } => {
+                Told::Mismatch(revision.map(|revision| revision.as_u64()))
+            }
+            Reply::TimeToLive { ms } => Told::Left(*ms),
+            Reply::Failed(Failure::NotApplied { .. }) => Told::NotApplied,
+            Reply::Failed(_) => Told::Failed,
+            reply => panic!("{reply:?} is no answer to a part"),
+        })
+        .collect();
+    let is_nothing = |told: &Told| matches!(told, Told::Failed | Told::NotApplied);
+    match told.iter().all(is_nothing) {
+        true => Outcome::Failed,
+        false => Outcome::Told(told),
     }
 }
 
@@ -224,6 +420,7 @@ impl World {
         let batch = batch(&commands, token.as_ref());
         let leader = client.leader;
         let (who, now) = (number as u32, self.now);
+        let asked = commands.clone();
         let calls = commands.into_iter().map(|command| match &token {
             Some(token) => self.history.call_once(who, now, token.clone(), command),
             None => self.history.call(who, now, command),
@@ -231,6 +428,7 @@ impl World {
         let calls: Vec<CallId> = calls.collect();
         let request = self.number();
         let size = calls.len();
+        self.clients[number].asked = asked;
         self.trace.note(
             self.now,
             format_args!("C{number} asks L{leader} #{request} {size}"),
@@ -289,8 +487,9 @@ impl World {
         match &replies {
             Some(replies) => {
                 // A batch of reads may be answered in parts; the rest is given up.
-                for (call, reply) in calls.iter().zip(replies) {
-                    let outcome = outcome(reply);
+                for (place, (call, reply)) in calls.iter().zip(replies).enumerate() {
+                    let outcome = outcome(&client.asked[place], reply);
+                    client.learn(place, &outcome);
                     is_served |= !matches!(reply, Reply::Failed(_));
                     client.tried(&outcome);
                     self.history.end(*call, self.now, outcome);
@@ -338,6 +537,9 @@ impl World {
         for operation in self.history.operations() {
             match (&operation.command, &operation.outcome) {
                 (Command::Set { key, .. }, _) => keys.push(key.clone()),
+                (Command::Parts { parts, .. }, _) => {
+                    keys.extend(parts.iter().map(|part| part.key.clone()));
+                }
                 (Command::Bulk { count, .. }, Outcome::Ids { first, .. }) => {
                     let ids = *first..first + count;
                     keys.extend(ids.map(|id| Bytes::from(id.to_string())));

@@ -275,7 +275,7 @@ impl StateMachine for Watched {
         let is_first = self.oracle.lock().applies(self.number, index, term, data);
         let applied = self.inner.apply(index, term, data);
         if is_first {
-            self.oracle.lock().came_to(&applied);
+            self.oracle.lock().came_to(term, &applied);
             let find = |key: &_| self.view.metadata.find(key);
             self.oracle.lock().applied(term, data, find);
         }

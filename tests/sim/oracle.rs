@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tolerex::group::Configuration;
 use tolerex::ids::{Fence, Key, MemberId, Revision};
-use tolerex::metadata::command::{Applied, Command, Operation, OperationResult};
+use tolerex::metadata::command::{Applied, Command, Operation, OperationResult, StepResult};
 use tolerex::metadata::message_index::Entry;
 use tolerex::metadata::replica_sets::ReplicaSet;
 use tolerex::rpc::message::{Refusal, Request, Response, StoreResult};
@@ -160,8 +160,31 @@ impl Oracle {
     }
 
     /// What an entry came to, where it was applied first.
-    pub fn came_to(&mut self, applied: &Applied) {
+    pub fn came_to(&mut self, term: u64, applied: &Applied) {
         match applied {
+            Applied::Expired { released, .. } => {
+                for (revision, _) in released {
+                    self.census.saw("message expires");
+                    self.replaced.insert(*revision, term);
+                    self.current.retain(|_, (current, _)| current != revision);
+                }
+            }
+            Applied::Transacted { results, .. } => {
+                for result in results {
+                    match result {
+                        StepResult::Done(OperationResult::Mismatch { .. }) => {
+                            self.census.saw("condition refused");
+                        }
+                        StepResult::Done(OperationResult::NotApplied { .. }) => {
+                            self.census.saw("transaction refused");
+                        }
+                        StepResult::Done(OperationResult::Repeated(_)) => {
+                            self.census.saw("transaction repeated");
+                        }
+                        StepResult::Done(_) | StepResult::Got(_) => {}
+                    }
+                }
+            }
             Applied::Write { results, .. } => {
                 let is_repeated =
                     |one: &OperationResult| matches!(one, OperationResult::Repeated(_));

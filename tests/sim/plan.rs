@@ -100,6 +100,8 @@ pub struct Plan {
     pub patience_ms: u64,
     /// Whether clients send tokens with some writes, and repeat these until they know.
     pub has_tokens: bool,
+    /// Whether messages expire.
+    pub has_ttl: bool,
     /// The member on whose disk bits may be turned.
     pub rotten: usize,
     /// The time between two faults, at most, in ms.
@@ -140,6 +142,7 @@ impl Plan {
             duplicates: rng.choice([0, 0, 10, 200]).unwrap_or(0),
             patience_ms: rng.choice([400, 1_000, 5_000]).unwrap_or(1_000),
             has_tokens: rng.bool(),
+            has_ttl: rng.bool(),
             rotten: rng.usize(..3),
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),

@@ -16,6 +16,9 @@ use crate::world::{Phase, TICKS, World};
 /// From the end of the faults to rest: 400 ticks.
 const SETTLE: u64 = 20_000 * MS;
 
+/// How long after its time a message may still be there.
+const EXPIRY_MS_MAX: u64 = 2_000;
+
 /// How often to look whether it has come to rest.
 const LOOK: u64 = 25 * MS;
 
@@ -105,6 +108,11 @@ impl World {
             };
             if !running.parked.is_empty() {
                 return Some(format!("leader {number} has batches that wait"));
+            }
+            let (shared, now_ms) = (&running.shared, running.shared.command_ms());
+            let next_ms = shared.view.metadata.next_expiry_ms();
+            if next_ms.is_some_and(|next_ms| next_ms + EXPIRY_MS_MAX < now_ms) {
+                return Some(format!("leader {number} has a message that is over"));
             }
             states.push((running.parts.handle.status().applied, number));
         }

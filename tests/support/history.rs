@@ -86,6 +86,8 @@ pub enum Ask {
 /// the write was answered so long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
+    /// What was asked for.
+    pub asked: u64,
     /// It stays so long.
     pub least: u64,
     /// And no longer than this, if that can be said.

@@ -129,9 +129,8 @@ pub fn check_within(history: &History, states_max: usize) -> Result<Summary, Fau
     for (keys, ops) in groups(&mut keys, &requests) {
         summary.keys += keys.len();
         summary.operations += ops.len();
-        let mut search = parts::Search::new(&ops);
-        let verdict = search.run(states_max, None);
-        summary.states += search.states();
+        let (verdict, states) = parts::decide(&ops, states_max);
+        summary.states += states;
         match verdict {
             Verdict::Right => {}
             Verdict::Undecided => return Err(Report::undecided(keys[0], ops.len(), states_max)),
@@ -299,12 +298,16 @@ fn is_same(first: &Outcome, repeated: &Outcome) -> bool {
     let (Outcome::Told(first), Outcome::Told(repeated)) = (first, repeated) else {
         return first == repeated;
     };
-    let is_read = |told: &Told| matches!(told, Told::Found { .. } | Told::NotFound | Told::Failed);
     first.len() == repeated.len()
         && first
             .iter()
             .zip(repeated)
             .all(|(first, repeated)| first == repeated || (is_read(first) && is_read(repeated)))
+}
+
+/// Whether it may be the answer to a read.
+fn is_read(told: &Told) -> bool {
+    matches!(told, Told::Found { .. } | Told::NotFound | Told::Failed)
 }
 
 /// No two writes have one revision.
@@ -513,6 +516,11 @@ fn groups<'a>(
                     Outcome::Told(told) => told.iter().map(Some).collect(),
                     _ => vec![None; parts.len()],
                 };
+                // A repeat reads anew, perhaps long after the writes.
+                let is_anew = |told: &&Told| request.calls.len() > 1 && is_read(told);
+                let told = told
+                    .into_iter()
+                    .map(|told| told.filter(|one| !is_anew(one)));
                 let acts = parts.iter().zip(told).map(|(part, told)| {
                     let slot = slot_of(&part.key);
                     act(part, told, slot, &mut steps[slot])
@@ -534,6 +542,7 @@ fn groups<'a>(
             });
             ops.extend(simple);
         }
+        parts::forget_unread(&mut ops);
         (names, ops)
     });
     found.collect()

@@ -13,9 +13,10 @@
 //! is over at the end of every request that comes later. A request that is called when the longest
 //! time is over finds it gone. So it vanishes once, and never comes back.
 //!
-//! **Unknown requests** may come next at any time from their call on, and are tried after all
-//! others. Unlike in the search of single values each is tried by itself, so very many of them in
-//! one group of keys are too many to decide.
+//! **Unknown requests** may come next at any time from their call on, or never, and are tried after
+//! all others. They can wait, so one is placed only just before what needs it: not before a request
+//! on other keys, which may come first, nor where the state behind the next one is the same without
+//! it, and those on different keys in one order only.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -23,7 +24,7 @@ use std::hash::{Hash, Hasher};
 use rustc_hash::{FxHashSet, FxHasher};
 
 use super::super::history::{Condition, Life, Moment};
-use super::{ABSENT, Action, Value, Verdict, mix};
+use super::{ABSENT, Action, UNREAD, Value, Verdict, mix};
 
 /// States that a try to narrow a failure may visit, and how many tries there are: what is left out
 /// becomes unknown, of which there are then many.
@@ -74,6 +75,13 @@ pub(super) enum Told {
     /// Whether it is to expire.
     Left(bool),
     Failed,
+}
+
+impl Act {
+    /// Whether it says how long a message stays.
+    fn lives(&self) -> bool {
+        matches!(self.ask, Ask::Set(_, Some(_)) | Ask::Expire(Some(_)))
+    }
 }
 
 impl Op {
@@ -146,6 +154,25 @@ struct Placed {
     is_forced: bool,
 }
 
+/// How many unknown requests in a row are tried at first: of many, nearly all do not matter, and
+/// with so few an order is found soon if there is one.
+const IN_A_ROW_MAX: usize = 3;
+
+/// Whether the requests have an order, and how many states were visited.
+pub(super) fn decide(ops: &[Op], states_max: usize) -> (Verdict, usize) {
+    let mut states = 0;
+    for in_a_row_max in [IN_A_ROW_MAX, usize::MAX] {
+        let mut search = Search::new(ops);
+        search.in_a_row_max = in_a_row_max;
+        let verdict = search.run(states_max, None);
+        states += search.visited.len();
+        if verdict != Verdict::Wrong || !search.has_more {
+            return (verdict, states);
+        }
+    }
+    (Verdict::Wrong, states)
+}
+
 /// The search for an order of the requests on some keys.
 pub(super) struct Search<'a> {
     ops: &'a [Op],
@@ -158,13 +185,21 @@ pub(super) struct Search<'a> {
     previous: Vec<usize>,
     /// The others, by their calls.
     optional: Vec<usize>,
+    /// Of unknown ones that do the same, by the first of them: the one called first is the next.
+    classes: Vec<usize>,
     is_placed: Vec<bool>,
     required: usize,
     left: usize,
     state: State,
     placed: Vec<Placed>,
     hash: u128,
+    /// With the unknown ones that were placed last, as these decide what may follow.
     visited: FxHashSet<u128>,
+    /// How many unknown ones may come next to each other, and whether more were tried.
+    in_a_row_max: usize,
+    has_more: bool,
+    /// One of the unknown ones placed last is needed by nothing that follows.
+    is_idle: bool,
     pub deepest: usize,
 }
 
@@ -199,6 +234,7 @@ impl<'a> Search<'a> {
             next,
             previous,
             optional,
+            classes: classes(ops),
             is_placed: vec![false; ops.len()],
             required: events.len() / 2,
             left: events.len() / 2,
@@ -206,12 +242,11 @@ impl<'a> Search<'a> {
             placed: Vec::new(),
             hash: 0,
             visited: FxHashSet::default(),
+            in_a_row_max: IN_A_ROW_MAX,
+            has_more: false,
+            is_idle: false,
             deepest: 0,
         }
-    }
-
-    pub fn states(&self) -> usize {
-        self.visited.len()
     }
 
     /// Looks for an order of all, or stops where `depth` of them are placed.
@@ -229,7 +264,8 @@ impl<'a> Search<'a> {
             if let Some((op, way, state)) = self.choice(from) {
                 self.place(op, way, state, false);
                 self.place_reads();
-                if self.visited.insert(self.hash ^ self.state_hash()) {
+                let is_idle = std::mem::take(&mut self.is_idle);
+                if !is_idle && self.visited.insert(self.hash ^ self.state_hash()) {
                     if self.visited.len() > states_max {
                         return Verdict::Undecided;
                     }
@@ -256,7 +292,10 @@ impl<'a> Search<'a> {
         let end = self.first_end();
         let is_called = |op: &&usize| end.is_none_or(|end| self.ops[**op].call < end);
         let unknown = self.optional.iter().take_while(is_called);
-        found.extend(unknown.filter(|op| !self.is_placed[**op]));
+        let mut classes = FxHashSet::default();
+        found.extend(
+            unknown.filter(|op| !self.is_placed[**op] && classes.insert(self.classes[**op])),
+        );
         found
     }
 
@@ -270,11 +309,18 @@ impl<'a> Search<'a> {
     }
 
     /// The first way to go on: from this candidate and its way on.
-    fn choice(&self, (position, mut way): (usize, usize)) -> Option<(usize, usize, State)> {
+    fn choice(&mut self, (position, mut way): (usize, usize)) -> Option<(usize, usize, State)> {
         let candidates = self.candidates();
+        let is_full = self.waiting().count() >= self.in_a_row_max;
         for op in candidates.into_iter().skip(position) {
-            while let Some(result) = self.attempt(op, way) {
-                if let Some(state) = result {
+            if is_full && self.ops[op].end.is_none() {
+                self.has_more = true;
+                break;
+            }
+            while let Some(result) = self.attempt(&self.state, op, way) {
+                if let Some(state) = result
+                    && !self.comes_too_late(op, way, &state)
+                {
                     return Some((op, way, state));
                 }
                 way += 1;
@@ -284,22 +330,59 @@ impl<'a> Search<'a> {
         None
     }
 
+    /// The unknown ones that were placed last, the last one first.
+    fn waiting(&self) -> impl Iterator<Item = &Placed> {
+        let is_unknown = |placed: &&Placed| self.ops[placed.op].end.is_none();
+        self.placed.iter().rev().take_while(is_unknown)
+    }
+
+    fn shares_key(&self, one: usize, other: usize) -> bool {
+        let others = &self.ops[other].acts;
+        let acts = &mut self.ops[one].acts.iter();
+        acts.any(|act| others.iter().any(|other| other.slot == act.slot))
+    }
+
+    /// Whether one of the unknown ones that were placed last could as well come behind `next`.
+    fn has_idle(&self, next: usize) -> bool {
+        let mut behind = vec![next];
+        for placed in self.waiting() {
+            if !behind.iter().any(|op| self.shares_key(placed.op, *op)) {
+                return true;
+            }
+            behind.push(placed.op);
+        }
+        false
+    }
+
+    /// Whether what leads to `state` may as well come in another order, or without the last one.
+    fn comes_too_late(&self, op: usize, way: usize, state: &State) -> bool {
+        let Some(last) = self.waiting().next() else {
+            return false;
+        };
+        let is_unknown = self.ops[op].end.is_none();
+        let is_turned = is_unknown
+            && !self.shares_key(last.op, op)
+            && (self.ops[op].call, op) < (self.ops[last.op].call, last.op);
+        let is_useless = || self.attempt(&last.before, op, way).flatten().as_ref() == Some(state);
+        is_turned || (!is_unknown && self.has_idle(op)) || is_useless()
+    }
+
     /// The state after a request, some of whose messages have vanished before: bit by bit of `way`.
     /// `None`: there are not so many ways; inside it, that this one does not fit.
-    fn attempt(&self, op: usize, way: usize) -> Option<Option<State>> {
+    fn attempt(&self, before: &State, op: usize, way: usize) -> Option<Option<State>> {
         let op = &self.ops[op];
         let end = self.first_end().map(|end| end.time);
         let mut slots: Vec<usize> = op.acts.iter().map(|act| act.slot).collect();
         slots.sort_unstable();
         slots.dedup();
         slots.retain(|slot| {
-            let vanishes = self.state[*slot].and_then(|message| message.vanishes);
+            let vanishes = before[*slot].and_then(|message| message.vanishes);
             vanishes.is_some_and(|(least, _)| end.is_none_or(|end| least <= end))
         });
         if way >> slots.len() != 0 {
             return None;
         }
-        let mut state = self.state.clone();
+        let mut state = before.clone();
         for (bit, slot) in slots.into_iter().enumerate() {
             if way >> bit & 1 == 1 {
                 state[slot] = None;
@@ -314,7 +397,7 @@ impl<'a> Search<'a> {
         }
         let is_right = self.perform(op, &mut state);
         // One that changes nothing and that nobody waits for is no step.
-        let is_step = op.end.is_some() || state != self.state;
+        let is_step = op.end.is_some() || state != *before;
         Some((is_right && is_step).then_some(state))
     }
 
@@ -324,11 +407,9 @@ impl<'a> Search<'a> {
             return op.acts.iter().all(|act| self.act(op, act, act.told, state));
         }
         let is_refusal = |act: &Act| {
-            let told = act.told;
-            matches!(
-                told,
-                Some(Told::Mismatch(_) | Told::NotApplied | Told::Failed)
-            )
+            let is_read = matches!(act.ask, Ask::Get | Ask::Left);
+            matches!(act.told, Some(Told::Mismatch(_) | Told::NotApplied))
+                || (act.told == Some(Told::Failed) && !is_read)
         };
         let mut after = state.clone();
         if !op.acts.iter().any(is_refusal) {
@@ -343,7 +424,10 @@ impl<'a> Search<'a> {
         // Nothing happened; a condition was looked at as if those before it had.
         op.acts.iter().all(|act| match act.told {
             Some(Told::Mismatch(_)) => self.act(op, act, act.told, &mut after),
-            _ => self.act(op, act, None, &mut after) && is_refusal(act),
+            told => {
+                self.act(op, act, None, &mut after)
+                    && (is_refusal(act) || told == Some(Told::Failed))
+            }
         })
     }
 
@@ -433,8 +517,10 @@ impl<'a> Search<'a> {
         let mut event = self.next[self.next.len() - 1];
         while event + 1 < self.next.len() && event.is_multiple_of(2) {
             let (op, before) = (event / 2, self.previous[event]);
-            event = match self.ops[op].is_read().then(|| self.attempt(op, 0)) {
+            let is_read = self.ops[op].is_read();
+            event = match is_read.then(|| self.attempt(&self.state, op, 0)) {
                 Some(Some(Some(state))) => {
+                    self.is_idle |= self.has_idle(op);
                     self.place(op, 0, state, true);
                     self.next[before]
                 }
@@ -489,6 +575,9 @@ impl<'a> Search<'a> {
         let half = |seed: u64| {
             let mut hasher = FxHasher::default();
             (seed, &self.state).hash(&mut hasher);
+            for placed in self.waiting() {
+                placed.op.hash(&mut hasher);
+            }
             hasher.finish()
         };
         u128::from(half(1)) << 64 | u128::from(half(0x9e37_79b9_7f4a_7c15))
@@ -497,6 +586,37 @@ impl<'a> Search<'a> {
     /// The placed ones in order.
     pub fn order(&self) -> Vec<usize> {
         self.placed.iter().map(|placed| placed.op).collect()
+    }
+}
+
+/// The first of those unknown ones that do the same as each.
+fn classes(ops: &[Op]) -> Vec<usize> {
+    let mut first = HashMap::new();
+    let class = |(index, op): (usize, &Op)| {
+        let is_like_others = op.end.is_none() && op.acts.iter().all(|act| !act.lives());
+        match is_like_others {
+            true => *first.entry(format!("{:?}", op.acts)).or_insert(index),
+            false => index,
+        }
+    };
+    ops.iter().enumerate().map(class).collect()
+}
+
+/// Values that nobody read need no telling apart.
+pub(super) fn forget_unread(ops: &mut [Op]) {
+    let acts = ops.iter().flat_map(|op| &op.acts);
+    let read: FxHashSet<(usize, Value)> = acts
+        .filter_map(|act| match act.told {
+            Some(Told::Found(value, _)) => Some((act.slot, value)),
+            _ => None,
+        })
+        .collect();
+    for act in ops.iter_mut().flat_map(|op| &mut op.acts) {
+        if let Ask::Set(value, _) = &mut act.ask
+            && !read.contains(&(act.slot, *value))
+        {
+            *value = UNREAD;
+        }
     }
 }
 
