@@ -21,6 +21,7 @@ mod members;
 mod minority;
 mod once;
 mod placement;
+mod races;
 mod readme;
 mod refusals;
 mod stalls;
