@@ -1,12 +1,17 @@
 //! The command line: subcommands and flags. The flags of the servers come from the tables of
 //! settings.
 
+mod bench;
+mod kv;
+
 use std::ffi::OsString;
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use self::bench::BenchArgs;
+pub use self::kv::{KvAction, KvArgs};
 use crate::config::member::EngineKind;
 use crate::config::{Kind, Setting, Sources, leader, member};
 
@@ -119,107 +124,6 @@ pub enum Command {
     },
 }
 
-/// `tolerex kv ...`.
-#[derive(Clone, Debug, Subcommand)]
-pub enum KvAction {
-    /// Store a message.
-    Set {
-        /// Its key.
-        key: OsString,
-        /// The message; `-` reads it from standard input.
-        message: OsString,
-        /// It expires in this time from now, such as `30s` or `24h`.
-        #[arg(long, value_name = "TIME")]
-        ttl: Option<String>,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Write a message to standard output, its bytes as they are.
-    Get {
-        /// Its key.
-        key: OsString,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Delete a message.
-    Del {
-        /// Its key.
-        key: OsString,
-        /// Only if it has this revision; `*`: any.
-        #[arg(long = "if", value_name = "REVISION")]
-        revision: Option<String>,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Compare-and-set: store a message if it has this revision; print the new one.
-    Cas {
-        /// Its key.
-        key: OsString,
-        /// The revision that it must have; 0: there is no such message, `*`: there is one.
-        revision: String,
-        /// The message; `-` reads it from standard input.
-        message: OsString,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// List keys in bytewise order, with revision and length.
-    List {
-        /// What they begin with [default: all].
-        #[arg(default_value = "", hide_default_value = true)]
-        prefix: String,
-        /// Only those behind this key.
-        #[arg(long, value_name = "KEY")]
-        after: Option<OsString>,
-        /// How many at most [default: all].
-        #[arg(long, value_name = "N")]
-        limit: Option<u64>,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Print in how many seconds a message expires, or `none`.
-    Ttl {
-        /// Its key.
-        key: OsString,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Let a message expire.
-    Expire {
-        /// Its key.
-        key: OsString,
-        /// In this time from now, such as `30s` or `24h`.
-        time: String,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-    /// Let a message last.
-    Persist {
-        /// Its key.
-        key: OsString,
-        /// What all of them take.
-        #[command(flatten)]
-        more: KvArgs,
-    },
-}
-
-/// What all of `tolerex kv` take.
-#[derive(Args, Clone, Debug, Default)]
-pub struct KvArgs {
-    /// Print what was done as one JSON object on one line.
-    #[arg(long)]
-    pub json: bool,
-    /// The cluster.
-    #[command(flatten)]
-    pub at: ClusterArgs,
-}
-
 /// `tolerex group ...`.
 #[derive(Clone, Debug, Subcommand)]
 pub enum GroupAction {
@@ -263,46 +167,6 @@ pub struct ClusterArgs {
     /// How long to look for a leader while one is being elected, up to 60 [default: 15].
     #[arg(long, value_name = "S")]
     pub timeout: Option<f64>,
-}
-
-/// `tolerex bench`.
-#[derive(Args, Clone, Debug)]
-pub struct BenchArgs {
-    /// The cluster.
-    #[command(flatten)]
-    pub at: ClusterArgs,
-    /// Connections.
-    #[arg(long, value_name = "C", default_value_t = 64,
-          value_parser = clap::value_parser!(u32).range(1..=20_000))]
-    pub connections: u32,
-    /// Requests in flight on each connection.
-    #[arg(long, value_name = "P", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub pipeline: u32,
-    /// Bytes of a message.
-    #[arg(long, value_name = "BYTES", default_value_t = 100,
-          value_parser = clap::value_parser!(u32).range(0..=16 << 20))]
-    pub size: u32,
-    /// Requests a second of all connections together [default: as fast as replies come].
-    #[arg(long, value_name = "R")]
-    pub rate: Option<f64>,
-    /// How long to measure [default: 10]. A tenth of it, at most one second, is a warm-up before.
-    #[arg(long, value_name = "S")]
-    pub seconds: Option<f64>,
-    /// How many requests to make, without a warm-up, instead of a time.
-    #[arg(long, value_name = "N", conflicts_with = "seconds",
-          value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
-    /// The share of requests that read, 0 to 1; the others store.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    pub get_ratio: f64,
-    /// How many different keys.
-    #[arg(long, value_name = "K", default_value_t = 100_000,
-          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
-    pub keys: u64,
-    /// One JSON object on one line.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `tolerex stop`, `kill` and `start`.

@@ -26,7 +26,8 @@ const BANNER_LINES_MAX: usize = 100;
 pub struct Reply {
     /// Its first line, without line end.
     pub line: Vec<u8>,
-    /// What stands behind it: the payload of a value or a batch; of a table the other lines, each with an LF.
+    /// What stands behind it: the payload of a value or a batch; of a table the other lines, each
+    /// with an LF.
     pub rest: Vec<u8>,
     /// What that is.
     pub form: Form,
