@@ -10,6 +10,7 @@
 //! A module uses modules of lower rows only; `tests/tidy.rs` holds this table as data.
 //!
 //! ```text
+//!  7  for users   testing                              a cluster in a user's own test
 //!  6  tools       bin/   cli/
 //!  5  processes   leader/   member/   client
 //!  4  requests    coordinator/   replica/              pure
@@ -57,3 +58,5 @@ pub mod leader;
 pub mod member;
 
 pub mod cli;
+
+pub mod testing;

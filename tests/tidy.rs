@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["coordinator", "replica", "group"],
     &["leader", "member", "client"],
     &["cli"],
+    &["testing"],
 ];
 
 /// Who may use whom within a row.
@@ -42,6 +43,7 @@ const PURE: &[&str] = &[
     "rpc/frame.rs",
     "client/answer.rs",
     "client/attempts.rs",
+    "client/done.rs",
     "client/error.rs",
     "client/request.rs",
     "error.rs",
@@ -69,9 +71,11 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("protobuf", &["group/"]),
     ("rustls", &["rpc/tls"]),
     ("mio", &["net/"]),
+    ("httparse", &["protocol/http/"]),
     ("prost", &["rpc/envelope.rs"]),
     ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),
+    ("clap_complete", &["cli/"]),
     ("signal_hook", &["cli/"]),
 ];
 

@@ -53,6 +53,10 @@ impl Imitation {
                 let (second, _) = spaces.nth(1).expect("a command behind it");
                 request.drain(..=second);
             }
+            // What it demands, if anything, is another test's matter.
+            if request.starts_with(b"IF - ") {
+                request.drain(..5);
+            }
             if request.starts_with(b"SETB ") {
                 let head = String::from_utf8_lossy(&request).into_owned();
                 let length = head
@@ -99,7 +103,7 @@ fn nobody() -> String {
 #[test]
 fn every_reply_has_its_exit_code() {
     for (args, reply, expected) in [
-        (&["set", "k", "m"][..], "OK\r\n", 0),
+        (&["set", "k", "m"][..], "OK 7\r\n", 0),
         (&["del", "k"], "OK\r\n", 0),
         (&["del", "k"], "NOT_FOUND\r\n", 3),
         (&["get", "k"], "NOT_FOUND\r\n", 3),
@@ -149,7 +153,7 @@ fn any_bytes_go_in_and_come_out_as_they_are() {
     assert_eq!((code(&output), request), (0, b"GETB k\r\n".to_vec()));
     assert_eq!(output.stdout, b"a\r\n\0\xff\n");
 
-    let imitation = Imitation::start(b"OK\r\n");
+    let imitation = Imitation::start(b"OK 7\r\n");
     let mut command = Command::new(TOLEREX);
     command.args(["set", "k", "-", "--addr", &imitation.address.to_string()]);
     let mut child = command
@@ -170,7 +174,7 @@ fn any_bytes_go_in_and_come_out_as_they_are() {
 
 #[test]
 fn leaders_are_tried_in_turn_and_a_hint_is_followed() {
-    let second = Imitation::start(b"OK\r\n");
+    let second = Imitation::start(b"OK 7\r\n");
     let hint = format!("ERROR: not leader, leader is {}\r\n", second.address);
     let first = Imitation::start(hint.as_bytes());
     let addresses = format!("{},{}", nobody(), first.address);
@@ -276,4 +280,28 @@ fn certificates_are_made_and_never_overwritten() {
             errors(&output)
         );
     }
+}
+
+#[test]
+fn a_shell_completes_subcommands_by_the_script() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tolerex(&["completions", shell]);
+        let script = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        assert!(
+            script.contains("completions") && script.contains("timeout"),
+            "{shell}"
+        );
+    }
+    let script = "source <(\"$0\" completions bash)\n\
+                  COMP_WORDS=(tolerex kv l) COMP_CWORD=2\n\
+                  _tolerex tolerex l kv\n\
+                  echo \"${COMPREPLY[@]}\"";
+    let output = Command::new("bash").args(["-c", script, TOLEREX]).output();
+    let Ok(output) = output else {
+        println!("skipped: there is no bash");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said.trim(), "list", "{}", errors(&output));
 }

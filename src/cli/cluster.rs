@@ -86,7 +86,7 @@ fn client_with(
 
 /// What the active leader answers to a command that every leader answers for itself, or any of them
 /// while there is none.
-pub fn view(client: &mut Client, command: &[u8]) -> Result<Vec<u8>, ClientError> {
+pub fn view(client: &Client, command: &[u8]) -> Result<Vec<u8>, ClientError> {
     // From here on the client is with the one that leads. Without one it is with who answers.
     _ = client.leader();
     Ok(client.raw(command, None)?.done()?.text())

@@ -12,9 +12,9 @@ use crate::config::kinds::is_host_port;
 /// Shows the group, or changes it.
 pub fn run(action: Option<&GroupAction>, json: bool, at: &ClusterArgs) -> Result<(), ToolError> {
     let Some(action) = action else {
-        let mut client = cluster::client(at, Patience::OneRound)?;
+        let client = cluster::client(at, Patience::OneRound)?;
         let command: &[u8] = if json { b"GROUP JSON" } else { b"GROUP" };
-        return print(&cluster::view(&mut client, command)?);
+        return print(&cluster::view(&client, command)?);
     };
     let (verb, word, at) = match action {
         GroupAction::Add { address, at } => ("ADD", address, at),
@@ -28,7 +28,7 @@ pub fn run(action: Option<&GroupAction>, json: bool, at: &ClusterArgs) -> Result
     if word.is_empty() || word.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(ToolError::usage(format!("{word:?} is no id or name")));
     }
-    let mut client = cluster::client(at, Patience::WhileElecting)?;
+    let client = cluster::client(at, Patience::WhileElecting)?;
     client
         .raw(format!("GROUP {verb} {word}").as_bytes(), None)?
         .done()?;

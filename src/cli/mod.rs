@@ -19,7 +19,8 @@ pub mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
 use args::{Cli, Command, LeaderCli, MemberCli};
 use exit::ToolError;
@@ -48,6 +49,7 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Set { key, message, at } => kv::set(&at, &key, &message),
         Command::Get { key, at } => kv::get(&at, &key),
         Command::Del { key, at } => kv::del(&at, &key),
+        Command::Kv { action } => kv::run(&action),
         Command::Status { json, watch, at } => status::run(&at, json, watch),
         Command::Group { action, json, at } => group::run(action.as_ref(), json, &at),
         Command::Stop(args) => control::run(Verb::Stop, &args),
@@ -56,5 +58,13 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Shell { at } => shell::run(&at),
         Command::Bench(args) => load::run(&args),
         Command::Certs { action } => certs::run(&action),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+/// `tolerex completions SHELL`.
+fn completions(shell: Shell) -> Result<(), ToolError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tolerex", &mut script);
+    exit::print(&script)
 }

@@ -1,8 +1,9 @@
 //! `tolerex leader` and `tolerex member`: settings, logging, signals, and the server itself.
 //!
 //! SIGTERM and SIGINT set the stop signal, SIGHUP reads the settings again and hands them to the
-//! running server. When the server serves, one line `ready rpc=ADDRESS hatokuse=ADDRESS` stands on
-//! standard output (a member has no `hatokuse`), with the real ports where 0 was asked for.
+//! running server. When the server serves, one line
+//! `ready rpc=ADDRESS hatokuse=ADDRESS http=ADDRESS` stands on standard output (a member has only
+//! the first), with the real ports where 0 was asked for.
 //!
 //! A process started by `tolerex up` asks the kernel for SIGTERM when its parent dies, so that
 //! nothing is left behind when `up` is killed. The kernel ties this to the parent's thread: `up`
@@ -44,18 +45,23 @@ pub struct Ready {
     pub rpc: SocketAddr,
     /// Where a leader listens for clients.
     pub hatokuse: Option<SocketAddr>,
+    /// Where it listens for them over HTTP, if it does.
+    pub http: Option<SocketAddr>,
 }
 
 impl Ready {
     /// Prints the line that whoever started the process waits for.
     pub fn announce(&self) {
-        let hatokuse = self
-            .hatokuse
-            .map_or(String::new(), |at| format!(" hatokuse={at}"));
+        let mut line = format!("ready rpc={}", self.rpc);
+        for (name, address) in [("hatokuse", self.hatokuse), ("http", self.http)] {
+            if let Some(address) = address {
+                line += &format!(" {name}={address}");
+            }
+        }
         let mut out = io::stdout().lock();
         // Nobody has to listen.
-        _ = writeln!(out, "ready rpc={}{hatokuse}", self.rpc).and_then(|()| out.flush());
-        log::info!("ready rpc={}{hatokuse}", self.rpc);
+        _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        log::info!("{line}");
     }
 }
 
@@ -200,12 +206,16 @@ fn serve_leader(
     Ready {
         rpc: addresses.rpc,
         hatokuse: Some(addresses.client),
+        http: addresses.http,
     }
     .announce();
     Ok(leader.wait()?)
 }
 
-fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, ToolError> {
+/// What a leader is told at its start, from its configuration.
+pub(crate) fn leader_settings(
+    config: &LeaderConfig,
+) -> Result<leader::server::Settings, ToolError> {
     let tolerance = match tolerance::read(&config.tolerance_conf) {
         Ok(tolerance) => tolerance,
         // The file is needed only by a group that has no tolerance yet.
@@ -229,8 +239,10 @@ fn leader_settings(config: &LeaderConfig) -> Result<leader::server::Settings, To
         bootstrap,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
+        http_bind: config.http_bind,
         rpc_advertise: config.rpc_advertise.clone(),
         client_advertise: config.hatokuse_advertise.clone(),
+        http_advertise: config.http_advertise.clone(),
         tls,
         limits: coordinator::Limits {
             copy_timeout: config.copy_timeout,
@@ -262,8 +274,25 @@ fn serve_member(
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> Result<(), ToolError> {
+    let member = MemberServer::start(&member_settings(&config)?, stop.clone())?;
+    let tls = member.tls();
+    reload.on_reload(move |_| match tls.reload() {
+        Ok(()) => log::info!("certificates are read again"),
+        Err(error) => log::warn!("the certificates in use stay: {error}"),
+    });
+    Ready {
+        rpc: member.address(),
+        hatokuse: None,
+        http: None,
+    }
+    .announce();
+    Ok(member.wait()?)
+}
+
+/// What a member is told at its start, from its configuration.
+pub(crate) fn member_settings(config: &MemberConfig) -> Result<member::Settings, ToolError> {
     let tls = tls_settings(&config.tls, &config.expected_leader_cn);
-    let settings = member::Settings {
+    Ok(member::Settings {
         name: config.name.clone(),
         rpc_bind: config.rpc_bind,
         rpc_advertise: config.rpc_advertise.clone(),
@@ -279,19 +308,7 @@ fn serve_member(
             read_threads: config.readers,
             ..member::Limits::default()
         },
-    };
-    let member = MemberServer::start(&settings, stop.clone())?;
-    let tls = member.tls();
-    reload.on_reload(move |_| match tls.reload() {
-        Ok(()) => log::info!("certificates are read again"),
-        Err(error) => log::warn!("the certificates in use stay: {error}"),
-    });
-    Ready {
-        rpc: member.address(),
-        hatokuse: None,
-    }
-    .announce();
-    Ok(member.wait()?)
+    })
 }
 
 /// The configured cluster, or that of the last start, or the one that the CA's key names.

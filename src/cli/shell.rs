@@ -20,7 +20,7 @@ use rustyline::error::ReadlineError;
 use super::args::ClusterArgs;
 use super::cluster;
 use super::exit::{ToolError, print};
-use crate::client::{Client, Patience};
+use crate::client::{Client, Patience, without_prefixes};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
 
 /// Lines kept in the history file.
@@ -159,16 +159,12 @@ impl Line {
     /// As far as it matters here; the server checks it.
     fn of(line: &[u8]) -> Line {
         let text = String::from_utf8_lossy(line).to_ascii_uppercase();
-        let words: Vec<&str> = text.split_ascii_whitespace().take(6).collect();
-        let words = match words.as_slice() {
-            ["ONCE", _, rest @ ..] => rest,
-            rest => rest,
-        };
-        match words {
+        let words: Vec<&str> = text.split_ascii_whitespace().take(8).collect();
+        match without_prefixes(&words) {
             [] => Line::Nothing,
             ["PROMPT", ..] => Line::Prompt,
             ["QUIT" | "EXIT", ..] => Line::Quit,
-            ["SETB", _, bytes] => match bytes.parse() {
+            ["SETB", _, bytes] | ["BATCH", bytes] => match bytes.parse() {
                 Ok(bytes) if bytes as u64 <= PAYLOAD_BYTES_CEILING => Line::TakesPayload(bytes),
                 Ok(_) | Err(_) => Line::Command,
             },
@@ -257,6 +253,8 @@ mod tests {
             ("status", Line::Command),
             ("setb k 12", Line::TakesPayload(12)),
             ("once t setb k 12", Line::TakesPayload(12)),
+            ("once t if 0 setb k 12", Line::TakesPayload(12)),
+            ("once t batch 12", Line::TakesPayload(12)),
             ("setb k", Line::Command),
             ("setb k many", Line::Command),
             ("setb k 99999999999", Line::Command),

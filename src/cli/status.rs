@@ -17,15 +17,15 @@ const CLEAR: &[u8] = b"\x1b[H\x1b[J";
 
 /// Prints the table, or the JSON object on one line; with `watch` each second.
 pub fn run(at: &ClusterArgs, json: bool, watch: bool) -> Result<(), ToolError> {
-    let mut client = cluster::client(at, Patience::OneRound)?;
+    let client = cluster::client(at, Patience::OneRound)?;
     let command: &[u8] = if json { b"STATUS JSON" } else { b"STATUS" };
     if !watch {
-        return print(&cluster::view(&mut client, command)?);
+        return print(&cluster::view(&client, command)?);
     }
     let mut out = io::stdout();
     let is_terminal = out.is_terminal();
     loop {
-        let mut text = match cluster::view(&mut client, command) {
+        let mut text = match cluster::view(&client, command) {
             Ok(text) => text,
             // A watch goes on until there is something to see again.
             Err(error) => {

@@ -15,6 +15,7 @@
 //! * No attempt begins at or after the deadline, but the first.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::{Answer, UNKNOWN, error_of};
@@ -89,7 +90,7 @@ pub enum Step {
 pub struct Attempts {
     policy: Policy,
     /// As the client was given them; not empty.
-    addresses: Vec<String>,
+    addresses: Arc<[String]>,
     random: fastrand::Rng,
     /// Whom to ask in this round, in this order.
     turns: VecDeque<String>,
@@ -115,14 +116,14 @@ impl Attempts {
     /// A call to one of `addresses`, beginning with `first`. `random` makes the rests uneven.
     pub fn new(
         policy: Policy,
-        addresses: &[String],
+        addresses: Arc<[String]>,
         first: Option<&str>,
         random: fastrand::Rng,
     ) -> Attempts {
         assert!(!addresses.is_empty(), "somebody can be asked");
         let mut attempts = Attempts {
             policy,
-            addresses: addresses.to_vec(),
+            addresses,
             random,
             turns: VecDeque::new(),
             asked: Vec::new(),
@@ -356,7 +357,7 @@ mod tests {
 
     fn attempts(policy: Policy, addresses: &str, first: Option<&str>) -> Attempts {
         let addresses: Vec<String> = addresses.split(',').map(str::to_owned).collect();
-        Attempts::new(policy, &addresses, first, fastrand::Rng::with_seed(7))
+        Attempts::new(policy, addresses.into(), first, fastrand::Rng::with_seed(7))
     }
 
     /// Plays `event -> step` lines, all within the first second.
@@ -642,8 +643,8 @@ mod properties {
     fn check(policy: &Policy, outcomes: Vec<(Event, u64)>, seed: u64) -> Result<(), TestCaseError> {
         let deadline = policy.deadline;
         let random = fastrand::Rng::with_seed(seed);
-        let addresses = ADDRESSES.map(str::to_owned);
-        let mut attempts = Attempts::new(policy.clone(), &addresses, None, random);
+        let addresses = ADDRESSES.map(str::to_owned).into();
+        let mut attempts = Attempts::new(policy.clone(), addresses, None, random);
         let mut now = Instant::default();
         let mut event = Event::Start;
         let (mut asked, mut may_have_happened) = (Vec::<String>::new(), false);

@@ -1,19 +1,22 @@
 //! One HaToKuSe connection as a program has it: no prompt, bounded replies, every wait with a
 //! limit.
 
+use std::borrow::Cow;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use super::request::{Form, Request};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
+use crate::protocol::request::PAGE_KEYS_MAX;
 
 /// The longest line that is taken as a reply: the largest message that a leader may be configured
 /// for, as GET gives it.
 const LINE_BYTES_MAX: u64 = PAYLOAD_BYTES_CEILING + 2;
 
-/// Lines of a reply that ends with an empty line; the table of a hundred members has about as many.
-const REPLY_LINES_MAX: usize = 1000;
+/// Lines of a reply behind the first, if it ends with an empty line: a page of a listing has the
+/// most, with its MORE.
+const REPLY_LINES_MAX: usize = PAGE_KEYS_MAX as usize + 1;
 
 /// Lines of a banner before the first prompt; more is no Tolerex.
 const BANNER_LINES_MAX: usize = 100;
@@ -23,7 +26,7 @@ const BANNER_LINES_MAX: usize = 100;
 pub struct Reply {
     /// Its first line, without line end.
     pub line: Vec<u8>,
-    /// What stands behind it: the payload of a value; of a table the other lines, each with an LF.
+    /// What stands behind it: the payload of a value or a batch; of a table the other lines, each with an LF.
     pub rest: Vec<u8>,
     /// What that is.
     pub form: Form,
@@ -33,7 +36,7 @@ impl Reply {
     /// All of it as lines that end in LF.
     pub fn text(&self) -> Vec<u8> {
         let end: &[u8] = match self.form {
-            Form::Value => b"\n",
+            Form::Value | Form::Batch => b"\n",
             Form::Line | Form::Lines => b"",
         };
         [&self.line[..], b"\n", &self.rest, end].concat()
@@ -115,17 +118,58 @@ impl Connection {
     /// The request may have been executed. The connection is of no use any more.
     pub fn ask(&mut self, request: &Request) -> io::Result<Reply> {
         self.send(&request.bytes)?;
+        self.reply(request.form)
+    }
+
+    /// Sends requests and takes their replies, as far as it comes. The reply of each may stand
+    /// still for so long.
+    ///
+    /// Whoever sends without end and does not read may wait for a server that waits for its
+    /// replies to be read. So no more is sent ahead than the socket takes at once, and the rest
+    /// between the replies; to wait for room is safe only when no reply is owed.
+    pub(super) fn ask_all(&mut self, requests: &[(&Request, Duration)]) -> Exchange {
+        let mut outbox = Outbox::new(requests.iter().map(|(request, _)| *request));
+        let (mut replies, mut error) = (Vec::with_capacity(requests.len()), None);
+        for (place, (request, timeout)) in requests.iter().enumerate() {
+            let reply = self
+                .set_timeout(*timeout)
+                .and_then(|()| outbox.send(self.stream.get_mut(), place))
+                .and_then(|()| self.reply(request.form));
+            match reply {
+                Ok(reply) => replies.push(reply),
+                Err(why) => {
+                    error = Some(plain(why));
+                    break;
+                }
+            }
+        }
+        let sent = outbox.begun();
+        Exchange {
+            replies,
+            sent,
+            error,
+        }
+    }
+
+    /// The next reply.
+    fn reply(&mut self, form: Form) -> io::Result<Reply> {
         let line = self.line()?;
-        let form = match request.form {
-            Form::Lines if !line.starts_with(b"ERROR: ") => Form::Lines,
+        let form = match form {
+            // An empty listing is nothing but the empty line.
+            Form::Lines if !line.starts_with(b"ERROR: ") && !line.is_empty() => Form::Lines,
             Form::Value if line.starts_with(b"VALUE ") => Form::Value,
-            Form::Line | Form::Lines | Form::Value => Form::Line,
+            Form::Batch if line.starts_with(b"BATCH ") => Form::Batch,
+            Form::Line | Form::Lines | Form::Value | Form::Batch => Form::Line,
         };
         let rest = match form {
             Form::Line => Vec::new(),
             Form::Lines => self.table()?,
             Form::Value => {
                 let (_, bytes) = value_of(&line).ok_or_else(|| bad(&line))?;
+                self.payload(bytes)?
+            }
+            Form::Batch => {
+                let bytes = batch_of(&line).ok_or_else(|| bad(&line))?;
                 self.payload(bytes)?
             }
         };
@@ -185,6 +229,80 @@ impl Connection {
     }
 }
 
+/// What came of requests that were sent together.
+pub(super) struct Exchange {
+    /// The replies, of the first ones.
+    pub replies: Vec<Reply>,
+    /// Of so many something may have been sent; nothing of the others.
+    pub sent: usize,
+    /// Why there are not more; the connection is of no use any more.
+    pub error: Option<io::Error>,
+}
+
+/// Requests on their way out.
+struct Outbox<'a> {
+    /// All of them.
+    bytes: Cow<'a, [u8]>,
+    /// Where each ends.
+    ends: Vec<usize>,
+    /// What lies before may have been sent, what lies behind was not.
+    at: usize,
+}
+
+impl<'a> Outbox<'a> {
+    fn new(requests: impl Iterator<Item = &'a Request>) -> Outbox<'a> {
+        let mut bytes = Cow::default();
+        let mut ends = Vec::new();
+        for request in requests {
+            if ends.is_empty() {
+                bytes = Cow::Borrowed(request.bytes.as_slice());
+            } else {
+                bytes.to_mut().extend_from_slice(&request.bytes);
+            }
+            ends.push(bytes.len());
+        }
+        Outbox { bytes, ends, at: 0 }
+    }
+
+    /// Sends all of the request at `place`, and of those behind it what the socket takes at once.
+    /// The replies to those before it were taken.
+    fn send(&mut self, stream: &mut TcpStream, place: usize) -> io::Result<()> {
+        let end = self.ends[place];
+        if self.ends.len() > 1 && self.at < self.bytes.len() {
+            stream.set_nonblocking(true)?;
+            let sent = self.send_at_once(stream);
+            stream.set_nonblocking(false)?;
+            sent?;
+        }
+        if self.at < end {
+            let rest = &self.bytes[self.at..end];
+            self.at = end;
+            stream.write_all(rest)?;
+        }
+        Ok(())
+    }
+
+    fn send_at_once(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+        while self.at < self.bytes.len() {
+            match stream.write(&self.bytes[self.at..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.at += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Of how many requests something may have been sent.
+    fn begun(&self) -> usize {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        let begins = begins.take(self.ends.len());
+        begins.filter(|begin| *begin < self.at).count()
+    }
+}
+
 /// Revision and length in the line that begins a value; `None` if it is none, or one beyond any
 /// limit.
 pub(super) fn value_of(line: &[u8]) -> Option<(u64, usize)> {
@@ -192,6 +310,14 @@ pub(super) fn value_of(line: &[u8]) -> Option<(u64, usize)> {
     let (revision, bytes) = text.strip_prefix("VALUE ")?.split_once(' ')?;
     let (revision, bytes): (u64, usize) = (revision.parse().ok()?, bytes.parse().ok()?);
     (bytes as u64 <= PAYLOAD_BYTES_CEILING).then_some((revision, bytes))
+}
+
+/// The length in the line that begins the results of a batch. A message takes half as much again
+/// in base64, and six times as much where each byte is escaped.
+fn batch_of(line: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(line).ok()?;
+    let bytes: usize = text.strip_prefix("BATCH ")?.parse().ok()?;
+    (bytes as u64 <= 6 * PAYLOAD_BYTES_CEILING).then_some(bytes)
 }
 
 /// A line that is none of the protocol's.

@@ -1,6 +1,7 @@
 //! What a call of the client ends with when it is not done. Pure.
 
 use crate::error::Outcome;
+use crate::ids::Revision;
 
 /// Why a call was not done. What may have happened all the same says [`ClientError::outcome`]:
 /// together with `Ok` these are the three outcomes done, failed and unknown.
@@ -33,6 +34,12 @@ pub enum ClientError {
         /// In the leader's words.
         reason: String,
     },
+    /// The write's [condition](super::Condition) does not hold; nothing happened.
+    #[error("the condition does not hold: {}", there_is(*.revision))]
+    Mismatch {
+        /// Names the write that stored the message that is there; `None`: there is none.
+        revision: Option<Revision>,
+    },
     /// A bulk write ended on the way.
     #[error("{reason} (stored {})", stored.map_or("none".to_owned(), |(a, b)| format!("{a}-{b}")))]
     Partial {
@@ -59,7 +66,8 @@ impl ClientError {
             ClientError::Invalid { .. }
             | ClientError::NoLeader { .. }
             | ClientError::Unavailable { .. }
-            | ClientError::Refused { .. } => Outcome::Failed,
+            | ClientError::Refused { .. }
+            | ClientError::Mismatch { .. } => Outcome::Failed,
             ClientError::Partial { outcome, .. } => *outcome,
             ClientError::Unknown { .. } => Outcome::Unknown,
         }
@@ -68,5 +76,12 @@ impl ClientError {
     pub(super) fn invalid(reason: impl Into<String>) -> ClientError {
         let reason = reason.into();
         ClientError::Invalid { reason }
+    }
+}
+
+fn there_is(revision: Option<Revision>) -> String {
+    match revision {
+        Some(revision) => format!("its revision is {revision}"),
+        None => "there is no such message".to_owned(),
     }
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::error::ClientError;
+use crate::ids::Token;
+use crate::protocol::request::Condition;
 
 /// When a client stops before its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,54 @@ pub enum Patience {
     /// [`REDIRECTS_MAX`](super::attempts::REDIRECTS_MAX) that they pointed to. For whoever asks
     /// again by itself.
     OneRound,
+}
+
+/// What a write may carry beside key and payload; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// What must be so for the write to take effect. Otherwise it ends with
+    /// [`ClientError::Mismatch`].
+    pub condition: Option<Condition>,
+    /// The message expires in so much time, to the millisecond, rounded up: then it is gone as if
+    /// it had been deleted. Not of a delete, and not with [`Condition::Exists`].
+    pub ttl: Option<Duration>,
+    /// A token of the program's own: the write takes effect once in all calls, of all clients,
+    /// within the cluster's `dedup_window`. For a program that was started again and does not know
+    /// what became of its last write. Without it the client makes one.
+    pub token: Option<Token>,
+}
+
+impl WriteOptions {
+    /// With a condition.
+    pub fn on(condition: Condition) -> WriteOptions {
+        WriteOptions {
+            condition: Some(condition),
+            ..WriteOptions::default()
+        }
+    }
+
+    /// Of a message that expires.
+    pub fn lasting(ttl: Duration) -> WriteOptions {
+        WriteOptions {
+            ttl: Some(ttl),
+            ..WriteOptions::default()
+        }
+    }
+
+    pub(super) fn without_ttl(&self) -> Result<(), ClientError> {
+        match self.ttl {
+            None => Ok(()),
+            Some(_) => Err(ClientError::invalid("a delete has no time to live")),
+        }
+    }
+
+    /// With a token.
+    pub fn once(token: Token) -> WriteOptions {
+        WriteOptions {
+            token: Some(token),
+            ..WriteOptions::default()
+        }
+    }
 }
 
 /// The options of a [`Client`](super::Client), each with its default.
@@ -42,6 +92,9 @@ pub struct ClientOptions {
     pub tokens: bool,
     /// When it stops before the deadline: [`Patience::UntilDeadline`].
     pub patience: Patience,
+    /// Connections that are kept for later calls: 64. A call uses one alone, so a client that more
+    /// threads share than that opens some anew all the time; a leader takes 16,384.
+    pub idle_connections_max: usize,
 }
 
 impl Default for ClientOptions {
@@ -53,6 +106,7 @@ impl Default for ClientOptions {
             dedup_window: Duration::from_secs(120),
             tokens: true,
             patience: Patience::UntilDeadline,
+            idle_connections_max: 64,
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::error::ClientError;
-use crate::ids::{Key, Token};
+use super::options::WriteOptions;
+use crate::ids::{KEY_BYTES_MAX, Key, Token};
+use crate::protocol::request::{Condition, PAGE_KEYS_MAX};
 
 /// Payload bytes that the slowest cluster this is made for stores in a second, and messages of a
 /// bulk write: a leader's own deadline counts on ten times as much. Twice as long only delays the
@@ -21,6 +23,8 @@ pub enum Form {
     Lines,
     /// Behind `VALUE <revision> <bytes>` a payload.
     Value,
+    /// Behind `BATCH <bytes>` JSON.
+    Batch,
 }
 
 /// A request.
@@ -40,10 +44,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// Stores a message of any bytes.
-    pub fn set(key: &Key, payload: &[u8], token: Option<&Token>) -> Request {
-        let head = format!("SETB {key} {}\r\n", payload.len());
-        let mut request = Request::write(head.as_bytes(), token);
+    /// Stores a message of any bytes; `options` without a time to live. The reply has a revision.
+    pub fn set(key: &Key, payload: &[u8], options: &WriteOptions) -> Request {
+        let demand = demand(options.condition);
+        let head = format!("IF {demand} SETB {key} {}\r\n", payload.len());
+        let mut request = Request::write(head.as_bytes(), options.token.as_ref());
         request.bytes.extend_from_slice(payload);
         request.bytes.extend_from_slice(b"\r\n");
         request.extra = time_for(1, payload.len());
@@ -64,9 +69,45 @@ impl Request {
         Ok(request)
     }
 
-    /// Deletes a message.
-    pub fn delete(key: &Key, token: Option<&Token>) -> Request {
-        Request::write(format!("DEL {key}\r\n").as_bytes(), token)
+    /// Deletes a message; `options` without a time to live.
+    pub fn delete(key: &Key, options: &WriteOptions) -> Request {
+        let line = match options.condition {
+            None => format!("DEL {key}\r\n"),
+            condition => format!("IF {} DEL {key}\r\n", demand(condition)),
+        };
+        Request::write(line.as_bytes(), options.token.as_ref())
+    }
+
+    /// Lets a message expire in so many seconds, or never.
+    pub fn expire(key: &Key, seconds: Option<u64>, token: Option<&Token>) -> Request {
+        let line = match seconds {
+            Some(seconds) => format!("EXPIRE {key} {seconds}\r\n"),
+            None => format!("PERSIST {key}\r\n"),
+        };
+        Request::write(line.as_bytes(), token)
+    }
+
+    /// Asks when a message expires.
+    pub fn ttl(key: &Key) -> Request {
+        Request::read(&format!("TTL {key}\r\n"))
+    }
+
+    /// Lists up to `limit` keys that begin with `prefix`, those behind `after`.
+    pub fn list(prefix: &str, after: Option<&Key>, limit: u32) -> Result<Request, ClientError> {
+        let is_bad = |c: char| c.is_whitespace() || c.is_control();
+        if prefix.contains(is_bad) || prefix.len() > KEY_BYTES_MAX {
+            let reason = "a prefix is up to 512 bytes without spaces";
+            return Err(ClientError::invalid(reason));
+        }
+        if !(1..=PAGE_KEYS_MAX).contains(&limit) {
+            let reason = format!("{limit} keys: accepted: 1 to {PAGE_KEYS_MAX}");
+            return Err(ClientError::invalid(reason));
+        }
+        let after = after.map_or(String::new(), |after| format!(" {after}"));
+        Ok(Request {
+            form: Form::Lines,
+            ..Request::read(&format!("LIST {limit} {prefix}*{after}\r\n"))
+        })
     }
 
     /// Reads a message.
@@ -77,30 +118,42 @@ impl Request {
         }
     }
 
+    /// Reads and writes together, as JSON.
+    pub fn batch(json: &[u8], token: Option<&Token>) -> Request {
+        let head = format!("BATCH {}\r\n", json.len());
+        let mut request = Request::write(head.as_bytes(), token);
+        request.bytes.extend_from_slice(json);
+        request.bytes.extend_from_slice(b"\r\n");
+        request.form = Form::Batch;
+        request.extra = time_for(1, json.len());
+        request
+    }
+
     /// Counts the messages, which only the active leader does.
     pub fn count() -> Request {
         Request::read("COUNT\r\n")
     }
 
-    /// A command as a person types it, without line end, and the payload of a SETB.
+    /// A command as a person types it, without line end, and the payload of a SETB or BATCH.
     pub fn raw(line: &[u8], payload: Option<&[u8]>) -> Result<Request, ClientError> {
         if memchr::memchr(b'\n', line).is_some() {
             return Err(ClientError::invalid("a command is a single line"));
         }
         let text = String::from_utf8_lossy(line).to_ascii_uppercase();
-        let words: Vec<&str> = text.split_ascii_whitespace().take(4).collect();
-        let (words, is_once) = match words.as_slice() {
-            ["ONCE", _, rest @ ..] => (rest, true),
-            rest => (rest, false),
-        };
+        let words: Vec<&str> = text.split_ascii_whitespace().take(6).collect();
+        let is_once = words.first() == Some(&"ONCE");
+        let words = without_prefixes(&words);
         let (form, is_write) = match words {
             [] | ["PROMPT" | "QUIT" | "EXIT", ..] => {
                 let reason = "the connection belongs to the client: no PROMPT, QUIT or empty line";
                 return Err(ClientError::invalid(reason));
             }
-            ["STATUS" | "GROUP"] | ["HELP", ..] => (Form::Lines, false),
-            ["STATUS" | "WHERE" | "COUNT" | "GET", ..] | ["GROUP", "JSON"] => (Form::Line, false),
+            ["STATUS" | "GROUP"] | ["HELP" | "LIST", ..] => (Form::Lines, false),
+            ["STATUS" | "WHERE" | "COUNT" | "GET" | "TTL", ..] | ["GROUP", "JSON"] => {
+                (Form::Line, false)
+            }
             ["GETB", ..] => (Form::Value, false),
+            ["BATCH", ..] => (Form::Batch, true),
             _ => (Form::Line, true),
         };
         let mut bytes = [line, b"\r\n"].concat();
@@ -144,6 +197,28 @@ impl Request {
     }
 }
 
+/// A command without what may stand before a write; in capitals.
+pub fn without_prefixes<'a, 'b>(words: &'a [&'b str]) -> &'a [&'b str] {
+    let words = match words {
+        ["ONCE", _, rest @ ..] => rest,
+        rest => rest,
+    };
+    match words {
+        ["IF", _, rest @ ..] => rest,
+        rest => rest,
+    }
+}
+
+/// A condition as `IF` has it; `-`: none.
+fn demand(condition: Option<Condition>) -> String {
+    match condition {
+        None => "-".to_owned(),
+        Some(Condition::Absent) => "0".to_owned(),
+        Some(Condition::Exists) => "*".to_owned(),
+        Some(Condition::Revision(revision)) => revision.to_string(),
+    }
+}
+
 /// The longest that storing `count` messages of so many bytes takes.
 fn time_for(count: u64, bytes: usize) -> Duration {
     let bytes = count.saturating_mul(bytes as u64);
@@ -154,6 +229,7 @@ fn time_for(count: u64, bytes: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Revision;
 
     #[test]
     fn what_a_typed_command_does_and_answers_is_known() {
@@ -170,6 +246,12 @@ mod tests {
             ("help me", Form::Lines, false, true),
             ("getb k", Form::Value, false, true),
             ("GET k", Form::Line, false, true),
+            ("ttl k", Form::Line, false, true),
+            ("list 9", Form::Lines, false, true),
+            ("IF 0 SET k m", Form::Line, true, false),
+            ("once t if * setb k 1", Form::Line, true, true),
+            ("EXPIRE k 1", Form::Line, true, false),
+            ("once t batch 2", Form::Batch, true, true),
             ("count", Form::Line, false, true),
             // It may be one of a later server.
             ("nonsense", Form::Line, true, false),
@@ -191,16 +273,35 @@ mod tests {
     fn requests_are_written_as_the_protocol_has_them() {
         let (key, token) = (Key::Id(7), Token::parse(b"t-1").expect("a token"));
         let text = |request: Request| String::from_utf8(request.bytes).expect("UTF-8");
-        let set = Request::set(&key, b"a\nb", Some(&token));
+        let (bare, once) = (WriteOptions::default(), WriteOptions::once(token.clone()));
+        let set = Request::set(&key, b"a\nb", &once);
         assert_eq!((set.is_write, set.is_repeatable), (true, true));
-        assert_eq!(text(set), "ONCE t-1 SETB 7 3\r\na\nb\r\n");
-        let set = Request::set(&key, b"", None);
+        assert_eq!(text(set), "ONCE t-1 IF - SETB 7 3\r\na\nb\r\n");
+        let set = Request::set(&key, b"", &bare);
         assert_eq!((set.is_write, set.is_repeatable), (true, false));
-        assert_eq!(text(set), "SETB 7 0\r\n\r\n");
-        assert_eq!(
-            text(Request::delete(&key, Some(&token))),
-            "ONCE t-1 DEL 7\r\n"
-        );
+        assert_eq!(text(set), "IF - SETB 7 0\r\n\r\n");
+        assert_eq!(text(Request::delete(&key, &once)), "ONCE t-1 DEL 7\r\n");
+        let revision = Condition::Revision(Revision::from_u64(9));
+        for (condition, demand) in [
+            (revision, "9"),
+            (Condition::Absent, "0"),
+            (Condition::Exists, "*"),
+        ] {
+            let options = WriteOptions::on(condition);
+            let set = Request::set(&key, b"", &options);
+            assert_eq!(text(set), format!("IF {demand} SETB 7 0\r\n\r\n"));
+            let delete = Request::delete(&key, &options);
+            assert_eq!(text(delete), format!("IF {demand} DEL 7\r\n"));
+        }
+        let expire = |seconds| text(Request::expire(&key, seconds, Some(&token)));
+        assert_eq!(expire(Some(5)), "ONCE t-1 EXPIRE 7 5\r\n");
+        assert_eq!(expire(None), "ONCE t-1 PERSIST 7\r\n");
+        assert_eq!(text(Request::ttl(&key)), "TTL 7\r\n");
+        let list = |prefix, after| Request::list(prefix, after, 9).map(text);
+        assert_eq!(list("", None), Ok("LIST 9 *\r\n".to_owned()));
+        assert_eq!(list("a", Some(&key)), Ok("LIST 9 a* 7\r\n".to_owned()));
+        assert!(list("a b", None).is_err());
+        assert!(Request::list("", None, 1001).is_err());
         assert_eq!(text(Request::get(&key)), "GETB 7\r\n");
         let bulk = Request::bulk(9, b" m ", None).expect("a line");
         assert_eq!(text(bulk), "9 SET  m \r\n");
@@ -214,8 +315,11 @@ mod tests {
     #[test]
     fn what_is_much_has_more_time() {
         let key = Key::Id(7);
-        assert_eq!(Request::delete(&key, None).extra, Duration::ZERO);
-        let set = Request::set(&key, &vec![0; 3_000_000], None);
+        assert_eq!(
+            Request::delete(&key, &WriteOptions::default()).extra,
+            Duration::ZERO
+        );
+        let set = Request::set(&key, &vec![0; 3_000_000], &WriteOptions::default());
         assert_eq!(set.extra.as_secs(), 3);
         for bulk in [
             Request::bulk(1_000_000, b"x", None),

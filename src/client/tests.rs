@@ -5,11 +5,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-
-use parking_lot::Mutex;
+use std::time::Duration;
 
 use super::*;
-use crate::clock::sleep;
+use crate::clock::{Clock, sleep};
+use crate::ids::Revision;
 use crate::threads::{self, StopSignal, Thread};
 
 /// What a leader does with a request.
@@ -37,6 +37,8 @@ struct Leader {
     stop: StopSignal,
     thread: Option<Thread>,
     asked: Arc<Mutex<Vec<String>>>,
+    /// Connections that it took.
+    accepted: Arc<AtomicU64>,
 }
 
 /// A port for a leader that is started later, or never.
@@ -60,12 +62,15 @@ impl Leader {
     fn start_on(listener: TcpListener, address: String, script: Vec<Does>) -> Leader {
         let (stop, asked) = (StopSignal::default(), Arc::<Mutex<Vec<String>>>::default());
         let (stopped, seen) = (stop.clone(), Arc::clone(&asked));
+        let accepted = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&accepted);
         let body = move || {
             let mut script = script.into_iter().peekable();
             while let Ok((stream, _)) = listener.accept() {
                 if stopped.is_stopped() {
                     return;
                 }
+                counter.fetch_add(1, Ordering::Relaxed);
                 // A client that goes away ends its connection, not the leader.
                 _ = serve(stream, &mut script, &seen, &stopped);
             }
@@ -75,7 +80,12 @@ impl Leader {
             stop,
             thread: Some(threads::spawn("leader", body).expect("a thread")),
             asked,
+            accepted,
         }
+    }
+
+    fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     fn asked(&self) -> Vec<String> {
@@ -121,6 +131,9 @@ fn serve(
             let bytes = rest.split(' ').nth(1).and_then(|bytes| bytes.parse().ok());
             stream.read_exact(&mut vec![0; bytes.unwrap_or(0) + 2])?;
         }
+        if let Some((_, bytes)) = text.split_once("BATCH ") {
+            stream.read_exact(&mut vec![0; bytes.parse().unwrap_or(0) + 2])?;
+        }
         seen.lock().push(text);
         let does = script.next().expect("an entry");
         if script.peek().is_none() {
@@ -150,6 +163,11 @@ fn client(leaders: &[&str], options: ClientOptions) -> Client {
 
 const KEY: Key = Key::Id(7);
 
+/// What `OK 3` says.
+fn revision() -> Revision {
+    Revision::from_u64(3)
+}
+
 /// The tokens of requests, each of which carries one.
 fn tokens(asked: &[String]) -> Vec<&str> {
     let token = asked.iter().map(|line| line.split(' ').nth(1));
@@ -159,7 +177,7 @@ fn tokens(asked: &[String]) -> Vec<&str> {
 #[test]
 fn a_call_is_one_request_on_one_connection() {
     let replies = [
-        "OK",
+        "OK 3",
         "VALUE 3 2\r\nab",
         "NOT_FOUND",
         "OK",
@@ -167,10 +185,10 @@ fn a_call_is_one_request_on_one_connection() {
         "OK 5-9",
     ];
     let leader = Leader::start(replies.map(says).to_vec());
-    let mut client = client(&[&leader.address], options(5000));
-    assert_eq!(client.set(&KEY, b"ab"), Ok(()));
+    let client = client(&[&leader.address], options(5000));
+    assert_eq!(client.set(&KEY, b"ab"), Ok(revision()));
     let message = Message {
-        revision: Revision::from_u64(3),
+        revision: revision(),
         payload: b"ab".to_vec(),
     };
     assert_eq!(client.get(&KEY), Ok(Some(message)));
@@ -179,7 +197,7 @@ fn a_call_is_one_request_on_one_connection() {
     assert_eq!(client.delete(&KEY), Ok(false));
     assert_eq!(client.set_bulk(5, b"m"), Ok(5..=9));
     let asked = leader.asked();
-    assert_eq!(asked.len(), 6);
+    assert_eq!((asked.len(), leader.accepted()), (6, 1));
     assert_eq!(asked[1], "GETB 7");
     let writes = [&asked[0], &asked[3], &asked[4], &asked[5]].map(String::clone);
     let mut tokens = tokens(&writes);
@@ -190,13 +208,13 @@ fn a_call_is_one_request_on_one_connection() {
 
 #[test]
 fn a_redirect_is_followed_and_remembered() {
-    let leader = Leader::start(vec![says("OK")]);
+    let leader = Leader::start(vec![says("OK 3")]);
     let follower = Leader::start(vec![points_to(&leader.address)]);
-    let mut client = client(&[&follower.address], options(5000));
+    let client = client(&[&follower.address], options(5000));
     for _ in 0..3 {
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
     }
-    assert_eq!(client.address(), Some(leader.address.as_str()));
+    assert_eq!(client.address().as_ref(), Some(&leader.address));
     assert_eq!((follower.asked().len(), leader.asked().len()), (1, 3));
 }
 
@@ -230,9 +248,9 @@ fn a_redirect_to_a_dead_leader_is_no_end() {
     let dead = nobody();
     let (listener, place) = reserve();
     let follower = Leader::start(vec![points_to(&dead), points_to(&dead), points_to(&place)]);
-    let leader = Leader::start_on(listener, place, vec![says("OK")]);
-    let mut client = client(&[&dead, &follower.address], options(5000));
-    assert_eq!(client.set(&KEY, b""), Ok(()));
+    let leader = Leader::start_on(listener, place, vec![says("OK 3")]);
+    let client = client(&[&dead, &follower.address], options(5000));
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
     assert_eq!((follower.asked().len(), leader.asked().len()), (3, 1));
 }
 
@@ -243,7 +261,7 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
         ..options(5000)
     };
     for does in [Does::Breaks, Does::Silent, says("hello")] {
-        let leader = Leader::start(vec![does.clone(), says("OK")]);
+        let leader = Leader::start(vec![does.clone(), says("OK 3")]);
         let bare = ClientOptions {
             deadline: Duration::from_millis(300),
             ..bare.clone()
@@ -253,19 +271,19 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
             .expect_err("unknown");
         assert_eq!(error.outcome(), Outcome::Unknown, "{does:?}: {error}");
         assert!(error.to_string().ends_with("may or may not have happened"));
-        assert_eq!(leader.asked(), ["SETB 7 0"], "{does:?}");
+        assert_eq!(leader.asked(), ["IF - SETB 7 0"], "{does:?}");
     }
     for does in [
         Does::Breaks,
         Does::Silent,
         says("ERROR: timed out, the write may or may not have happened"),
     ] {
-        let leader = Leader::start(vec![does.clone(), says("OK")]);
+        let leader = Leader::start(vec![does.clone(), says("OK 3")]);
         let other = Leader::start(vec![points_to(&leader.address)]);
         let leaders = [leader.address.as_str(), &other.address];
         assert_eq!(
             client(&leaders, options(5000)).set(&KEY, b""),
-            Ok(()),
+            Ok(revision()),
             "{does:?}"
         );
         let asked = leader.asked();
@@ -274,11 +292,12 @@ fn a_lost_answer_is_unknown_without_a_token_and_repeated_with_it() {
         assert_eq!(tokens[0], tokens[1]);
     }
     // A token of the program's own.
-    let leader = Leader::start(vec![Does::Breaks, says("OK")]);
+    let leader = Leader::start(vec![Does::Breaks, says("OK 3")]);
     let token = Token::parse(b"mine").expect("a token");
-    let mut client = client(&[&leader.address], bare);
-    assert_eq!(client.set_once(&KEY, b"", &token), Ok(()));
-    assert_eq!(leader.asked(), ["ONCE mine SETB 7 0"; 2]);
+    let client = client(&[&leader.address], bare);
+    let stored = client.set_with(&KEY, b"", WriteOptions::once(token));
+    assert_eq!(stored, Ok(revision()));
+    assert_eq!(leader.asked(), ["ONCE mine IF - SETB 7 0"; 2]);
 }
 
 #[test]
@@ -303,9 +322,9 @@ fn reads_are_repeated_and_never_unknown() {
 #[test]
 fn a_client_waits_for_a_leader_until_the_deadline() {
     let none = says("ERROR: no leader elected");
-    let leader = Leader::start(vec![none.clone(), none.clone(), none.clone(), says("OK")]);
-    let mut waiting = client(&[&leader.address, &nobody()], options(5000));
-    assert_eq!(waiting.set(&KEY, b""), Ok(()));
+    let leader = Leader::start(vec![none.clone(), none.clone(), none.clone(), says("OK 3")]);
+    let waiting = client(&[&leader.address, &nobody()], options(5000));
+    assert_eq!(waiting.set(&KEY, b""), Ok(revision()));
     assert_eq!(leader.asked().len(), 4);
 
     let leader = Leader::start(vec![none]);
@@ -328,21 +347,21 @@ fn a_client_waits_for_a_leader_until_the_deadline() {
 #[test]
 fn a_connection_that_was_closed_while_idle_costs_nothing() {
     let (listener, place) = reserve();
-    let leader = Leader::start_on(listener, place.clone(), vec![says("OK")]);
+    let leader = Leader::start_on(listener, place.clone(), vec![says("OK 3")]);
     let bare = ClientOptions {
         tokens: false,
         ..options(5000)
     };
-    let mut client = client(&[&place], bare);
-    assert_eq!(client.set(&KEY, b""), Ok(()));
+    let client = client(&[&place], bare);
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
     drop(leader);
     let listener = (0..200).find_map(|_| {
         sleep(Duration::from_millis(5));
         TcpListener::bind(&place).ok()
     });
-    let leader = Leader::start_on(listener.expect("the port again"), place, vec![says("OK")]);
-    assert_eq!(client.set(&KEY, b""), Ok(()));
-    assert_eq!(leader.asked(), ["SETB 7 0"]);
+    let leader = Leader::start_on(listener.expect("the port again"), place, vec![says("OK 3")]);
+    assert_eq!(client.set(&KEY, b""), Ok(revision()));
+    assert_eq!(leader.asked(), ["IF - SETB 7 0"]);
 }
 
 #[test]
@@ -361,13 +380,13 @@ fn what_does_not_greet_as_a_leader_is_left() {
             // Until the client has given up; one that broke off in the middle resets.
             _ = stream.read_to_end(&mut Vec::new());
         });
-        let leader = Leader::start(vec![says("OK")]);
+        let leader = Leader::start(vec![says("OK 3")]);
         let options = ClientOptions {
             connect_timeout: Duration::from_millis(200),
             ..options(5000)
         };
-        let mut client = client(&[&place, &leader.address], options);
-        assert_eq!(client.set(&KEY, b""), Ok(()));
+        let client = client(&[&place, &leader.address], options);
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
         drop(client);
         stranger.expect("a thread").join();
     }
@@ -383,8 +402,8 @@ fn raw_commands_are_sent_as_they_are() {
         Does::Breaks,
         says("OK"),
     ]);
-    let mut client = client(&[&leader.address], options(5000));
-    let mut raw = |line: &str| client.raw(line.as_bytes(), None);
+    let client = client(&[&leader.address], options(5000));
+    let raw = |line: &str| client.raw(line.as_bytes(), None);
     let text = |reply: Reply| String::from_utf8(reply.text()).expect("UTF-8");
     assert_eq!(
         raw("status").map(text),
@@ -422,9 +441,273 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
             "{deadline:?}"
         );
     }
-    let mut client = Client::new([nobody()]).expect("a client");
+    let client = Client::new([nobody()]).expect("a client");
     assert!(matches!(
         client.set_bulk(2, b"a\nb"),
         Err(ClientError::Invalid { .. })
     ));
+}
+
+#[test]
+fn clones_share_their_connections() {
+    let leader = Leader::start(vec![says("OK 3")]);
+    let client = client(&[&leader.address], options(2000));
+    let other = client.clone();
+    for client in [&client, &other, &client] {
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
+    }
+    assert_eq!((tokens(&leader.asked()).len(), leader.accepted()), (3, 1));
+    assert_eq!(other.address().as_ref(), Some(&leader.address));
+}
+
+#[test]
+fn no_more_connections_are_kept_than_is_said() {
+    let leader = Leader::start(vec![says("OK 3")]);
+    let options = ClientOptions {
+        idle_connections_max: 0,
+        ..options(2000)
+    };
+    let client = client(&[&leader.address], options);
+    for count in 1..=3 {
+        assert_eq!(client.set(&KEY, b""), Ok(revision()));
+        assert_eq!(leader.accepted(), count);
+    }
+}
+
+#[test]
+fn a_pipeline_gives_the_results_in_order() {
+    let replies = ["OK 3", "VALUE 3 2\r\nab", "NOT_FOUND", "OK", "NOT_FOUND"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let client = client(&[&leader.address], options(5000));
+    let mut pipeline = client.pipeline();
+    assert!(pipeline.is_empty() && pipeline.run().is_empty());
+    pipeline.set(&KEY, b"ab").get(&KEY).get(&Key::Id(8));
+    pipeline.delete(&KEY).delete(&KEY);
+    assert_eq!(pipeline.len(), 5);
+    let message = Message {
+        revision: revision(),
+        payload: b"ab".to_vec(),
+    };
+    let expected = [
+        Done::Stored(revision()),
+        Done::Read(Some(message)),
+        Done::Read(None),
+        Done::Deleted(true),
+        Done::Deleted(false),
+    ];
+    assert_eq!(pipeline.run(), expected.map(Ok));
+    assert!(pipeline.is_empty());
+    let asked = leader.asked();
+    let writes = [&asked[0], &asked[3], &asked[4]].map(String::clone);
+    let tokens: std::collections::HashSet<&str> = tokens(&writes).into_iter().collect();
+    assert_eq!(tokens.len(), 3, "{asked:?}");
+}
+
+/// Runs a pipeline of three writes.
+fn three_sets(client: &Client) -> Vec<Result<Done, ClientError>> {
+    let mut pipeline = client.pipeline();
+    for id in 1..=3 {
+        pipeline.set(&Key::Id(id), b"");
+    }
+    pipeline.run()
+}
+
+#[test]
+fn only_what_failed_of_a_pipeline_is_repeated() {
+    let replies = ["OK 3", "ERROR: busy, try again", "OK 3", "OK 3"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(stored, vec![Ok(Done::Stored(revision())); 3]);
+    let asked = leader.asked();
+    assert_eq!(asked.len(), 4);
+    assert_eq!(asked[3], asked[1], "under the same token");
+    // What cannot be does not keep the others from being done.
+    let replies = ["OK 3", "ERROR: message too large (limit 1 bytes)", "OK 3"];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(
+        (&stored[0], &stored[2]),
+        (&Ok(Done::Stored(revision())), &Ok(Done::Stored(revision())))
+    );
+    assert!(matches!(stored[1], Err(ClientError::Refused { .. })));
+}
+
+#[test]
+fn a_pipeline_is_redirected_as_a_whole() {
+    let leader = Leader::start(vec![says("OK 3")]);
+    let follower = Leader::start(vec![points_to(&leader.address)]);
+    let client = client(&[&follower.address], options(5000));
+    for _ in 0..2 {
+        assert_eq!(three_sets(&client), vec![Ok(Done::Stored(revision())); 3]);
+    }
+    assert_eq!(follower.asked(), leader.asked()[..3]);
+    assert_eq!(leader.asked().len(), 6);
+}
+
+#[test]
+fn a_broken_pipeline_is_repeated_under_its_tokens_and_unknown_without() {
+    let script = || vec![says("OK 3"), Does::Breaks, says("OK 3")];
+    let leader = Leader::start(script());
+    let stored = three_sets(&client(&[&leader.address], options(5000)));
+    assert_eq!(stored, vec![Ok(Done::Stored(revision())); 3]);
+    let asked = leader.asked();
+    let tokens: std::collections::HashSet<&str> = tokens(&asked).into_iter().collect();
+    assert_eq!(tokens.len(), 3, "{asked:?}");
+    let bare = ClientOptions {
+        tokens: false,
+        ..options(5000)
+    };
+    let leader = Leader::start(script());
+    let stored = three_sets(&client(&[&leader.address], bare));
+    for result in &stored[1..] {
+        let error = result.as_ref().expect_err("no answer");
+        assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    }
+    // Nothing is sent again. (A reset may have taken the first reply with it.)
+    assert_eq!(leader.asked().len(), 2);
+}
+
+#[test]
+fn a_pipeline_without_a_leader_ends_once() {
+    let dead = nobody();
+    let options = ClientOptions {
+        patience: Patience::OneRound,
+        ..options(5000)
+    };
+    let client = client(&[&dead], options);
+    let mut pipeline = client.pipeline();
+    (0..1000).for_each(|id| _ = pipeline.set(&Key::Id(id), b"x"));
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let results = pipeline.run();
+    assert_eq!(results.len(), 1000);
+    for result in results {
+        let error = result.expect_err("nobody");
+        assert!(matches!(error, ClientError::NoLeader { .. }), "{error}");
+    }
+    assert!(clock.now().since(begin) < Duration::from_secs(4));
+}
+
+/// A leader that waits until its replies are read, and a client that waits until it has sent all,
+/// would wait for each other.
+#[test]
+fn replies_are_read_while_more_is_sent() {
+    const MIB: usize = 1 << 20;
+    let value = format!("VALUE 3 {}\r\n{}", 4 * MIB, "v".repeat(4 * MIB));
+    let mut script = vec![says(&value); 10];
+    script.push(says("OK 3"));
+    let leader = Leader::start(script);
+    let options = ClientOptions {
+        attempt_timeout: Duration::from_secs(60),
+        ..options(60_000)
+    };
+    let client = client(&[&leader.address], options);
+    let mut pipeline = client.pipeline();
+    (0..10).for_each(|_| _ = pipeline.get(&KEY));
+    pipeline.set(&KEY, &vec![7; 16 * MIB]);
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let results = pipeline.run();
+    assert!(results.iter().all(Result::is_ok));
+    let took = clock.now().since(begin);
+    assert!(
+        took < Duration::from_secs(30),
+        "no time-out was waited for: {took:?}"
+    );
+    assert_eq!(leader.asked().len(), 11, "nothing was repeated");
+}
+
+#[test]
+fn conditions_times_and_listings_are_asked_for_and_understood() {
+    let replies = [
+        "MISMATCH 3",
+        "MISMATCH 0",
+        "OK 3",
+        "NOT_FOUND",
+        "OK",
+        "NOT_FOUND",
+        "9",
+        "NONE",
+        "NOT_FOUND",
+        "a 3 1\r\n9 3 2\r\nMORE 9\r\n",
+        "",
+    ];
+    let leader = Leader::start(replies.map(says).to_vec());
+    let client = client(&[&leader.address], options(5000));
+    let mismatch = |revision| ClientError::Mismatch { revision };
+    let set = client.set_if(&KEY, b"x", Condition::Absent);
+    assert_eq!(set, Err(mismatch(Some(revision()))));
+    let deleted = client.delete_if(&KEY, Condition::Exists);
+    assert_eq!(deleted, Err(mismatch(None)));
+    assert_eq!(mismatch(None).outcome(), Outcome::Failed);
+    let set = client.set_if(&KEY, b"", Condition::Revision(Revision::from_u64(2)));
+    assert_eq!(set, Ok(revision()));
+    assert_eq!(client.delete_if(&KEY, Condition::Absent), Ok(false));
+    let time = Duration::from_millis(1001);
+    assert_eq!(client.expire(&KEY, time), Ok(true));
+    assert_eq!(client.persist(&KEY), Ok(false));
+    assert_eq!(
+        client.ttl(&KEY),
+        Ok(TimeToLive::Left(Duration::from_secs(9)))
+    );
+    assert_eq!(client.ttl(&KEY), Ok(TimeToLive::Endless));
+    assert_eq!(client.ttl(&KEY), Ok(TimeToLive::Missing));
+    let listed: Result<Vec<ListedKey>, ClientError> = client.list("p").collect();
+    let listed = listed.expect("two pages");
+    let word = Key::parse(b"a").expect("a key");
+    let keys = [(word, 1), (Key::Id(9), 2)].map(|(key, bytes)| ListedKey {
+        key,
+        revision: revision(),
+        bytes,
+    });
+    assert_eq!(listed, keys);
+    let asked = leader.asked();
+    let commands = asked.iter().map(|line| match line.strip_prefix("ONCE ") {
+        Some(rest) => rest.split_once(' ').expect("a token").1,
+        None => line,
+    });
+    let expected = [
+        "IF 0 SETB 7 1",
+        "IF * DEL 7",
+        "IF 2 SETB 7 0",
+        "IF 0 DEL 7",
+        "EXPIRE 7 2",
+        "PERSIST 7",
+        "TTL 7",
+        "TTL 7",
+        "TTL 7",
+        "LIST 1000 p*",
+        "LIST 1000 p* 9",
+    ];
+    assert_eq!(commands.collect::<Vec<_>>(), expected);
+    for time in [Duration::ZERO, Duration::MAX] {
+        let refused = client.expire(&KEY, time);
+        assert!(
+            matches!(refused, Err(ClientError::Invalid { .. })),
+            "{time:?}"
+        );
+    }
+    let refused = client.list("a b").next().expect("an error");
+    assert!(matches!(refused, Err(ClientError::Invalid { .. })));
+}
+
+#[test]
+fn a_set_with_a_time_to_live_is_a_batch_of_one() {
+    let json = r#"{"results":[{"status":"ok","revision":3}]}"#;
+    let answer = says(&format!("BATCH {}\r\n{json}", json.len()));
+    let leader = Leader::start(vec![answer]);
+    let client = client(&[&leader.address], options(5000));
+    let lasting = || WriteOptions::lasting(Duration::from_secs(3));
+    assert_eq!(client.set_with(&KEY, b"x", lasting()), Ok(revision()));
+    let mut pipeline = client.pipeline();
+    pipeline
+        .set_with(&KEY, b"x", lasting())
+        .delete_with(&KEY, lasting());
+    let results = pipeline.set_with(&KEY, b"", lasting()).run();
+    let stored = Ok(Done::Stored(revision()));
+    assert_eq!((&results[0], &results[2]), (&stored, &stored));
+    assert!(matches!(results[1], Err(ClientError::Invalid { .. })));
+    let results = client.batch().set(&KEY, b"x").run();
+    assert_eq!(results, Ok(vec![stored]));
+    assert_eq!(tokens(&leader.asked()).len(), 4);
 }

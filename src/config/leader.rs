@@ -94,6 +94,22 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "the address clients are told; empty: as bound",
     },
     Setting {
+        name: "http_bind",
+        kind: Kind::BindOrNone,
+        default: "127.0.0.1:8080",
+        originals: &[],
+        short_flags: &[],
+        meaning: "where clients are served over HTTP; empty: nowhere",
+    },
+    Setting {
+        name: "http_advertise",
+        kind: Kind::Advertise,
+        default: "",
+        originals: &[],
+        short_flags: &[],
+        meaning: "the address HTTP clients are told; empty: as bound",
+    },
+    Setting {
         name: "insecure",
         kind: Kind::Switch,
         default: "false",
@@ -327,6 +343,8 @@ pub struct LeaderConfig {
     pub join: bool,
     pub hatokuse_bind: SocketAddr,
     pub hatokuse_advertise: Option<String>,
+    pub http_bind: Option<SocketAddr>,
+    pub http_advertise: Option<String>,
     pub insecure: bool,
     pub rpc_bind: SocketAddr,
     pub rpc_advertise: Option<String>,
@@ -364,15 +382,17 @@ impl LeaderConfig {
 fn check(values: &mut Values) {
     use super::Value::{Bind, Number, Switch, Time};
     check_addresses(values);
-    if let (Some(Bind(bind)), Some(Switch(false))) =
-        (values.find("hatokuse_bind"), values.find("insecure"))
-        && !bind.ip().is_loopback()
-    {
-        let what = format!(
-            "is {bind}, outside loopback, where clients would not authenticate; accepted: a \
-             loopback address, or any with insecure = true"
-        );
-        values.problem("hatokuse_bind", what);
+    for name in ["hatokuse_bind", "http_bind"] {
+        if let (Some(Bind(bind)), Some(Switch(false))) =
+            (values.find(name), values.find("insecure"))
+            && !bind.ip().is_loopback()
+        {
+            let what = format!(
+                "is {bind}, outside loopback, where clients would not authenticate; accepted: a \
+                 loopback address, or any with insecure = true"
+            );
+            values.problem(name, what);
+        }
     }
     for (shorter, longer) in [
         ("copy_timeout", "write_timeout"),
@@ -404,6 +424,7 @@ fn check_addresses(values: &mut Values) {
     let joins = matches!(values.find("join"), Some(Switch(true)));
     for (bind, advertise) in [
         ("hatokuse_bind", "hatokuse_advertise"),
+        ("http_bind", "http_advertise"),
         ("rpc_bind", "rpc_advertise"),
     ] {
         let Some(Bind(address)) = values.find(bind) else {
@@ -433,6 +454,8 @@ fn build(values: &Values) -> LeaderConfig {
         join: values.switch("join"),
         hatokuse_bind: values.bind("hatokuse_bind"),
         hatokuse_advertise: values.addresses("hatokuse_advertise").pop(),
+        http_bind: values.bind_or_none("http_bind"),
+        http_advertise: values.addresses("http_advertise").pop(),
         insecure: values.switch("insecure"),
         rpc_bind: values.bind("rpc_bind"),
         rpc_advertise: values.addresses("rpc_advertise").pop(),

@@ -12,25 +12,26 @@
 //! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
 //!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
-//! The reads of a transaction are of exactly one record each: "no such revision" is the next replica
-//! then, and `Overwritten` at the end.
+//! The reads of a transaction are of exactly one record each: "no such revision" is the next
+//! replica then, and `Overwritten` at the end.
 //!
 //! A batch answers its first requests that have 8 MiB of payload in all, at least one, and leaves
 //! the rest to a later one (A8). A message that grows while the batch reads is not counted again.
 //!
 //! `NotFound` is said only by metadata looked at after leadership was confirmed (A11).
 
+mod fetches;
+
 use std::collections::BTreeMap;
 
 use super::events::Tags;
-use super::{Answer, Effect, Event, Flaw, Found, Limits, NEVER, Tag, replica_statuses};
+use super::{Effect, Event, Flaw, Found, Limits, NEVER, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
 use crate::ids::{Key, MemberId, Revision};
 use crate::metadata::message_index::Entry;
 use crate::protocol::reply::Reply;
-use crate::rpc::message::{FetchResult, Refusal};
 
 /// What a message weighs besides its bytes when work is spread: a frame header, a look-up, a seek.
 const MESSAGE_WEIGHT: u64 = 256;
@@ -305,101 +306,6 @@ impl ReadBatch {
         self.unanswered = self.slots.len();
     }
 
-    fn fetch_answered(&mut self, tag: Tag, answer: Answer<FetchResult>, effects: &mut Vec<Effect>) {
-        let Some(call) = self.calls.remove(&tag) else {
-            return;
-        };
-        let results = match answer {
-            Answer::Results(results) if results.len() == call.slots.len() => results,
-            Answer::Refused(Refusal::StaleFence { highest }) if highest.term > self.term => {
-                let member = call.member;
-                effects.push(Effect::Deposed { member, highest });
-                self.fail_rest(&Failure::NotLeader { leader: None });
-                return;
-            }
-            Answer::Results(_) | Answer::Refused(_) | Answer::LinkLost | Answer::NotSent => {
-                for (at, revision) in call.slots {
-                    self.copy_failed(at, revision);
-                }
-                return;
-            }
-        };
-        let mut missing = Vec::new();
-        // An answer that brings nothing at all is no reason to ask the same again.
-        let progress = results.iter().any(|r| *r != FetchResult::Omitted);
-        for ((at, revision), result) in call.slots.into_iter().zip(results) {
-            if !self.slots[at].awaits(revision) {
-                continue;
-            }
-            let flaw = match result {
-                FetchResult::Found { key, payload } => {
-                    if self.accept(at, revision, &key, payload, effects) {
-                        continue;
-                    }
-                    Flaw::Foreign
-                }
-                FetchResult::Damaged => Flaw::Damaged,
-                FetchResult::Missing if self.of_records => {
-                    self.slots[at].is_gone = true;
-                    self.copy_failed(at, revision);
-                    continue;
-                }
-                FetchResult::Missing => {
-                    self.slots[at].open_calls -= 1;
-                    let copy = Some((call.member, revision));
-                    missing.push(Missing { slot: at, copy });
-                    continue;
-                }
-                FetchResult::Omitted => {
-                    self.copy_failed(at, revision);
-                    if progress {
-                        self.slots[at].asked.retain(|member| *member != call.member);
-                    }
-                    continue;
-                }
-            };
-            effects.push(Effect::CorruptCopy {
-                member: call.member,
-                revision,
-                key: self.slots[at].key.clone(),
-                flaw,
-            });
-            self.copy_failed(at, revision);
-        }
-        self.look_up(missing, effects);
-    }
-
-    /// Answers the slot if the record is what the metadata say.
-    fn accept(
-        &mut self,
-        at: usize,
-        revision: Revision,
-        key: &Key,
-        payload: bytes::Bytes,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let slot = &self.slots[at];
-        let length = slot.entry.as_ref().map(|entry| entry.length as usize);
-        if slot.key != *key || length != Some(payload.len()) {
-            return false;
-        }
-        effects.push(Effect::Cache {
-            revision,
-            payload: payload.clone(),
-        });
-        self.reply(at, Reply::Value { revision, payload });
-        true
-    }
-
-    /// A fetch of the slot ended without the message.
-    fn copy_failed(&mut self, at: usize, revision: Revision) {
-        let slot = &mut self.slots[at];
-        if slot.awaits(revision) {
-            slot.open_calls -= 1;
-            slot.wants_next = true;
-        }
-    }
-
     fn tick(&mut self, now: Instant, cluster: &mut Cluster) {
         for call in self.calls.values_mut() {
             if call.late || call.hedge_at > now {
@@ -414,82 +320,6 @@ impl ReadBatch {
         }
         if self.phase != Phase::New && self.deadline <= now {
             self.fail_rest(&Failure::ReadTimedOut);
-        }
-    }
-
-    /// Asks the next replica for every slot that wants one.
-    fn fetch(&mut self, now: Instant, cluster: &Cluster, effects: &mut Vec<Effect>) {
-        let mut outgoing = Outgoing::new();
-        let mut weights = BTreeMap::new();
-        for at in 0..self.slots.len() {
-            let slot = &mut self.slots[at];
-            if !std::mem::take(&mut slot.wants_next) || slot.reply.is_some() {
-                continue;
-            }
-            let Some(entry) = &slot.entry else {
-                continue;
-            };
-            match next_replica(entry, &slot.asked, &weights, cluster, now) {
-                Some(member) => {
-                    *weights.entry(member).or_insert(0) += u64::from(entry.length) + MESSAGE_WEIGHT;
-                    slot.asked.push(member);
-                    slot.open_calls += 1;
-                    outgoing.entry(member).or_default().push(at);
-                }
-                None if slot.open_calls == 0 && slot.is_gone => {
-                    self.reply(at, Reply::Failed(Failure::Overwritten));
-                }
-                None if slot.open_calls == 0 && slot.open_lookups == 0 => {
-                    let statuses = replica_statuses(cluster, &entry.replicas, now);
-                    let replicas: Vec<String> = statuses.iter().map(|s| s.to_string()).collect();
-                    let replicas = replicas.join(",");
-                    self.reply(at, Reply::Failed(Failure::Unavailable { replicas }));
-                }
-                None => {}
-            }
-        }
-        for (member, slots) in outgoing {
-            let is_suspect = cluster.is_late(member);
-            self.send(member, is_suspect, slots, now, effects);
-        }
-    }
-
-    /// Fetches of a bounded size, at least one message each.
-    fn send(
-        &mut self,
-        member: MemberId,
-        is_suspect: bool,
-        slots: Vec<usize>,
-        now: Instant,
-        effects: &mut Vec<Effect>,
-    ) {
-        let mut rest = slots.as_slice();
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let mut chunk = Vec::new();
-            for &at in rest {
-                let entry = self.slots[at].entry.as_ref().expect("it was looked up");
-                bytes += u64::from(entry.length);
-                if bytes > self.limits.fetch_bytes_max && !chunk.is_empty() {
-                    break;
-                }
-                chunk.push((at, entry.revision));
-            }
-            rest = &rest[chunk.len()..];
-            let tag = self.tags.next();
-            effects.push(Effect::Fetch {
-                tag,
-                member,
-                revisions: chunk.iter().map(|(_, revision)| *revision).collect(),
-            });
-            let call = Call {
-                member,
-                slots: chunk,
-                hedge_at: now + self.limits.hedge_after,
-                late: false,
-                is_suspect,
-            };
-            self.calls.insert(tag, call);
         }
     }
 
@@ -517,29 +347,13 @@ impl ReadBatch {
     }
 }
 
-/// The best connected replica that was not asked; among equally good ones the one with the least
-/// work in this step.
-fn next_replica(
-    entry: &Entry,
-    asked: &[MemberId],
-    weights: &BTreeMap<MemberId, u64>,
-    cluster: &Cluster,
-    now: Instant,
-) -> Option<MemberId> {
-    let mut order = cluster.read_order(&entry.replicas, now);
-    order.retain(|member| !asked.contains(member));
-    let best = cluster.state(*order.first()?, now);
-    order
-        .into_iter()
-        .take_while(|member| cluster.state(*member, now) == best)
-        .min_by_key(|member| weights.get(member).copied().unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordinator::Answer;
     use crate::coordinator::testing::{World, key, member};
     use crate::metadata::replica_sets::ReplicaSet;
+    use crate::rpc::message::FetchResult;
     use std::time::Duration;
 
     #[test]

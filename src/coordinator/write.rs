@@ -21,6 +21,7 @@
 //! been taken; the commit has a time-out of its own, so a write ends within twice the write
 //! time-out.
 
+mod answers;
 mod proposal;
 mod runs;
 mod transaction;
@@ -28,15 +29,15 @@ mod transaction;
 use std::collections::BTreeMap;
 
 use super::events::Tags;
-use super::{Answer, Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
+use super::{Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
 use crate::faults::{self, Fault};
-use crate::ids::{Fence, Key, MemberId};
+use crate::ids::{Key, MemberId};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Step, Write};
-use crate::rpc::message::{Refusal, StoreRecord, StoreResult};
+use crate::rpc::message::StoreRecord;
 use runs::{Copy, CopyState, Outcome, Run};
 pub(super) use transaction::Kind;
 use transaction::Reads;
@@ -421,68 +422,6 @@ impl WriteBatch {
                 });
             }
         }
-    }
-
-    fn store_answered(
-        &mut self,
-        tag: Tag,
-        answer: Answer<StoreResult>,
-        now: Instant,
-        cluster: &mut Cluster,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(call) = self.calls.remove(&tag) else {
-            return;
-        };
-        if !matches!(self.phase, Phase::Collecting) {
-            return;
-        }
-        let term = self.revisions.first.term();
-        let states = match answer {
-            Answer::Results(results) => {
-                if results.contains(&StoreResult::DiskFull) {
-                    cluster.refused_full(call.member, now);
-                }
-                self.copy_states(&call, &results)
-            }
-            Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
-                self.deposed(call.member, highest, effects);
-                return;
-            }
-            Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
-            Answer::LinkLost if faults::has(Fault::CountFailedCopy) => {
-                vec![CopyState::Stored; call.runs.len()]
-            }
-            Answer::LinkLost => vec![CopyState::Unsure; call.runs.len()],
-        };
-        for (&run, state) in call.runs.iter().zip(states) {
-            self.runs[run].answered(call.member, state);
-        }
-        self.collect(now, cluster, effects);
-    }
-
-    /// What the results of a store say of each of its runs.
-    fn copy_states(&self, call: &Call, results: &[StoreResult]) -> Vec<CopyState> {
-        let records: usize = call.runs.iter().map(|&run| self.runs[run].sets.len()).sum();
-        if results.len() != records {
-            return vec![CopyState::Unsure; call.runs.len()];
-        }
-        let mut rest = results;
-        let mut states = Vec::with_capacity(call.runs.len());
-        for &run in &call.runs {
-            let (results, others) = rest.split_at(self.runs[run].sets.len());
-            states.push(CopyState::of(results));
-            rest = others;
-        }
-        states
-    }
-
-    /// A member follows a later term: nothing was proposed, and nothing of this term will be.
-    fn deposed(&mut self, member: MemberId, highest: Fence, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Deposed { member, highest });
-        let settlement = self.settlement(|_| None);
-        self.settle(settlement, effects);
-        self.fail_rest(&Failure::NotLeader { leader: None }, effects);
     }
 
     /// Answers every request that has no answer.

@@ -9,18 +9,25 @@
 //!
 //! | offset | size | meaning |
 //! |---|---|---|
-//! | 0 | 1 | format, 1 |
+//! | 0 | 1 | format: 1, or 2 if any HTTP address is known |
 //! | 1 | 1 | 1 if the group leaves the joint configuration by itself, else 0 |
 //! | 2 | 1 each | how many voters, outgoing voters, learners, next learners; at most 255 |
 //! | 6 | 8 each | their ids in this order, little-endian, ascending |
 //! | | 1 | how many addresses are known |
-//! | | each | id 8, ascending; name, RPC address, client address: 2 bytes length and text each |
+//! | | each | id 8, ascending; name, RPC and client address, in format 2 HTTP address: each 2
+//! bytes length and text |
+//!
+//! The address of one peer stands in the entry that tells of it, without its id and with the HTTP
+//! address only if it is known. Whoever was built before there was one reads what has none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::PeerId;
 
-const FORMAT: u8 = 1;
+/// Without HTTP addresses.
+const FORMAT_1: u8 = 1;
+/// With them.
+const FORMAT_2: u8 = 2;
 
 /// Peers in one configuration, of any kind: a group has three or five.
 pub const PEERS_MAX: usize = 16;
@@ -29,7 +36,7 @@ pub const PEERS_MAX: usize = 16;
 pub const TEXT_BYTES_MAX: usize = 255;
 
 /// The most bytes of a configuration.
-pub const BYTES_MAX: usize = 7 + PEERS_MAX * (4 * 8 + 8 + 3 * (2 + TEXT_BYTES_MAX));
+pub const BYTES_MAX: usize = 7 + PEERS_MAX * (4 * 8 + 8 + 4 * (2 + TEXT_BYTES_MAX));
 
 /// Where a participant is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct PeerAddress {
     pub rpc: String,
     /// Its client port, `host:port`.
     pub client: String,
+    /// Its HTTP port, `host:port`; empty: none, or not known.
+    pub http: String,
 }
 
 /// Who takes part.
@@ -130,7 +139,9 @@ impl Configuration {
 
     /// As in the table above.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![FORMAT, u8::from(self.auto_leave)];
+        let has_http = self.addresses.values().any(|one| !one.http.is_empty());
+        let format = if has_http { FORMAT_2 } else { FORMAT_1 };
+        let mut bytes = vec![format, u8::from(self.auto_leave)];
         let count = |set: &BTreeSet<PeerId>| u8::try_from(set.len()).expect("a group is small");
         bytes.extend(self.sets().map(count));
         for peer in self.sets().into_iter().flatten() {
@@ -139,7 +150,7 @@ impl Configuration {
         bytes.push(u8::try_from(self.addresses.len()).expect("a group is small"));
         for (peer, address) in &self.addresses {
             bytes.extend(peer.0.to_le_bytes());
-            address.put(&mut bytes);
+            address.put(&mut bytes, has_http);
         }
         bytes
     }
@@ -147,7 +158,12 @@ impl Configuration {
     /// What [`Configuration::encode`] made; `None` if it did not make this.
     pub fn decode(bytes: &[u8]) -> Option<Configuration> {
         let (head, ids) = bytes.split_first_chunk::<6>()?;
-        let [FORMAT, auto_leave @ 0..=1, counts @ ..] = *head else {
+        let [
+            format @ FORMAT_1..=FORMAT_2,
+            auto_leave @ 0..=1,
+            counts @ ..,
+        ] = *head
+        else {
             return None;
         };
         let total: usize = counts.iter().map(|count| usize::from(*count)).sum();
@@ -170,7 +186,7 @@ impl Configuration {
         for _ in 0..*count {
             let (id, text) = rest.split_first_chunk::<8>()?;
             let address;
-            (address, rest) = PeerAddress::take(text)?;
+            (address, rest) = PeerAddress::take(text, format == FORMAT_2)?;
             let peer = PeerId(u64::from_le_bytes(*id));
             found.addresses.insert(peer, address);
         }
@@ -183,25 +199,32 @@ impl PeerAddress {
     /// As in the table above.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.put(&mut bytes);
+        self.put(&mut bytes, !self.http.is_empty());
         bytes
     }
 
     /// What [`PeerAddress::encode`] made.
     pub fn decode(bytes: &[u8]) -> Option<PeerAddress> {
-        let (address, rest) = PeerAddress::take(bytes)?;
-        rest.is_empty().then_some(address)
+        let read = |has_http| {
+            let (address, rest) = PeerAddress::take(bytes, has_http)?;
+            rest.is_empty().then_some(address)
+        };
+        read(false).or_else(|| read(true))
     }
 
-    fn put(&self, bytes: &mut Vec<u8>) {
-        for text in [&self.name, &self.rpc, &self.client] {
+    fn put(&self, bytes: &mut Vec<u8>, has_http: bool) {
+        let http = has_http.then_some(&self.http);
+        for text in [&self.name, &self.rpc, &self.client]
+            .into_iter()
+            .chain(http)
+        {
             assert!(text.len() <= TEXT_BYTES_MAX, "an address is too long");
             bytes.extend((text.len() as u16).to_le_bytes());
             bytes.extend(text.as_bytes());
         }
     }
 
-    fn take(bytes: &[u8]) -> Option<(PeerAddress, &[u8])> {
+    fn take(bytes: &[u8], has_http: bool) -> Option<(PeerAddress, &[u8])> {
         let mut rest = bytes;
         let mut text = || {
             let (length, behind) = rest.split_first_chunk::<2>()?;
@@ -215,6 +238,7 @@ impl PeerAddress {
             name: text()?,
             rpc: text()?,
             client: text()?,
+            http: if has_http { text()? } else { String::new() },
         };
         Some((address, rest))
     }
@@ -242,6 +266,7 @@ mod tests {
                     name: "leader-7".to_owned(),
                     rpc: "localhost:5".to_owned(),
                     client: String::new(),
+                    http: String::new(),
                 },
             )]),
         };
@@ -252,6 +277,22 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(Configuration::decode(&bytes[..length]), None);
         }
+        // With an HTTP address it is of another format; without, as it always was.
+        assert_eq!(bytes.first(), Some(&FORMAT_1));
+        let mut with_http = configuration.clone();
+        for address in with_http.addresses.values_mut() {
+            address.http = "localhost:8080".to_owned();
+            assert_eq!(
+                PeerAddress::decode(&address.encode()).as_ref(),
+                Some(&*address)
+            );
+        }
+        let more = with_http.encode();
+        assert_eq!(more.first(), Some(&FORMAT_2));
+        for length in 0..more.len() {
+            assert_eq!(Configuration::decode(&more[..length]), None);
+        }
+        assert_eq!(Configuration::decode(&more), Some(with_http));
         let mut descending = bytes.clone();
         descending[6..22].rotate_left(8);
         assert_eq!(Configuration::decode(&descending), None);

@@ -1,4 +1,4 @@
-//! What can be changed while a leader runs.
+//! What can be asked and changed while a leader runs.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::leader::state::Shared;
 use crate::metadata::command::{Change, Command};
 use crate::rpc::tls::TlsContext;
 
-/// For a reload of settings, from any thread.
+/// For questions and a reload of settings, from any thread.
 pub struct Control {
     shared: Arc<Shared>,
     tls: Arc<TlsContext>,
@@ -19,6 +19,11 @@ pub struct Control {
 impl Control {
     pub(super) fn new(shared: Arc<Shared>, tls: Arc<TlsContext>) -> Control {
         Control { shared, tls }
+    }
+
+    /// Whether the leader leads and serves.
+    pub fn is_active(&self) -> bool {
+        self.shared.serving_term().is_some()
     }
 
     /// Reads the certificates again; the last good ones stay if the new ones are bad.

@@ -2,7 +2,8 @@
 //! expire, and asks whether this leader takes part still when it has no leader.
 //!
 //! It waits on a doorbell that [`View`] rings when there is something to release, the registry has
-//! changed, or a message expires earlier than all others. It rests between two rounds, so that under load many releases share one request.
+//! changed, or a message expires earlier than all others. It rests between two rounds, so that
+//! under load many releases share one request.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -100,6 +101,7 @@ fn describe_itself(shared: &Shared, term: u64) {
         name: shared.name.clone(),
         rpc: shared.rpc_address.clone(),
         client: shared.client_address.clone(),
+        http: shared.http_address.clone(),
     };
     if shared.group.configuration().addresses.get(&peer) == Some(&address) {
         return;

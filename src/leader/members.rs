@@ -63,6 +63,7 @@ impl MemberService {
         Response::Standing(StandingAnswer {
             takes_part: peers.contains(&PeerId(peer.node_id)),
             client: self.shared.client_address.clone(),
+            http: self.shared.http_address.clone(),
         })
     }
 
@@ -106,6 +107,7 @@ impl MemberService {
         Response::Join(JoinAnswer {
             rpc: self.shared.rpc_address.clone(),
             client: self.shared.client_address.clone(),
+            http: self.shared.http_address.clone(),
         })
     }
 

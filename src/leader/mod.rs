@@ -35,12 +35,14 @@
 pub mod command_time;
 pub mod control;
 pub mod desk;
+mod doors;
 pub mod drive;
 pub mod expiry;
 pub mod forward;
 pub mod group_admin;
 pub mod handler;
 pub mod housekeeping;
+pub mod http;
 pub mod links;
 pub mod machine;
 pub mod members;
@@ -49,6 +51,7 @@ pub mod server;
 mod slot;
 pub mod standing;
 pub mod state;
+pub mod stats;
 pub mod status;
 
 #[cfg(test)]

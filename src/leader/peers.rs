@@ -27,7 +27,7 @@ use crate::group::{Configuration, GroupHandle, OutgoingSnapshot, PeerAddress, Tr
 use crate::ids::PeerId;
 use crate::metadata::command::Applied;
 use crate::rpc::link::Link;
-use crate::rpc::message::{JoinRequest, RaftRequest, Request, Response, SnapshotChunk};
+use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, Request, Response, SnapshotChunk};
 use crate::rpc::pool::{Pool, PoolEvents};
 use crate::threads::{self, StopSignal, Thread, Threads};
 
@@ -185,8 +185,14 @@ impl Peers {
         let request = Request::Join(JoinRequest { founders });
         match link.call_wait(0, request, own.clock.now() + JOIN_TIMEOUT)? {
             Response::Join(answer) => {
-                let (rpc, client) = (answer.rpc, answer.client);
-                Ok((peer, PeerAddress { name, rpc, client }))
+                let JoinAnswer { rpc, client, http } = answer;
+                let address = PeerAddress {
+                    name,
+                    rpc,
+                    client,
+                    http,
+                };
+                Ok((peer, address))
             }
             Response::Refused(refusal) => anyhow::bail!("{refusal}"),
             other => anyhow::bail!("it answers something else: {other:?}"),

@@ -8,7 +8,7 @@
 //! A start that fails stops what it has started in the same way before it returns, so that nothing
 //! writes to the directory once its lock is let go.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -31,7 +31,7 @@ use crate::group::{
 };
 use crate::ids::{ClusterId, MemberId};
 use crate::leader::desk::{Desk, DeskThread};
-use crate::leader::forward::PeerLinks;
+use crate::leader::doors::{self, Listeners};
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping::Housekeeping;
 use crate::leader::machine::Machine;
@@ -40,7 +40,6 @@ use crate::leader::peers::{PeerEvents, PeerTransport};
 use crate::leader::state::{Shared, View};
 use crate::metadata::command::{Applied, Change, Command};
 use crate::net;
-use crate::protocol::hatokuse::{Hatokuse, Identity, Limits as SessionLimits};
 use crate::rpc::LocalIdentity;
 use crate::rpc::message::Role;
 use crate::rpc::pool::Pool;
@@ -83,10 +82,14 @@ pub struct Settings {
     pub rpc_bind: SocketAddr,
     /// Where clients connect.
     pub client_bind: SocketAddr,
+    /// Where they connect over HTTP, if anywhere.
+    pub http_bind: Option<SocketAddr>,
     /// What other leaders are told of `rpc_bind`; `None`: as bound.
     pub rpc_advertise: Option<String>,
     /// What clients are told of `client_bind`; `None`: as bound.
     pub client_advertise: Option<String>,
+    /// What they are told of `http_bind`; `None`: as bound.
+    pub http_advertise: Option<String>,
     /// Certificates.
     pub tls: TlsSettings,
     /// Times and sizes of batches.
@@ -116,6 +119,8 @@ pub struct Addresses {
     pub rpc: SocketAddr,
     /// By clients.
     pub client: SocketAddr,
+    /// By clients over HTTP, if it is.
+    pub http: Option<SocketAddr>,
 }
 
 /// A running leader.
@@ -136,6 +141,7 @@ pub struct Leader {
     /// Why the group ended by itself.
     failure: Arc<Mutex<Option<GroupError>>>,
     addresses: Addresses,
+    fs: Arc<dyn FileSystem>,
     _lock: DirLock,
 }
 
@@ -159,17 +165,13 @@ impl Leader {
         let lock = DirLock::acquire(dir)?;
         cluster_file::bind(fs.as_ref(), dir, settings.cluster_id)?;
         let tls = TlsContext::load(settings.tls.clone(), Arc::clone(&clock))?;
-        let rpc_listener = bind(settings.rpc_bind, "rpc")?;
-        let client_listener = bind(settings.client_bind, "hatokuse")?;
-        let addresses = Addresses {
-            rpc: rpc_listener.local_addr()?,
-            client: client_listener.local_addr()?,
-        };
+        let listeners = Listeners::bind(&settings)?;
+        let addresses = listeners.addresses()?;
 
         let (seed, nonce) = (random_u64()?, random_u64()?);
         let view = Arc::new(View::new(Cluster::new(settings.strategy, seed)));
         let failure = Arc::new(Mutex::new(None));
-        let group = start_group(&settings, fs, &clock, &view, &stop, &failure)?;
+        let group = start_group(&settings, Arc::clone(&fs), &clock, &view, &stop, &failure)?;
         let is_alone = group.handle().configuration().is_alone(group.peer());
         let identity = LocalIdentity {
             cluster_id: settings.cluster_id,
@@ -186,10 +188,7 @@ impl Leader {
             Arc::clone(&clock),
             events,
         ));
-        let advertised = settings.client_advertise.clone();
-        let client_address = advertised.unwrap_or_else(|| addresses.client.to_string());
-        let advertised = settings.rpc_advertise.clone();
-        let rpc_address = advertised.unwrap_or_else(|| addresses.rpc.to_string());
+        let own = doors::advertised(&addresses, &settings);
         let peers = Pool::new(
             identity.clone(),
             Arc::clone(&tls),
@@ -198,7 +197,7 @@ impl Leader {
         );
         view.peers.open(
             group.peer(),
-            rpc_address.clone(),
+            own.rpc.clone(),
             peers,
             group.handle(),
             Arc::clone(&clock),
@@ -210,7 +209,7 @@ impl Leader {
             group.handle(),
             Arc::clone(&pool) as _,
             settings.cache_bytes,
-            (settings.name.clone(), client_address, rpc_address),
+            own,
         ));
         let mut leader = Leader {
             clock,
@@ -226,9 +225,9 @@ impl Leader {
             stop,
             failure,
             addresses,
+            fs,
             _lock: lock,
         };
-        let listeners = (rpc_listener, client_listener);
         match leader.open(&settings, identity, listeners, is_alone) {
             Ok(()) => Ok(leader),
             Err(error) => match leader.stop_parts() {
@@ -243,7 +242,7 @@ impl Leader {
         &mut self,
         settings: &Settings,
         identity: LocalIdentity,
-        (rpc_listener, client_listener): (TcpListener, TcpListener),
+        listeners: Listeners,
         is_alone: bool,
     ) -> anyhow::Result<()> {
         let house = Housekeeping::new(Arc::clone(&self.shared));
@@ -258,7 +257,7 @@ impl Leader {
         let service = MemberService::new(Arc::clone(&self.shared)).answering(desk);
         let service = Arc::new(service);
         let rpc = RpcServer::start(
-            rpc_listener,
+            listeners.rpc,
             Arc::clone(&self.tls),
             identity,
             service,
@@ -273,7 +272,9 @@ impl Leader {
             ensure_tolerance(&self.shared, settings.tolerance)?;
             self.wait_for_links();
         }
-        self.clients = Some(start_clients(client_listener, settings, &self.shared)?);
+        let doors = (listeners.client, listeners.http);
+        let (fs, stop) = (Arc::clone(&self.fs), self.stop.clone());
+        self.clients = Some(doors::open(doors, settings, &self.shared, fs, stop)?);
         Ok(())
     }
 
@@ -316,9 +317,17 @@ impl Leader {
     pub fn wait(self) -> anyhow::Result<()> {
         while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
         info!("stopping");
+        self.hand_over();
         self.stop_parts()?;
         info!("stopped");
         Ok(())
+    }
+
+    /// Stops now and tells nobody: the others find its connections closed, as after a crash, and
+    /// elect one of them. What its workers have taken is finished all the same.
+    pub fn desert(self) -> anyhow::Result<()> {
+        self.stop.stop();
+        self.stop_parts()
     }
 
     /// Hands leadership to another leader, if there is one, while clients are still answered: what
@@ -352,7 +361,6 @@ impl Leader {
 
     /// Stops what was started, in order; an error if the journal failed or a thread goes on.
     fn stop_parts(self) -> anyhow::Result<()> {
-        self.hand_over();
         let mut late = Vec::new();
         let mut keep =
             |result: Result<(), Vec<String>>| late.extend(result.err().unwrap_or_default());
@@ -383,10 +391,6 @@ impl Leader {
         }
         Ok(())
     }
-}
-
-fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("cannot listen on {address} ({what})"))
 }
 
 fn random_u64() -> anyhow::Result<u64> {
@@ -455,35 +459,4 @@ fn ensure_tolerance(shared: &Shared, wanted: u8) -> anyhow::Result<()> {
         Ok(ProposalOutcome::Applied(_)) => Ok(()),
         other => bail!("tolerance {wanted} could not be set: {other:?}"),
     }
-}
-
-fn start_clients(
-    listener: TcpListener,
-    settings: &Settings,
-    shared: &Arc<Shared>,
-) -> anyhow::Result<net::Server> {
-    let limits = SessionLimits {
-        payload_bytes_max: settings.payload_bytes_max,
-    };
-    let greeter = Arc::clone(shared);
-    let sessions = Hatokuse::new(limits, move || {
-        let is_serving = greeter.serving_term().is_some();
-        Identity {
-            node: greeter.name.clone(),
-            role: if is_serving { "leader" } else { "follower" }.to_owned(),
-        }
-    });
-    let handler = ClientHandler::new(Arc::clone(shared));
-    let handler = match settings.redirect {
-        Redirect::Reply => handler,
-        Redirect::Forward => handler.passing_on(Arc::new(PeerLinks::new(Arc::clone(shared)))),
-    };
-    net::Server::start(
-        listener,
-        Arc::new(handler),
-        Arc::new(sessions),
-        Arc::clone(&shared.clock),
-        settings.net.clone(),
-    )
-    .context("cannot start the client port")
 }

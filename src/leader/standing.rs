@@ -24,22 +24,30 @@ const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// What the active leader has said, if it was that this one takes no part.
 #[derive(Default)]
 pub struct Removal {
-    /// Where clients reach it.
-    leader: Mutex<Option<String>>,
+    /// Where clients reach it, and where over HTTP, if they do.
+    leader: Mutex<Option<(String, String)>>,
 }
 
 impl Removal {
     /// Where clients reach the group that this leader was removed from; `None` if it takes part, as
     /// far as it knows.
     pub fn leader(&self) -> Option<String> {
-        self.leader.lock().clone()
+        self.leader
+            .lock()
+            .as_ref()
+            .map(|(client, _)| client.clone())
+    }
+
+    /// The same over HTTP; empty if it does not serve that.
+    pub fn leader_http(&self) -> Option<String> {
+        self.leader.lock().as_ref().map(|(_, http)| http.clone())
     }
 
     fn told(&self, answer: StandingAnswer) {
-        let leader = (!answer.takes_part).then_some(answer.client);
+        let leader = (!answer.takes_part).then_some((answer.client, answer.http));
         let before = std::mem::replace(&mut *self.leader.lock(), leader.clone());
         match (before, leader) {
-            (None, Some(leader)) => warn!(
+            (None, Some((leader, _))) => warn!(
                 "this leader was removed from its group, whose active leader serves clients at \
                  {leader}: stop it, or add it again by GROUP ADD"
             ),
@@ -72,6 +80,7 @@ impl Inquirer {
                 shared.removal.told(StandingAnswer {
                     takes_part: true,
                     client: String::new(),
+                    http: String::new(),
                 });
             }
             return;

@@ -21,7 +21,7 @@ use crate::coordinator::cache::PayloadCache;
 use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Question, Revisions, Settlement, Told};
 use crate::faults::{self, Fault};
-use crate::group::{GroupHandle, Role};
+use crate::group::{GroupHandle, PeerAddress, Role};
 use crate::ids::{Fence, Key, MemberId, Revision};
 use crate::leader::command_time::CommandTime;
 use crate::leader::links::{MemberLink, MemberLinks};
@@ -196,6 +196,8 @@ pub struct Shared {
     pub name: String,
     /// Where clients reach this leader, `host:port`.
     pub client_address: String,
+    /// Where they do over HTTP; empty: nowhere.
+    pub http_address: String,
     /// Where members and other leaders do.
     pub rpc_address: String,
     /// The highest term of a fence that a member has executed and that was above this leader's:
@@ -233,7 +235,7 @@ impl Shared {
         group: GroupHandle<Applied>,
         links: Arc<dyn MemberLinks>,
         cache_bytes: usize,
-        (name, client_address, rpc_address): (String, String, String),
+        own: PeerAddress,
     ) -> Shared {
         Shared {
             time: CommandTime::new(&*clock),
@@ -243,9 +245,10 @@ impl Shared {
             group,
             links,
             cache: Cache::new(cache_bytes),
-            name,
-            client_address,
-            rpc_address,
+            name: own.name,
+            client_address: own.client,
+            http_address: own.http,
+            rpc_address: own.rpc,
             deposed: AtomicU64::new(0),
             removal: Removal::default(),
             batches: AtomicU64::new(0),
@@ -302,6 +305,19 @@ impl Shared {
         let client = &address.client;
         // Nobody is sent to where they come from: a leader that does not serve yet is none.
         (!client.is_empty() && *client != self.client_address).then(|| client.clone())
+    }
+
+    /// The same over HTTP, if that leader serves it.
+    pub fn leader_http(&self) -> Option<String> {
+        let http = match self.removal.leader_http() {
+            Some(http) => http,
+            None => {
+                let leader = self.group.status().leader?;
+                let configuration = self.group.configuration();
+                configuration.addresses.get(&leader)?.http.clone()
+            }
+        };
+        (!http.is_empty() && http != self.http_address).then_some(http)
     }
 
     /// A number for a batch.

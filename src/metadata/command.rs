@@ -10,7 +10,7 @@
 //! | part | size | meaning |
 //! |---|---|---|
 //! | version | 1 | 1; 2 for kind 5; 3 for the kinds from 6 on |
-//! | kind | 1 | 1 write, 2 reserve ids, 3 register member, 4 set tolerance, 5 once, 6 transact, 7 expire |
+//! | kind | 1 | as in the next table, from 1 write to 7 expire |
 //! | term | 8 | `Command::term` |
 //! | body | to the end | by kind |
 //!

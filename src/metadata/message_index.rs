@@ -9,11 +9,11 @@
 //!
 //! Memory: a hash table is between 7/16 and 7/8 full while it grows, so an id's slot (24 bytes, and
 //! 1 control byte) costs 29 to 57 bytes. A node of an ordered table holds 5 to 11 slots of 32
-//! bytes, so another key costs 37 to 89, and its text. Shards are of different widths, up to twice the narrowest, so that their
-//! tables do not all double at the same time: together they cost some 40 bytes for an id, however
-//! many there are, and what one leaves behind the next one can use. A table that has become less
-//! than an eighth full by deletes is made smaller. Replica sets are interned and shared
-//! (`replica_sets`).
+//! bytes, so another key costs 37 to 89, and its text. Shards are of different widths, up to twice
+//! the narrowest, so that their tables do not all double at the same time: together they cost some
+//! 40 bytes for an id, however many there are, and what one leaves behind the next one can use. A
+//! table that has become less than an eighth full by deletes is made smaller. Replica sets are
+//! interned and shared (`replica_sets`).
 //!
 //! Pauses: a table that is full is copied to one twice its size in one go. With 1,024 shards and
 //! 100 million ids that is some 100,000 slots, about a millisecond, under that shard's lock only.
@@ -163,10 +163,10 @@ impl Shard {
         self.len() == 0
     }
 
-    /// The most memory that it takes, in bytes: buckets times their size, nodes that are least full,
-    /// the text of the keys. What the allocator adds (8 to 23 bytes for each key that is not an id)
-    /// is left out, and so are buckets that deletes have spoiled until the table is next rebuilt,
-    /// and when messages expire.
+    /// The most memory that it takes, in bytes: buckets times their size, nodes that are least
+    /// full, the text of the keys. What the allocator adds (8 to 23 bytes for each key that is not
+    /// an id) is left out, and so are buckets that deletes have spoiled until the table is next
+    /// rebuilt, and when messages expire.
     pub fn memory_bytes(&self) -> usize {
         let texts: usize = self.words.keys().map(|word| word.len()).sum();
         size_of::<Shard>()

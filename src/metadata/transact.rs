@@ -12,14 +12,16 @@
 //! | token | | if bit 1 is set |
 //! | sets | varint | how many replica sets; that many follow |
 //! | steps | varint | at least 1, up to [`OPERATIONS_MAX`]; that many follow |
-//! | each: form | 1 | bits 0, 1: 0 SET, 1 DEL, 2 expire, 3 get; bit 2: token; bit 3: time to live; bits 4, 5: condition, 0 none, 1 revision, 2 absent, 3 exists |
+//! | each: form | 1 | see below |
 //! | each: key | | |
 //! | each: token | | if bit 2 is set; not with a token of the whole |
-//! | each: time to live | varint | if bit 3 is set: milliseconds, 1..=[`TTL_MS_MAX`]; of SET and expire only |
-//! | each: condition | 8 | the revision, if it demands one; of SET and DEL only |
+//! | each: time to live | varint | if bit 3 is set: milliseconds, 1..=[`TTL_MS_MAX`] |
+//! | each: condition | 8 | the revision, if it demands one |
 //! | a SET: set, revision, length | varint, 8, varint | the set's place among those above |
 //!
-//! A get has neither token, time to live nor condition, an expire no condition.
+//! The form: bits 0 and 1 are 0 SET, 1 DEL, 2 expire, 3 get; bit 2 a token, not of a get; bit 3 a
+//! time to live, of SET and expire only; bits 4 and 5 a condition, of SET and DEL only: 0 none, 1 a
+//! revision, 2 absent, 3 exists.
 
 use crate::ids::{Key, Revision, Token};
 use crate::metadata::command::{

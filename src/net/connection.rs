@@ -176,6 +176,12 @@ impl Connection {
         is_wanted && self.stalled_since.is_some_and(is_due)
     }
 
+    /// Until when the client has to send more, while it is waited for.
+    pub fn input_deadline(&mut self, now: Instant) -> Option<Instant> {
+        let is_awaited = !(self.is_choked || self.has_ended || self.is_ending);
+        is_awaited.then(|| self.session.input_deadline(now))?
+    }
+
     /// Nothing more is read for the session; its output is still to be written.
     pub fn stop_reading(&mut self) {
         self.is_ending = true;

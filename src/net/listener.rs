@@ -5,6 +5,7 @@
 //! come again at once, and the clients wait in the kernel's queue meanwhile.
 
 use std::io::{self, ErrorKind, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
@@ -13,6 +14,7 @@ use super::connection::{Connection, Farewell};
 use super::jobs::Seat;
 use super::slots::Shared;
 use crate::clock::Instant;
+use crate::protocol::Sessions;
 
 /// How long accepting pauses after an error. Long enough not to spin, short enough not to be
 /// noticed once a descriptor is free.
@@ -21,9 +23,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The most connections accepted between two looks at other events.
 const ACCEPTS_MAX: usize = 64;
 
-/// The listening socket.
+/// A listening socket.
 pub struct Listener {
     socket: TcpListener,
+    /// What its clients speak.
+    sessions: Arc<dyn Sessions>,
     /// Not before this; the default is at once.
     not_before: Instant,
     /// Whether there may be connections to accept.
@@ -32,9 +36,10 @@ pub struct Listener {
 
 impl Listener {
     /// Accepts from `socket`, which is non-blocking and registered.
-    pub fn new(socket: TcpListener) -> Listener {
+    pub fn new(socket: TcpListener, sessions: Arc<dyn Sessions>) -> Listener {
         Listener {
             socket,
+            sessions,
             not_before: Instant::default(),
             is_ready: true,
         }
@@ -57,7 +62,7 @@ impl Listener {
         }
         for _ in 0..ACCEPTS_MAX {
             match self.socket.accept() {
-                Ok((stream, _)) => admit(stream, shared),
+                Ok((stream, _)) => admit(stream, &*self.sessions, shared),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.is_ready = false;
                     return;
@@ -81,7 +86,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-fn admit(mut stream: TcpStream, shared: &Shared) {
+fn admit(mut stream: TcpStream, sessions: &dyn Sessions, shared: &Shared) {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("a connection was gone before it was served: {error}");
         return;
@@ -90,11 +95,11 @@ fn admit(mut stream: TcpStream, shared: &Shared) {
     let _ = socket2::SockRef::from(&stream).set_keepalive(true);
     let charge = shared.budget.charge();
     if let Some(slot) = shared.reserve(false) {
-        let connection = Box::new(Connection::new(stream, shared.sessions.open(), charge));
+        let connection = Box::new(Connection::new(stream, sessions.open(), charge));
         shared.enqueue(Seat { slot, connection });
         return;
     }
-    let refusal = shared.sessions.refusal();
+    let refusal = sessions.refusal();
     log::debug!("connection refused, {} are open", shared.open());
     if let Some(slot) = shared.reserve(true) {
         let session = Box::new(Farewell::new(&refusal));

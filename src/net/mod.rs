@@ -24,6 +24,11 @@
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
+//! | unfinished request | [`Session::input_deadline`] | the protocol's answer, then close |
+//!
+//! All doors of a server share its threads and limits.
+//!
+//! [`Session::input_deadline`]: crate::protocol::Session::input_deadline
 
 pub mod budget;
 mod connection;
@@ -43,7 +48,7 @@ use crate::clock::Instant;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 
-pub use self::server::{Limits, Server};
+pub use self::server::{Door, Gauges, Limits, Server};
 
 /// What a [`Handler`] made of a batch.
 pub enum Progress {

@@ -10,14 +10,15 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token};
 
 use super::listener::Listener;
+use super::server::Door;
 use super::slots::Shared;
 use super::workers::Worker;
 use crate::clock::Instant;
 
-/// The listening socket's events; slots count from 0.
-const LISTENER: Token = Token(usize::MAX);
 /// The wake-ups of other threads.
-pub const WAKER: Token = Token(usize::MAX - 1);
+pub const WAKER: Token = Token(usize::MAX);
+/// The events of the first listening socket, and down from there; slots count from 0.
+const LISTENER_FIRST: usize = usize::MAX - 1;
 
 /// Events taken from one poll; more come with the next.
 const EVENTS_MAX: usize = 1024;
@@ -25,19 +26,23 @@ const EVENTS_MAX: usize = 1024;
 /// The poll and what the thread accepts from.
 pub struct Poller {
     poll: Poll,
-    /// Gone once the server is stopping.
-    listener: Option<Listener>,
+    /// None once the server is stopping.
+    listeners: Vec<Listener>,
 }
 
 impl Poller {
-    /// Polls for `socket` and for the slots of whoever registers with `poll`.
-    pub fn new(poll: Poll, socket: std::net::TcpListener) -> io::Result<Poller> {
-        socket.set_nonblocking(true)?;
-        let mut socket = mio::net::TcpListener::from_std(socket);
-        poll.registry()
-            .register(&mut socket, LISTENER, Interest::READABLE)?;
-        let listener = Some(Listener::new(socket));
-        Ok(Poller { poll, listener })
+    /// Polls for the doors and for the slots of whoever registers with `poll`.
+    pub fn new(poll: Poll, doors: Vec<Door>) -> io::Result<Poller> {
+        let mut listeners = Vec::new();
+        for (number, door) in doors.into_iter().enumerate() {
+            door.listener.set_nonblocking(true)?;
+            let mut socket = mio::net::TcpListener::from_std(door.listener);
+            let token = Token(LISTENER_FIRST - number);
+            poll.registry()
+                .register(&mut socket, token, Interest::READABLE)?;
+            listeners.push(Listener::new(socket, door.sessions));
+        }
+        Ok(Poller { poll, listeners })
     }
 
     /// Runs until the stop is over: all connections are closed, or its deadline has passed. Then
@@ -50,17 +55,18 @@ impl Poller {
             let now = shared.clock.now();
             let next_timer = shared.run_timers(now);
             if let Some(deadline) = shared.stop_deadline() {
-                if self.listener.take().is_some() {
+                if !std::mem::take(&mut self.listeners).is_empty() {
                     shared.sweep_idle();
                 }
                 if shared.all() == 0 || now >= deadline {
                     break;
                 }
             }
-            let next_accept = self.listener.as_mut().and_then(|listener| {
+            let accept = |listener: &mut Listener| {
                 listener.accept(shared, now);
                 listener.next()
-            });
+            };
+            let next_accept = self.listeners.iter_mut().filter_map(accept).min();
             let next_gather = shared.gather(&mut ready, now);
             let wake_at = [next_timer, next_accept, next_gather, shared.stop_deadline()];
             let timeout = wake_at.into_iter().flatten().min().map(|at| until(at, now));
@@ -71,13 +77,11 @@ impl Poller {
             }
             for event in &events {
                 match event.token() {
-                    LISTENER => {
-                        if let Some(listener) = &mut self.listener {
-                            listener.ready();
-                        }
-                    }
                     WAKER => {}
-                    Token(slot) => ready.extend(shared.take_ready(slot)),
+                    Token(number) => match self.listeners.get_mut(LISTENER_FIRST - number) {
+                        Some(listener) => listener.ready(),
+                        None => ready.extend(shared.take_ready(number)),
+                    },
                 }
             }
             if ready.len() == 1 && !shared.is_stopping() && shared.is_quiet() {

@@ -1,4 +1,4 @@
-//! Starts and stops the threads that serve one listening address.
+//! Starts and stops the threads that serve one or several listening addresses.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -53,34 +53,61 @@ impl Default for Limits {
 /// to do then but to notice.
 const JOIN_GRACE: Duration = Duration::from_millis(250);
 
+/// A listening address and what is spoken there.
+pub struct Door {
+    /// The listening socket.
+    pub listener: TcpListener,
+    /// Makes the session of each connection.
+    pub sessions: Arc<dyn Sessions>,
+}
+
+/// What a server holds.
+pub struct Gauges(Arc<Shared>);
+
+impl Gauges {
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.0.open()
+    }
+
+    /// Batches parked now.
+    pub fn parked(&self) -> usize {
+        self.0.parked()
+    }
+
+    /// Bytes held for all clients now, see [`super::budget`].
+    pub fn bytes_held(&self) -> usize {
+        self.0.budget.used()
+    }
+}
+
 /// A running server: its `poll` and `work-N` threads, ended by [`Server::stop`]. Dropped without
 /// that, it goes on to the end of the process.
 pub struct Server {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     threads: Threads,
 }
 
 impl Server {
-    /// Starts to serve `listener`.
+    /// Starts to serve all doors by one set of threads and within one set of limits.
     pub fn start(
-        listener: TcpListener,
+        doors: Vec<Door>,
         handler: Arc<dyn Handler>,
-        sessions: Arc<dyn Sessions>,
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
         assert!(limits.workers > 0, "a server needs a worker");
-        let address = listener.local_addr()?;
+        let addresses = doors.iter().map(|door| door.listener.local_addr());
+        let addresses = addresses.collect::<io::Result<_>>()?;
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let poller = Poller::new(poll, listener)?;
+        let poller = Poller::new(poll, doors)?;
         let (sender, jobs) = crossbeam_channel::bounded(jobs_max(&limits));
         let workers = limits.workers;
-        let services = (handler, sessions);
         let shared = Arc::new(Shared::new(
-            services,
+            handler,
             clock,
             limits,
             sender,
@@ -96,30 +123,20 @@ impl Server {
             threads.push(spawn(format!("work-{number}"), move || worker.run(&jobs))?);
         }
         Ok(Server {
-            address,
+            addresses,
             shared,
             threads,
         })
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Where it listens, in the order of its doors.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
-    /// Connections open now.
-    pub fn connections(&self) -> usize {
-        self.shared.open()
-    }
-
-    /// Batches parked now.
-    pub fn parked(&self) -> usize {
-        self.shared.parked()
-    }
-
-    /// Bytes held for all clients now, see [`super::budget`].
-    pub fn bytes_held(&self) -> usize {
-        self.shared.budget.used()
+    /// What it holds, as it changes.
+    pub fn gauges(&self) -> Gauges {
+        Gauges(Arc::clone(&self.shared))
     }
 
     /// Stops in order: accepts no more, finishes the batches that were begun, sends their replies,

@@ -30,7 +30,6 @@ use super::connection::Connection;
 use super::jobs::{Gate, Job, Rider, Seat};
 use super::{Handler, Limits, Parked, Waker};
 use crate::clock::{Clock, Instant};
-use crate::protocol::Sessions;
 
 /// Up to so many connections the poller serves one that is alone itself. With 64 it did so a third
 /// of the time, and each time kept the others waiting: 37,000 GETs a second instead of 47,000.
@@ -75,8 +74,6 @@ enum Slot {
 pub struct Shared {
     /// Who executes batches.
     pub handler: Arc<dyn Handler>,
-    /// Makes sessions.
-    pub sessions: Arc<dyn Sessions>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The limits.
@@ -109,7 +106,7 @@ pub fn jobs_max(limits: &Limits) -> usize {
 impl Shared {
     /// An empty table.
     pub fn new(
-        (handler, sessions): (Arc<dyn Handler>, Arc<dyn Sessions>),
+        handler: Arc<dyn Handler>,
         clock: Arc<dyn Clock>,
         limits: Limits,
         jobs: Sender<Job>,
@@ -122,7 +119,6 @@ impl Shared {
         ];
         Shared {
             handler,
-            sessions,
             clock,
             budget: Budget::new(limits.budget_bytes),
             limits,

@@ -7,20 +7,24 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Handler, Limits, Parked, Progress, Server, Waker};
+use super::{Door, Gauges, Handler, Limits, Parked, Progress, Server, Waker};
 use crate::clock::{Clock, Instant, SystemClock, sleep};
 use crate::error::Failure;
 use crate::ids::Key;
+use crate::protocol::Sessions;
 use crate::protocol::hatokuse::{self, Hatokuse, Identity};
 use crate::protocol::request::{Batch, Write as Change};
 use crate::protocol::testing::FakeStore;
 use crate::threads::spawn;
 
 mod budget;
+mod deadlines;
 mod ending;
 mod misbehaving;
 mod parking;
 mod replies;
+
+use self::deadlines::Hurried;
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -127,6 +131,7 @@ impl Parked for FakeParked {
 
 struct Fixture {
     server: Server,
+    gauges: Gauges,
     store: Arc<Mutex<FakeStore>>,
     gate: Arc<(Mutex<Gate>, Condvar)>,
     clock: Arc<dyn Clock>,
@@ -167,16 +172,20 @@ impl Fixture {
             role: "leader".into(),
         };
         let sessions = Hatokuse::new(hatokuse::Limits { payload_bytes_max }, identity);
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let doors: [Arc<dyn Sessions>; 2] = [Arc::new(sessions), Arc::new(Hurried)];
+        let door = |sessions| Door {
+            listener: TcpListener::bind("127.0.0.1:0").expect("a port"),
+            sessions,
+        };
         let server = Server::start(
-            listener,
+            doors.map(door).into(),
             Arc::new(handler),
-            Arc::new(sessions),
             Arc::clone(&clock),
             limits,
         )
         .expect("a server");
         Fixture {
+            gauges: server.gauges(),
             server,
             store,
             gate,
@@ -201,7 +210,7 @@ impl Fixture {
 
     /// A client that has read nothing.
     fn stranger(&self) -> Client {
-        let stream = TcpStream::connect(self.server.address()).expect("a connection");
+        let stream = TcpStream::connect(self.server.addresses()[0]).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         Client { stream }
     }
@@ -277,7 +286,7 @@ fn a_line_of_3_mib_comes_back() {
     assert_eq!(client.exact(message.len()), message.as_bytes());
     assert_eq!(client.line(), "");
     fixture.wait("nothing is held", |fixture| {
-        fixture.server.bytes_held() == 0
+        fixture.gauges.bytes_held() == 0
     });
     fixture.stop();
 }
@@ -291,7 +300,7 @@ fn an_over_long_line_is_skipped_in_bounded_memory() {
     let mut most = 0;
     for _ in 0..20 {
         client.send(&piece);
-        most = fixture.server.bytes_held().max(most);
+        most = fixture.gauges.bytes_held().max(most);
     }
     client.send("\nCOUNT\n");
     assert_eq!(
@@ -317,7 +326,7 @@ fn a_client_that_does_not_read_is_not_read_from_until_it_does() {
     client.send(&"GET 1\n".repeat(reads));
     let most = 6 << 20;
     fixture.wait("replies pile up", |fixture| {
-        fixture.server.bytes_held() >= 4 << 20
+        fixture.gauges.bytes_held() >= 4 << 20
     });
     client
         .stream
@@ -331,13 +340,13 @@ fn a_client_that_does_not_read_is_not_read_from_until_it_does() {
             Err(error) => break error,
         }
         assert!(sent < 64 << 20, "the server still reads");
-        assert!(fixture.server.bytes_held() < most);
+        assert!(fixture.gauges.bytes_held() < most);
     };
     assert!(
         matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
         "{error}"
     );
-    assert!(fixture.server.bytes_held() < most);
+    assert!(fixture.gauges.bytes_held() < most);
 
     // Others are served meanwhile.
     let mut other = fixture.program();
@@ -371,11 +380,11 @@ fn too_many_connections_are_refused_in_words() {
         let _ = third.stream.write_all(b"GET 1\n");
         assert_eq!(third.rest(), "ERROR: too many connections\r\n");
     }
-    assert_eq!(fixture.server.connections(), 2);
+    assert_eq!(fixture.gauges.connections(), 2);
     first.send("QUIT\n");
     assert_eq!(first.rest(), "Bye\r\n");
     drop(first);
-    fixture.wait("there is room", |fixture| fixture.server.connections() == 1);
+    fixture.wait("there is room", |fixture| fixture.gauges.connections() == 1);
     fixture.client();
     fixture.stop();
 }
@@ -389,13 +398,13 @@ fn idle_connections_hold_no_bytes() {
         client.send("SET 1 x\n");
         assert_eq!(client.line(), "OK");
     }
-    assert_eq!(fixture.server.connections(), 200);
+    assert_eq!(fixture.gauges.connections(), 200);
     fixture.wait("nothing is held", |fixture| {
-        fixture.server.bytes_held() == 0
+        fixture.gauges.bytes_held() == 0
     });
     drop(clients);
     fixture.wait("all are closed", |fixture| {
-        fixture.server.connections() == 0
+        fixture.gauges.connections() == 0
     });
     fixture.stop();
 }

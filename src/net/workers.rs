@@ -239,7 +239,9 @@ impl Worker {
         // Looked at again when it may be too long; not before, or it would spin.
         let timeout = self.shared.stall_timeout();
         let stalled = connection.stalled_since().map(|_| now + timeout);
-        let at = connection.lingers_until().or(stalled);
+        let input = connection.input_deadline(now);
+        let at = connection.lingers_until();
+        let at = at.or_else(|| stalled.into_iter().chain(input).min());
         if let Err(seat) = self.shared.give_back(seat, at) {
             self.shared.close(seat);
         }
@@ -293,10 +295,12 @@ impl Worker {
             if turn.is_drained {
                 return Next::Idle;
             }
+            let is_late = connection.input_deadline(now).is_some_and(|at| at <= now);
             match connection.receive(&mut self.scratch) {
                 // A short read emptied the socket: asking again would only cost a call.
                 Ok(Received::Bytes(count)) => turn.is_drained = count < READ_BYTES,
                 Ok(Received::End) => turn.is_drained = true,
+                Ok(Received::Nothing) if is_late => connection.session.input_timed_out(),
                 Ok(Received::Nothing) => return Next::Idle,
                 Err(error) => {
                     log::debug!("a connection failed: {error}");

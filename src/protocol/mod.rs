@@ -10,7 +10,9 @@
 //! therefore bounds memory by not calling [`Session::receive`] until [`Session::next_batch`] has
 //! nothing more to offer, and by not asking for batches while the output is long.
 
+pub mod batch;
 pub mod hatokuse;
+pub mod http;
 pub mod output;
 pub mod pipeline;
 pub mod reply;
@@ -23,6 +25,7 @@ use bytes::Bytes;
 use self::output::Output;
 use self::reply::Reply;
 use self::request::Batch;
+use crate::clock::Instant;
 
 /// One client's connection as a value: bytes in, batches out, replies in, bytes out.
 pub trait Session: Send {
@@ -61,6 +64,18 @@ pub trait Session: Send {
     /// Gives up the unfinished request that it holds, to make room: the rest of it is skipped, then
     /// the client is told `busy`.
     fn shed(&mut self);
+
+    /// Until when more of an unfinished request has to come, if there is one and its time is
+    /// bounded. Asked with the time whenever the connection waits for input, which is when time for
+    /// a request begins to count.
+    fn input_deadline(&mut self, _now: Instant) -> Option<Instant> {
+        None
+    }
+
+    /// The time said by [`Session::input_deadline`] has passed: says so and wants to close.
+    fn input_timed_out(&mut self) {
+        unreachable!("its requests may take any time");
+    }
 
     /// The connection is idle: buffers that are empty are given back.
     fn release_buffers(&mut self);

@@ -589,6 +589,7 @@ mod tests {
             WireBody::JoinResponse(wire::JoinResponse {
                 rpc: rpc.to_owned(),
                 client: client.to_owned(),
+                http: String::new(),
             })
         }
         let long = "h".repeat(NAME_BYTES_MAX + 1);
@@ -1067,12 +1068,19 @@ mod tests {
                 Just(Response::Register),
                 Just(Response::Heartbeat),
                 Just(Response::Snapshot),
-                ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}")
-                    .prop_map(|(rpc, client)| Response::Join(JoinAnswer { rpc, client })),
+                ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}", "[a-z:0-9]{0,20}").prop_map(
+                    |(rpc, client, http)| Response::Join(JoinAnswer { rpc, client, http })
+                ),
                 vec(reply(), 1..5).prop_map(Response::Forward),
-                (any::<bool>(), "[a-z:0-9]{1,20}").prop_map(|(takes_part, client)| {
-                    Response::Standing(StandingAnswer { takes_part, client })
-                }),
+                (any::<bool>(), "[a-z:0-9]{1,20}", "[a-z:0-9]{0,20}").prop_map(
+                    |(takes_part, client, http)| {
+                        Response::Standing(StandingAnswer {
+                            takes_part,
+                            client,
+                            http,
+                        })
+                    }
+                ),
                 refusal().prop_map(Response::Refused),
             ]
         }

@@ -310,6 +310,8 @@ pub struct JoinAnswer {
     pub rpc: String,
     /// By clients, `host:port`.
     pub client: String,
+    /// By clients over HTTP, `host:port`; empty: not.
+    pub http: String,
 }
 
 /// How a leader stands to the group that it asks.
@@ -319,6 +321,8 @@ pub struct StandingAnswer {
     pub takes_part: bool,
     /// Where clients reach the active leader, which answers, `host:port`.
     pub client: String,
+    /// Where they reach it over HTTP; empty: not.
+    pub http: String,
 }
 
 /// Why a request was refused.

@@ -123,6 +123,7 @@ fn answering() -> Arc<Recorder> {
             Request::Raft(_) | Request::Join(_) => Response::Join(JoinAnswer {
                 rpc: "h:1".to_owned(),
                 client: "h:2".to_owned(),
+                http: String::new(),
             }),
         });
     })

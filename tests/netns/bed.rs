@@ -69,7 +69,7 @@ impl<N: Network> Bed<N> {
         let (rpc, client) = (self.network.rpc(node), self.network.client_port(node));
         let mut command = self.network.command(node, LEADER);
         command.args(["--hatokuse-bind", &client.bind, "--hatokuse-advertise"]);
-        command.args([&client.advertise, "--insecure"]);
+        command.args([&client.advertise, "--insecure", "--http-bind", ""]);
         command.arg(if node == 0 { "--bootstrap" } else { "--join" });
         self.run(node, command, &rpc.bind, &rpc.advertise);
     }

@@ -72,6 +72,8 @@ impl Terminals {
         command.env("LEADER_GRPC_PORT", self.leader_port());
         command.env("LEADER_TCP_PORT", (6666 + self.ports.offset).to_string());
         command.env("LEADER_TCP_BIND", "127.0.0.1");
+        let http = format!("127.0.0.1:{}", 8080 + self.ports.offset);
+        command.env("TOLEREX_HTTP_BIND", http);
         command.env(
             "LEADER_METRICS_PORT",
             (9090 + self.ports.offset).to_string(),

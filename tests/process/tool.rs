@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::errors;
 use crate::support::cluster::{Cluster, TOLEREX};
+use crate::support::wait_until;
 
 const MIB: usize = 1 << 20;
 
@@ -122,4 +124,120 @@ fn exit_codes_tell_what_to_do() {
     for args in [&["set", "k", "m"][..], &["get", "k"], &["status"]] {
         assert_eq!(code(args), Some(4), "{args:?}");
     }
+}
+
+/// What a subcommand of `tolerex kv` printed; its exit code must be this one.
+fn kv(cluster: &Cluster, args: &[&str], code: i32) -> String {
+    let output = cluster.tolerex(&[&["kv"], args].concat());
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{args:?}: {}",
+        errors(&output)
+    );
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn kv_json(cluster: &Cluster, args: &[&str]) -> serde_json::Value {
+    let said = kv(cluster, &[args, &["--json"]].concat(), 0);
+    assert!(said.ends_with('\n') && said.lines().count() == 1, "{said}");
+    serde_json::from_str(&said).expect("JSON")
+}
+
+#[test]
+fn kv_compares_lists_and_lets_expire() {
+    let cluster = Cluster::start(&[]);
+    let stored = kv_json(&cluster, &["set", "user/b", "hello"]);
+    let first = stored["revision"].as_u64().expect("a revision").to_string();
+    let found = kv_json(&cluster, &["get", "user/b"]);
+    assert_eq!(
+        (&found["value"], &found["revision"]),
+        (&"hello".into(), &stored["revision"])
+    );
+    assert_eq!(kv(&cluster, &["get", "user/b"], 0), "hello");
+    // Of two that compare with the same revision one is done, and the other told what is there.
+    let second = kv(&cluster, &["cas", "user/b", &first, "next"], 0);
+    let output = cluster.tolerex(&["kv", "cas", "user/b", &first, "late"]);
+    assert_eq!(output.status.code(), Some(1));
+    let current = format!("does not hold: its revision is {second}");
+    assert!(errors(&output).contains(&current), "{}", errors(&output));
+    kv(&cluster, &["cas", "user/b", "0", "late"], 1);
+    kv(&cluster, &["cas", "nothing", "*", "late"], 1);
+    kv(&cluster, &["cas", "user/b", "x", "late"], 2);
+    kv(&cluster, &["del", "user/b", "--if", &first], 1);
+    assert_eq!(kv(&cluster, &["get", "user/b"], 0), "next");
+
+    kv(&cluster, &["cas", "user/a", "0", "1"], 0);
+    set_from_input(&cluster, "other", b"\xff");
+    assert_eq!(kv_json(&cluster, &["get", "other"])["value"], "/w==");
+    let keys = |listed: &str| -> Vec<String> {
+        let first = |line: &str| line.split(' ').next().map(str::to_owned);
+        listed.lines().filter_map(first).collect()
+    };
+    assert_eq!(
+        keys(&kv(&cluster, &["list"], 0)),
+        ["other", "user/a", "user/b"]
+    );
+    let listed = kv(&cluster, &["list", "user/", "--limit", "1"], 0);
+    assert_eq!(keys(&listed), ["user/a"]);
+    let listed = kv(&cluster, &["list", "user/", "--after", "user/a"], 0);
+    assert_eq!(listed, format!("user/b {} 4\n", second.trim_end()));
+    let listed = kv_json(&cluster, &["list", "--limit", "2"]);
+    assert_eq!(listed["keys"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        (&listed["keys"][1]["key"], &listed["next"]),
+        (&"user/a".into(), &"user/a".into())
+    );
+    let listed = kv_json(&cluster, &["list", "none"]);
+    assert_eq!(listed.to_string(), r#"{"keys":[],"next":null}"#);
+    kv(&cluster, &["list", "--limit", "0"], 2);
+
+    assert_eq!(kv(&cluster, &["ttl", "other"], 0), "none\n");
+    kv(&cluster, &["expire", "other", "1h"], 0);
+    let left = kv_json(&cluster, &["ttl", "other"])["seconds"].as_u64();
+    assert!((3000..=3600).contains(&left.expect("seconds")), "{left:?}");
+    kv(&cluster, &["persist", "other"], 0);
+    assert_eq!(kv(&cluster, &["ttl", "other"], 0), "none\n");
+    kv(&cluster, &["set", "lasting", "x", "--ttl", "1h"], 0);
+    let left = kv_json(&cluster, &["ttl", "lasting"])["seconds"].as_u64();
+    assert!((3000..=3600).contains(&left.expect("seconds")), "{left:?}");
+    kv(&cluster, &["set", "lasting", "x", "--ttl", "0s"], 2);
+    kv(&cluster, &["expire", "other", "1s"], 0);
+    wait_until("it has expired", Duration::from_secs(20), || {
+        cluster.tolerex(&["kv", "get", "other"]).status.code() == Some(3)
+    });
+    for args in [
+        &["ttl", "other"][..],
+        &["expire", "other", "1s"],
+        &["persist", "other"],
+    ] {
+        kv(&cluster, args, 3);
+    }
+    kv(&cluster, &["del", "user/b", "--if", second.trim_end()], 0);
+    kv(&cluster, &["del", "user/b"], 3);
+    kv(&cluster, &["expire", "user/a", "soon"], 2);
+}
+
+/// More keys than a page holds.
+#[test]
+fn a_long_listing_is_whole_and_in_order() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    assert_eq!(client.command("2500 SET x"), "OK 1-2500");
+    let listed = kv(&cluster, &["list"], 0);
+    let keys: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    let mut expected: Vec<String> = (1..=2500).map(|id: u32| id.to_string()).collect();
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    let json = kv_json(&cluster, &["list", "--limit", "1500"]);
+    let listed = json["keys"].as_array().expect("keys");
+    let keys: Vec<&str> = listed
+        .iter()
+        .filter_map(|row| row["key"].as_str())
+        .collect();
+    assert_eq!(keys, expected[..1500]);
+    assert_eq!(json["next"], expected[1499].as_str());
 }

@@ -100,6 +100,7 @@ impl World {
             name: name(number),
             rpc: format!("leader-{number}:2"),
             client: format!("leader-{number}:1"),
+            http: String::new(),
         };
         let change = ConfigurationChange::AddLearner(self.leaders[number].id, address);
         self.propose_change(serving, change, "group add");

@@ -16,8 +16,8 @@ use tolerex::disk::mem::MemFileSystem;
 use tolerex::group::core::Persist;
 use tolerex::group::identity::Identity;
 use tolerex::group::{
-    Bootstrap, Configuration, GroupError, GroupOptions, Leadership, Parts, SnapshotSource,
-    StateMachine, Timing,
+    Bootstrap, Configuration, GroupError, GroupOptions, Leadership, Parts, PeerAddress,
+    SnapshotSource, StateMachine, Timing,
 };
 use tolerex::ids::{CallId, MemberId, PeerId};
 use tolerex::leader::handler::ClientHandler;
@@ -176,11 +176,12 @@ impl Leader {
             parts.handle.clone(),
             links.clone(),
             0,
-            (
-                format!("leader-{number}"),
-                format!("leader-{number}:1"),
-                format!("leader-{number}:2"),
-            ),
+            PeerAddress {
+                name: format!("leader-{number}"),
+                rpc: format!("leader-{number}:2"),
+                client: format!("leader-{number}:1"),
+                http: String::new(),
+            },
         ));
         self.running = Some(Running {
             clock,

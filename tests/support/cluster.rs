@@ -92,7 +92,7 @@ impl Ports {
     /// The same for so many leaders: each has the place of another cluster's first one.
     pub fn find_for(leaders: u16) -> Ports {
         for _ in 0..1000 {
-            let offset = fastrand::u16(50..1250) * OFFSET_STEP;
+            let offset = fastrand::u16(50..1200) * OFFSET_STEP;
             let signs = (0..leaders).map(|place| 6666 + offset + 100 * place);
             let signs: Result<Vec<_>, _> = signs
                 .map(|port| UdpSocket::bind(("127.0.0.1", port)))
@@ -268,6 +268,7 @@ impl Cluster {
         command.args(["--rpc-bind", &text(name, "rpc")]);
         if is_leader {
             command.args(["--hatokuse-bind", &text(name, "hatokuse")]);
+            command.args(["--http-bind", &text(name, "http")]);
         } else {
             command.args(["--leaders", &self.leaders("rpc").join(",")]);
         }
@@ -506,6 +507,8 @@ pub struct Server {
     pub rpc: SocketAddr,
     /// Where clients reach it.
     pub hatokuse: Option<SocketAddr>,
+    /// Where they do over HTTP.
+    pub http: Option<SocketAddr>,
 }
 
 impl Server {
@@ -537,6 +540,7 @@ impl Server {
         Server {
             rpc: find("rpc=").expect("an RPC address"),
             hatokuse: find("hatokuse="),
+            http: find("http="),
             child,
             drain: Some(drain),
         }

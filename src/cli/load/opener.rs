@@ -90,9 +90,9 @@ impl Share {
     }
 }
 
-fn serve(mut client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
+fn serve(client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
     for first in wanted {
-        let opened = open(&mut client, shared);
+        let opened = open(&client, shared);
         let error = opened.as_ref().err().cloned();
         // Whoever has ended does not take it.
         _ = first.answer.try_send((first.place, opened));
@@ -105,7 +105,7 @@ fn serve(mut client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
     }
 }
 
-fn open(client: &mut Client, shared: &Shared) -> Result<TcpStream, ClientError> {
+fn open(client: &Client, shared: &Shared) -> Result<TcpStream, ClientError> {
     let mut tried = "it was ended".to_owned();
     for _ in 0..TRIES {
         if shared.stop.load(Ordering::Relaxed) {

@@ -183,6 +183,9 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
             if let Some(address) = planned.addresses.hatokuse {
                 flag("hatokuse-bind", address.to_string());
             }
+            if let Some(address) = planned.addresses.http {
+                flag("http-bind", address.to_string());
+            }
             if let Some(strategy) = asked.strategy {
                 flag("strategy", strategy.as_str().to_owned());
             }

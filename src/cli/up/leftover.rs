@@ -105,6 +105,7 @@ mod tests {
             data_dir: data_dir.into(),
             rpc: "127.0.0.1:1".to_owned(),
             hatokuse: None,
+            http: None,
         }
     }
 

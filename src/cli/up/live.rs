@@ -22,10 +22,10 @@ pub fn watch(
     on_table: impl Fn(String) + Send + 'static,
 ) -> Result<Thread> {
     let client = cluster::client_of(addresses, Patience::OneRound);
-    let mut client = client.map_err(|error| anyhow::anyhow!(error.text))?;
+    let client = client.map_err(|error| anyhow::anyhow!(error.text))?;
     let body = move || {
         while !stop.is_stopped() {
-            on_table(match cluster::view(&mut client, b"STATUS") {
+            on_table(match cluster::view(&client, b"STATUS") {
                 Ok(table) => String::from_utf8_lossy(&table).into_owned(),
                 Err(error) => format!("the leader does not answer: {error}\n"),
             });

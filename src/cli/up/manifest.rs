@@ -39,6 +39,9 @@ pub struct Process {
     /// Where clients reach it; leaders only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hatokuse: Option<String>,
+    /// Where clients reach it over HTTP; leaders only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
 }
 
 /// The role of a process.
@@ -123,6 +126,7 @@ mod tests {
             data_dir: format!("/d/{name}").into(),
             rpc: "127.0.0.1:5555".to_owned(),
             hatokuse: hatokuse.map(str::to_owned),
+            http: hatokuse.map(|_| "127.0.0.1:8080".to_owned()),
         };
         Manifest {
             processes: vec![
@@ -151,7 +155,8 @@ mod tests {
         let text = serde_json::to_string(&example()).expect("JSON");
         let expected = concat!(
             r#"{"processes":[{"name":"leader-1","role":"leader","pid":7,"state":"running","#,
-            r#""data_dir":"/d/leader-1","rpc":"127.0.0.1:5555","hatokuse":"127.0.0.1:6666"},"#,
+            r#""data_dir":"/d/leader-1","rpc":"127.0.0.1:5555","hatokuse":"127.0.0.1:6666","#,
+            r#""http":"127.0.0.1:8080"},"#,
             r#"{"name":"member-1","role":"member","pid":7,"state":"running","#,
             r#""data_dir":"/d/member-1","rpc":"127.0.0.1:5555"}]}"#
         );

@@ -147,6 +147,9 @@ impl Up {
             if let Some(address) = planned.addresses.hatokuse {
                 line += &format!(" hatokuse {address}");
             }
+            if let Some(address) = planned.addresses.http {
+                line += &format!(" http {address}");
+            }
             self.say(&line);
         }
         Ok(())

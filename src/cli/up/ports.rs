@@ -1,9 +1,9 @@
 //! Which ports the processes of a local cluster get, and whether they are free.
 //!
-//! | process | RPC | HaToKuSe |
-//! |---|---|---|
-//! | leader k (from 1) | 5555 + 100·(k − 1) | 6666 + 100·(k − 1) |
-//! | member k (from 1) | 5556 + (k − 1) | |
+//! | process | RPC | HaToKuSe | HTTP |
+//! |---|---|---|---|
+//! | leader k (from 1) | 5555 + 100·(k − 1) | 6666 + 100·(k − 1) | 8080 + 100·(k − 1) |
+//! | member k (from 1) | 5556 + (k − 1) | | |
 //!
 //! `--port-offset` is added to all of them. All are on 127.0.0.1.
 
@@ -15,6 +15,7 @@ use super::manifest::Role;
 
 const LEADER_RPC: u32 = 5555;
 const LEADER_HATOKUSE: u32 = 6666;
+const LEADER_HTTP: u32 = 8080;
 const LEADER_STEP: u32 = 100;
 const MEMBER_RPC: u32 = 5556;
 
@@ -25,6 +26,8 @@ pub struct Addresses {
     pub rpc: SocketAddr,
     /// For clients; leaders only.
     pub hatokuse: Option<SocketAddr>,
+    /// For clients over HTTP; leaders only.
+    pub http: Option<SocketAddr>,
 }
 
 /// The addresses of the `number`-th process of a role, from 1.
@@ -41,10 +44,12 @@ pub fn addresses(role: Role, number: u16, offset: u16) -> Result<Addresses, Tool
         Role::Leader => Addresses {
             rpc: place(LEADER_RPC + LEADER_STEP * index)?,
             hatokuse: Some(place(LEADER_HATOKUSE + LEADER_STEP * index)?),
+            http: Some(place(LEADER_HTTP + LEADER_STEP * index)?),
         },
         Role::Member => Addresses {
             rpc: place(MEMBER_RPC + index)?,
             hatokuse: None,
+            http: None,
         },
     })
 }
@@ -57,6 +62,7 @@ pub fn check_free<'a>(wanted: impl Iterator<Item = (&'a str, Addresses)>) -> Res
         let purposes = [
             ("RPC", Some(addresses.rpc)),
             ("HaToKuSe", addresses.hatokuse),
+            ("HTTP", addresses.http),
         ];
         for (purpose, address) in purposes {
             let Some(address) = address else { continue };
@@ -93,6 +99,7 @@ mod tests {
             leader.hatokuse.expect("a leader").to_string(),
             "127.0.0.1:6776"
         );
+        assert_eq!(leader.http.expect("a leader").to_string(), "127.0.0.1:8190");
         let member = addresses(Role::Member, 3, 0).expect("valid");
         assert_eq!((member.rpc.port(), member.hatokuse), (5558, None));
         assert!(addresses(Role::Leader, 1, 60_000).is_err());
@@ -105,6 +112,7 @@ mod tests {
         let wanted = Addresses {
             rpc,
             hatokuse: None,
+            http: None,
         };
         let error = check_free([("member-1", wanted)].into_iter()).expect_err("taken");
         let expected = format!("port {} is taken, member-1 wants it for RPC", rpc.port());

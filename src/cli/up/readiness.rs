@@ -88,14 +88,15 @@ struct PeerStatus {
 }
 
 /// Who should be there.
-struct Expected {
-    members: Vec<String>,
+pub struct Expected {
+    /// Names of the members.
+    pub members: Vec<String>,
     /// Where clients reach the leaders.
-    addresses: Vec<String>,
+    pub addresses: Vec<String>,
     /// Names and RPC addresses of the leaders.
-    leaders: Vec<(String, String)>,
+    pub leaders: Vec<(String, String)>,
     /// Whether leaders that take no part are added.
-    adds: bool,
+    pub adds: bool,
 }
 
 /// Starts the thread `ready`; `on_change` gets each answer that differs from the one before.
@@ -133,14 +134,13 @@ pub fn watch(
 }
 
 /// The answer of the active leader, or of any while there is none.
-fn ask(expected: &Expected) -> io::Result<Readiness> {
+pub fn ask(expected: &Expected) -> io::Result<Readiness> {
     let mut found = Err(io::Error::other("there is no leader"));
     for address in &expected.addresses {
         let Ok(mut leader) = Connection::open(address, CONNECT_TIMEOUT) else {
             continue;
         };
-        leader.set_timeout(ANSWER_TIMEOUT)?;
-        let mut readiness = read(&line(&mut leader, "STATUS JSON")?, &expected.members)?;
+        let mut readiness = view(&mut leader, &expected.members)?;
         if readiness.tolerance > 0 {
             let leaders = gather(&mut leader, expected)?;
             readiness.is_gathered = leaders.is_empty();
@@ -150,6 +150,16 @@ fn ask(expected: &Expected) -> io::Result<Readiness> {
         found = Ok(readiness);
     }
     found
+}
+
+/// What the leader at an address sees of these members; any leader knows them.
+pub fn seen_by(address: &str, members: &[String]) -> io::Result<Readiness> {
+    view(&mut Connection::open(address, CONNECT_TIMEOUT)?, members)
+}
+
+fn view(leader: &mut Connection, members: &[String]) -> io::Result<Readiness> {
+    leader.set_timeout(ANSWER_TIMEOUT)?;
+    read(&line(leader, "STATUS JSON")?, members)
 }
 
 /// Adds the leaders that take no part, if that is our task; gives those without a vote.

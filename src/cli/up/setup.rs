@@ -94,6 +94,7 @@ pub fn row(planned: &Planned, pid: u32, state: State) -> Process {
             .addresses
             .hatokuse
             .map(|address| address.to_string()),
+        http: planned.addresses.http.map(|address| address.to_string()),
     }
 }
 
@@ -361,6 +362,9 @@ fn render_config(
         Role::Leader => {
             if let Some(address) = planned.addresses.hatokuse {
                 put("hatokuse_bind", address.to_string());
+            }
+            if let Some(address) = planned.addresses.http {
+                put("http_bind", address.to_string());
             }
             if let Some(strategy) = args.strategy {
                 put("strategy", strategy.as_str().to_owned());

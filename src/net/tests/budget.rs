@@ -16,7 +16,7 @@ fn a_crossed_budget_costs_large_requests_and_not_small_ones() {
         client.send(&piece);
     }
     fixture.wait("room is made", |fixture| {
-        let held = fixture.server.bytes_held();
+        let held = fixture.gauges.bytes_held();
         (500 << 10..1 << 20).contains(&held)
     });
     let mut small = fixture.program();
@@ -32,7 +32,7 @@ fn a_crossed_budget_costs_large_requests_and_not_small_ones() {
     assert_eq!(outcomes[0], "ERROR: busy, try again");
     assert_eq!(outcomes[2], "OK");
     fixture.wait("nothing is held", |fixture| {
-        fixture.server.bytes_held() == 0
+        fixture.gauges.bytes_held() == 0
     });
     // There is room again.
     clients[0].send(&format!("SET 1 {piece}\n"));
@@ -90,7 +90,7 @@ fn clients_that_never_read_do_not_keep_the_budget_crossed() {
         client.send(&"GET 1\n".repeat(40));
     }
     fixture.wait("enough of them are closed", |fixture| {
-        fixture.server.connections() < 5 && fixture.server.bytes_held() <= 1 << 20
+        fixture.gauges.connections() < 5 && fixture.gauges.bytes_held() <= 1 << 20
     });
     writer.send("SET 2 small\n");
     assert_eq!(writer.line(), "OK");

@@ -14,9 +14,9 @@ fn a_stop_finishes_what_was_begun() {
     });
     parked.send("SET doze x\nSET never x\n");
     fixture.wait("both are begun", |fixture| {
-        fixture.gate.0.lock().blocked == 1 && fixture.server.parked() == 1
+        fixture.gate.0.lock().blocked == 1 && fixture.gauges.parked() == 1
     });
-    let address = fixture.server.address();
+    let address = fixture.server.addresses()[0];
     let gate = Arc::clone(&fixture.gate);
     let opening = spawn("opens", move || {
         sleep(Duration::from_millis(100));
@@ -40,11 +40,11 @@ fn a_stop_ends_at_its_deadline_and_names_who_is_late() {
     parked.send("SET park x\n");
     // One after the other, or they would be one batch.
     fixture.wait("the first is parked", |fixture| {
-        fixture.server.parked() == 1
+        fixture.gauges.parked() == 1
     });
     blocked.send("SET block x\n");
     fixture.wait("both are begun", |fixture| {
-        fixture.gate.0.lock().blocked == 1 && fixture.server.parked() == 1
+        fixture.gate.0.lock().blocked == 1 && fixture.gauges.parked() == 1
     });
     let deadline = fixture.clock.now() + Duration::from_millis(100);
     let late = fixture.server.stop(deadline).expect_err("a worker is held");
@@ -68,7 +68,7 @@ fn quit_drops_what_follows_and_ends_in_order() {
     });
     assert_eq!(client.rest(), "OK\r\ntolerex> Bye\r\n");
     sending.expect("a thread").join();
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     let stored = fixture.store.lock().messages[&Key::Id(1)].1.clone();
     assert_eq!(stored, "a");
     fixture.stop();
@@ -84,7 +84,7 @@ fn a_client_that_never_closes_is_closed_after_the_linger() {
     let mut client = fixture.client();
     client.send("QUIT\n");
     assert_eq!(client.rest(), "Bye\r\n");
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     fixture.stop();
 }
 
@@ -104,7 +104,7 @@ fn a_half_closed_connection_gets_its_replies_then_the_end() {
         replies,
         "OK\r\ntolerex> hello\r\ntolerex> NOT_FOUND\r\ntolerex> "
     );
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
-    assert_eq!(fixture.server.bytes_held(), 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
+    assert_eq!(fixture.gauges.bytes_held(), 0);
     fixture.stop();
 }

@@ -11,7 +11,7 @@ fn a_reset_connection_is_closed() {
         .set_linger(Some(Duration::ZERO))
         .expect("a reset on close");
     drop(client);
-    fixture.wait("it is closed", |fixture| fixture.server.connections() == 0);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     fixture.stop();
 }
 
@@ -51,7 +51,7 @@ fn misbehave(address: std::net::SocketAddr, random: &mut fastrand::Rng) {
 fn misbehaving(fixture: &Fixture, connections: usize) -> Vec<crate::threads::Thread> {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
-    let address = fixture.server.address();
+    let address = fixture.server.addresses()[0];
     (0..8)
         .map(|number| {
             let mut random = fastrand::Rng::with_seed(seed + number);
@@ -80,10 +80,10 @@ fn whatever_clients_do_nothing_of_them_is_left() {
         thread.join();
     }
     fixture.wait("all are closed", |fixture| {
-        fixture.server.connections() == 0
+        fixture.gauges.connections() == 0
     });
     assert_eq!(
-        (fixture.server.parked(), fixture.server.bytes_held()),
+        (fixture.gauges.parked(), fixture.gauges.bytes_held()),
         (0, 0)
     );
     let mut client = fixture.program();

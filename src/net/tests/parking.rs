@@ -18,7 +18,7 @@ fn parked_batches_leave_the_workers_to_others() {
         // Earlier replies do not wait for the batch that waits.
         assert_eq!(client.line(), "0");
     }
-    fixture.wait("they are parked", |fixture| fixture.server.parked() == 10);
+    fixture.wait("they are parked", |fixture| fixture.gauges.parked() == 10);
     let mut dozer = fixture.program();
     dozer.send("SET doze x\n");
     let mut other = fixture.program();
@@ -35,7 +35,7 @@ fn parked_batches_leave_the_workers_to_others() {
     for client in &mut parked {
         assert_eq!((client.line(), client.line()), ("OK".into(), "x".into()));
     }
-    assert_eq!(fixture.server.parked(), 0);
+    assert_eq!(fixture.gauges.parked(), 0);
     fixture.open_gate();
     assert_eq!(blocker.line(), "OK");
     // An old waker does nothing.
@@ -68,7 +68,7 @@ fn beyond_the_limit_of_parked_batches_the_answer_is_busy() {
     let fixture = Fixture::new(limits);
     let (mut first, mut second) = (fixture.program(), fixture.program());
     first.send("SET park x\n");
-    fixture.wait("it is parked", |fixture| fixture.server.parked() == 1);
+    fixture.wait("it is parked", |fixture| fixture.gauges.parked() == 1);
     second.send("SET a x\nSET b x\nGET a\n");
     for _ in 0..3 {
         assert_eq!(second.line(), format!("ERROR: {}", Failure::Busy));

@@ -100,7 +100,7 @@ fn pipelined_help_is_answered_in_bounded_memory() {
     let count = 20_000;
     client.send(&"HELP\n".repeat(count));
     sleep(Duration::from_millis(50));
-    assert!(fixture.server.bytes_held() < 300_000);
+    assert!(fixture.gauges.bytes_held() < 300_000);
     for _ in 0..count {
         assert_eq!(client.exact(help.len()), help.as_bytes());
     }

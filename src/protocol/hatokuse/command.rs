@@ -3,7 +3,8 @@
 //! Grammar, in words: a line ends in LF, a CR directly before it belongs to the line end. Blanks
 //! (space, tab) before the command are skipped, one or more separate its words, those at its end
 //! are ignored, except behind the key of a SET: there is exactly one, and the message is all that
-//! follows. `SETB` is followed by as many raw bytes as it says and one more line end. `ONCE` with a
+//! follows. `SETB` and `BATCH` are followed by as many raw bytes as they say and one more line
+//! end. `ONCE` with a
 //! token and `IF` with a revision, in this order, may stand before a write ([`prefix`]), which
 //! follows as it is without them.
 
@@ -13,8 +14,9 @@ use bytes::Bytes;
 
 use self::prefix::{PREFIXES, Prefix};
 use crate::ids::{KEY_BYTES_MAX, Key, Token};
+use crate::protocol::batch::InvalidBatch;
 use crate::protocol::request::{
-    BULK_COUNT_MAX, GroupRequest, ListRequest, PAGE_KEYS_MAX, TTL_MS_MAX,
+    BULK_COUNT_MAX, GroupRequest, ListRequest, PAGE_KEYS_MAX, TTL_MS_MAX, Transaction,
 };
 
 /// One parsed command, or what is wrong with it.
@@ -54,6 +56,8 @@ pub enum Command {
         /// Of a `ONCE` before it.
         token: Option<Token>,
     },
+    /// `BATCH`.
+    Batch(Transaction),
     /// `TTL`.
     Ttl(Key),
     /// `LIST`.
@@ -93,7 +97,7 @@ pub enum Command {
 }
 
 /// What is wrong with a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The wrong shape: the command's usage.
     Usage(&'static str),
@@ -107,8 +111,10 @@ pub enum Problem {
     TooLarge,
     /// It was given up to make room.
     Busy,
-    /// No line end behind the payload of a SETB.
+    /// No line end behind the payload of a SETB or BATCH.
     NoLineEnd,
+    /// The batch is none.
+    InvalidBatch(Box<InvalidBatch>),
 }
 
 const SET_USAGE: &str = "SET <id> <message>";
@@ -117,6 +123,7 @@ pub const BULK_USAGE: &str = "<n> SET <message>, n from 1 to 1000000, at most 1 
 const GET_USAGE: &str = "GET <id>";
 const DEL_USAGE: &str = "DEL <id>";
 const SETB_USAGE: &str = "SETB <id> <bytes>";
+const BATCH_USAGE: &str = "BATCH <bytes>";
 const GETB_USAGE: &str = "GETB <id>";
 const EXPIRE_USAGE: &str = "EXPIRE <id> <seconds>, seconds from 1 to 3153600000";
 const PERSIST_USAGE: &str = "PERSIST <id>";
@@ -160,13 +167,22 @@ pub enum Parsed {
         /// The offset in the line at which their message begins.
         start: usize,
     },
-    /// A SETB: its payload follows.
+    /// A SETB or BATCH: so many bytes follow.
     Framed {
-        /// The message's name, or what is wrong with it.
-        key: Result<Key, Problem>,
+        /// What they are, or what is wrong with the line.
+        what: Result<Framed, Problem>,
         /// The length that is promised.
         length: u64,
     },
+}
+
+/// What bytes behind a line are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Framed {
+    /// The message of this name.
+    Message(Key),
+    /// A batch as JSON.
+    Batch,
 }
 
 /// Parses a line without its end.
@@ -186,6 +202,9 @@ fn parse_command(line: &[u8], word: &[u8], at: usize) -> Parsed {
     }
     if is("SETB") {
         return parse_framed(line, at);
+    }
+    if is("BATCH") {
+        return parse_batch(line, at);
     }
     if is("DEL") {
         return match with_key(line, at, DEL_USAGE) {
@@ -259,9 +278,21 @@ fn parse_framed(line: &[u8], at: usize) -> Parsed {
     match parse_number(length) {
         Some(length) if is_over(line, at) => {
             let key = Key::parse(key).map_err(|_| Problem::InvalidKey);
-            Parsed::Framed { key, length }
+            let what = key.map(Framed::Message);
+            Parsed::Framed { what, length }
         }
         Some(_) | None => Parsed::Done(Command::Fatal(Problem::Usage(SETB_USAGE))),
+    }
+}
+
+fn parse_batch(line: &[u8], at: usize) -> Parsed {
+    let (length, at) = next_word(line, at);
+    match parse_number(length).filter(|_| is_over(line, at)) {
+        Some(length) => Parsed::Framed {
+            what: Ok(Framed::Batch),
+            length,
+        },
+        None => Parsed::Done(Command::Fatal(Problem::Usage(BATCH_USAGE))),
     }
 }
 
@@ -433,8 +464,8 @@ mod tests {
     fn a_length_beyond_all_limits_is_still_a_length() {
         for (text, length) in [("0", 0), ("007", 7), ("99999999999999999999", u64::MAX)] {
             let line = format!("SETB k {text} ");
-            let key = Ok(Key::Word("k".into()));
-            let framed = Parsed::Framed { key, length };
+            let what = Ok(Framed::Message(Key::Word("k".into())));
+            let framed = Parsed::Framed { what, length };
             assert_eq!(parse(line.as_bytes()), (framed, Prefix::default()));
         }
         for line in ["SETB", "SETB k", "SETB k +1", "SETB k 1 2", "SETB k 1x"] {

@@ -18,7 +18,7 @@ pub mod writer;
 use bytes::Bytes;
 
 pub use self::session::HatokuseSession;
-use super::{Session, Sessions};
+use super::{Session, Sessions, batch};
 use crate::ids::KEY_BYTES_MAX;
 
 /// By how much a line may be longer than the payload limit: the longest key, the command, a token,
@@ -33,6 +33,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The longest batch, in bytes of JSON.
+    pub fn batch_bytes_max(&self) -> usize {
+        batch::json_bytes_max(self.payload_bytes_max)
+    }
+
     /// The longest line, in bytes without its line end: a payload with command and key.
     pub fn line_bytes_max(&self) -> usize {
         self.payload_bytes_max.saturating_add(LINE_ROOM)

@@ -13,8 +13,8 @@ use memchr::memchr;
 
 use super::Limits;
 use super::command::prefix::Prefix;
-use super::command::{BULK_USAGE, Command, Parsed, Problem, parse};
-use crate::ids::Key;
+use super::command::{BULK_USAGE, Command, Framed, Parsed, Problem, parse};
+use crate::protocol::batch;
 use crate::protocol::request::BULK_BYTES_MAX;
 
 /// From this length on a payload is a slice of the input buffer; shorter ones are copied out of it,
@@ -41,9 +41,9 @@ enum State {
     Line,
     /// The rest of a line to be skipped, then answered.
     SkippedLine(Problem),
-    /// A payload of `length` bytes for `key`, and its line end.
+    /// `length` bytes, and their line end.
     Payload {
-        key: Key,
+        what: Framed,
         prefix: Prefix,
         length: usize,
     },
@@ -162,7 +162,7 @@ impl Parser {
                     }
                 }
                 State::SkippedLine(problem) => {
-                    let problem = *problem;
+                    let problem = problem.clone();
                     let Some(end) = memchr(b'\n', &self.buffer) else {
                         self.buffer.clear();
                         if !self.is_ended {
@@ -180,7 +180,7 @@ impl Parser {
                     return self.finish_payload(length);
                 }
                 State::SkippedPayload { left, problem } => {
-                    let problem = *problem;
+                    let problem = problem.clone();
                     let count = min_len(*left, self.buffer.len());
                     *left -= count as u64;
                     let is_whole = *left == 0;
@@ -265,23 +265,27 @@ impl Parser {
                     });
                 }
             }
-            Parsed::Framed { key, length } => {
+            Parsed::Framed { what, length } => {
                 self.consume(whole);
-                let limit = self.limits.payload_bytes_max;
+                let limit = match &what {
+                    Ok(Framed::Batch) => self.limits.batch_bytes_max(),
+                    Ok(Framed::Message(_)) | Err(_) => self.limits.payload_bytes_max,
+                };
                 let fitting = usize::try_from(length).ok().filter(|&bytes| bytes <= limit);
-                self.state = match (key, fitting) {
-                    (Ok(key), Some(length)) => State::Payload {
-                        key,
+                self.state = match (what, fitting) {
+                    (Ok(what), Some(length)) => State::Payload {
+                        what,
                         prefix,
                         length,
                     },
-                    (Ok(_), None) => {
-                        let problem = Problem::TooLarge;
-                        State::SkippedPayload {
-                            left: length,
-                            problem,
-                        }
-                    }
+                    (Ok(Framed::Message(_)), None) => State::SkippedPayload {
+                        left: length,
+                        problem: Problem::TooLarge,
+                    },
+                    (Ok(Framed::Batch), None) => State::SkippedPayload {
+                        left: length,
+                        problem: Problem::InvalidBatch(Box::new(batch::too_long(limit))),
+                    },
                     (Err(problem), _) => State::SkippedPayload {
                         left: length,
                         problem,
@@ -309,13 +313,22 @@ impl Parser {
         let end = self.payload_end(length)?;
         let payload = self.cut(0, length, length);
         let state = std::mem::replace(&mut self.state, State::Line);
-        let State::Payload { key, prefix, .. } = state else {
+        let State::Payload { what, prefix, .. } = state else {
             unreachable!("a payload is finished in its state only");
         };
-        let command = Command::Set {
-            key,
-            payload,
-            prefix,
+        let command = match what {
+            Framed::Message(key) => Command::Set {
+                key,
+                payload,
+                prefix,
+            },
+            Framed::Batch => {
+                let limit = self.limits.payload_bytes_max;
+                match batch::parse(&payload, prefix.token, limit) {
+                    Ok(transaction) => Command::Batch(transaction),
+                    Err(error) => Command::Invalid(Problem::InvalidBatch(Box::new(error))),
+                }
+            }
         };
         Some(self.after_payload(end, command))
     }

@@ -46,10 +46,14 @@ impl HatokuseSession {
                 payload,
                 prefix,
             } => {
-                let Prefix { token, condition } = prefix;
-                let form = match condition {
-                    Some(_) => Form::RevisionReply,
-                    None => Form::Reply,
+                let Prefix {
+                    token,
+                    condition,
+                    tells_revision,
+                } = prefix;
+                let form = match tells_revision {
+                    true => Form::RevisionReply,
+                    false => Form::Reply,
                 };
                 let write = Write::Set {
                     key,
@@ -63,7 +67,9 @@ impl HatokuseSession {
                 (Work::Write(write), form)
             }
             Command::Delete { key, prefix } => {
-                let Prefix { token, condition } = prefix;
+                let Prefix {
+                    token, condition, ..
+                } = prefix;
                 let write = Write::Delete {
                     key,
                     token,
@@ -74,6 +80,10 @@ impl HatokuseSession {
             Command::Expire { key, ttl_ms, token } => {
                 let write = Write::Expire { key, token, ttl_ms };
                 (Work::Write(write), Form::Reply)
+            }
+            Command::Batch(transaction) => {
+                let batch = Batch::Transaction(transaction);
+                (Work::Alone(batch), Form::Reply)
             }
             Command::Ttl(key) => (Work::Alone(Batch::Ttl(key)), Form::Reply),
             Command::List(request) => (Work::Alone(Batch::List(request)), Form::Reply),

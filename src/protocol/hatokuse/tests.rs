@@ -193,6 +193,11 @@ fn transcript_conditions() {
 }
 
 #[test]
+fn transcript_batch() {
+    transcript("batch");
+}
+
+#[test]
 fn transcript_expiry() {
     transcript("expiry");
 }

@@ -9,6 +9,7 @@ use super::command::Problem;
 use super::{Identity, Limits};
 use crate::error::Failure;
 use crate::ids::{InvalidKey, InvalidToken, Revision};
+use crate::protocol::batch;
 use crate::protocol::output::Output;
 use crate::protocol::reply::{ClusterStatus, GroupTable, KeyPage, ListedKey, ReplicaStatus, Reply};
 
@@ -34,6 +35,7 @@ Commands:\r
   ONCE <token> <write>    a write that takes effect once, however often it is sent\r
   IF <revision> <write>   a write only if that revision is there (0: none, *: any)\r
   GETB <key>              VALUE <revision> <bytes>, then the message\r
+  BATCH <bytes>           several operations in one step, as JSON that follows\r
   LIST <n> [<prefix>*]    n keys in order, each with revision and bytes\r
   WHERE <key>             the members that hold a message\r
   COUNT                   the number of messages\r
@@ -44,7 +46,7 @@ Commands:\r
 ";
 
 /// How a step is written out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Form {
     /// A reply as a line (or a table).
     Reply,
@@ -161,7 +163,12 @@ impl Writer {
                 self.format(format_args!("{}\r\n", ms.div_ceil(1000).max(1)));
             }
             Reply::Keys(page) => self.keys(&page),
-            Reply::Transaction(_) => unreachable!("no command is a transaction"),
+            Reply::Transaction(replies) => {
+                let json = Bytes::from(batch::write(&replies));
+                self.format(format_args!("BATCH {}\r\n", json.len()));
+                self.output.push(json);
+                self.text("\r\n");
+            }
             Reply::NotFound => self.text("NOT_FOUND\r\n"),
             Reply::Value { revision, payload } => self.value(form, revision, payload),
             Reply::BulkStored { first, last } => {
@@ -230,6 +237,7 @@ impl Writer {
                 self.error(format_args!("message too large (limit {limit} bytes)"));
             }
             Problem::Busy => self.error(format_args!("{}", Failure::Busy)),
+            Problem::InvalidBatch(error) => self.error(format_args!("{error}")),
             Problem::NoLineEnd => self.error(format_args!("no line end behind the payload")),
         }
     }

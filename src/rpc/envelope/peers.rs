@@ -122,6 +122,7 @@ pub(super) fn from_join_answer(answer: JoinAnswer) -> wire::JoinResponse {
     wire::JoinResponse {
         rpc: answer.rpc,
         client: answer.client,
+        http: answer.http,
     }
 }
 
@@ -130,6 +131,7 @@ pub(super) fn to_join_answer(response: wire::JoinResponse) -> Checked<JoinAnswer
     Ok(JoinAnswer {
         rpc: address(response.rpc, "join_response.rpc")?,
         client: address(response.client, "join_response.client")?,
+        http: to_label(response.http, 0, NAME_BYTES_MAX, "join_response.http")?,
     })
 }
 
@@ -137,6 +139,7 @@ pub(super) fn from_standing(answer: StandingAnswer) -> wire::StandingResponse {
     wire::StandingResponse {
         takes_part: answer.takes_part,
         client: answer.client,
+        http: answer.http,
     }
 }
 
@@ -145,5 +148,6 @@ pub(super) fn to_standing(response: wire::StandingResponse) -> Checked<StandingA
     Ok(StandingAnswer {
         takes_part: response.takes_part,
         client: to_label(response.client, 1, NAME_BYTES_MAX, FIELD)?,
+        http: to_label(response.http, 0, NAME_BYTES_MAX, "standing_response.http")?,
     })
 }

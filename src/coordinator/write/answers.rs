@@ -1,0 +1,75 @@
+//! What members answer to the stores of a batch of writes. Pure.
+
+use super::runs::CopyState;
+use super::{Call, Phase, WriteBatch};
+use crate::clock::Instant;
+use crate::cluster::Cluster;
+use crate::coordinator::{Answer, Effect, Tag};
+use crate::error::Failure;
+use crate::faults::{self, Fault};
+use crate::ids::{Fence, MemberId};
+use crate::rpc::message::{Refusal, StoreResult};
+
+impl WriteBatch {
+    pub(super) fn store_answered(
+        &mut self,
+        tag: Tag,
+        answer: Answer<StoreResult>,
+        now: Instant,
+        cluster: &mut Cluster,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(call) = self.calls.remove(&tag) else {
+            return;
+        };
+        if !matches!(self.phase, Phase::Collecting) {
+            return;
+        }
+        let term = self.revisions.first.term();
+        let states = match answer {
+            Answer::Results(results) => {
+                if results.contains(&StoreResult::DiskFull) {
+                    cluster.refused_full(call.member, now);
+                }
+                self.copy_states(&call, &results)
+            }
+            Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
+                self.deposed(call.member, highest, effects);
+                return;
+            }
+            Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
+            Answer::LinkLost if faults::has(Fault::CountFailedCopy) => {
+                vec![CopyState::Stored; call.runs.len()]
+            }
+            Answer::LinkLost => vec![CopyState::Unsure; call.runs.len()],
+        };
+        for (&run, state) in call.runs.iter().zip(states) {
+            self.runs[run].answered(call.member, state);
+        }
+        self.collect(now, cluster, effects);
+    }
+
+    /// What the results of a store say of each of its runs.
+    fn copy_states(&self, call: &Call, results: &[StoreResult]) -> Vec<CopyState> {
+        let records: usize = call.runs.iter().map(|&run| self.runs[run].sets.len()).sum();
+        if results.len() != records {
+            return vec![CopyState::Unsure; call.runs.len()];
+        }
+        let mut rest = results;
+        let mut states = Vec::with_capacity(call.runs.len());
+        for &run in &call.runs {
+            let (results, others) = rest.split_at(self.runs[run].sets.len());
+            states.push(CopyState::of(results));
+            rest = others;
+        }
+        states
+    }
+
+    /// A member follows a later term: nothing was proposed, and nothing of this term will be.
+    fn deposed(&mut self, member: MemberId, highest: Fence, effects: &mut Vec<Effect>) {
+        effects.push(Effect::Deposed { member, highest });
+        let settlement = self.settlement(|_| None);
+        self.settle(settlement, effects);
+        self.fail_rest(&Failure::NotLeader { leader: None }, effects);
+    }
+}

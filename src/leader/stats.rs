@@ -1,0 +1,360 @@
+//! Counters and latencies of this node's batches, by kind: what `/stats` says.
+//!
+//! [`Measured`] stands before the handler, so all client protocols are counted. Each batch costs a
+//! few relaxed additions. A batch's latency is from its begin to its replies; a batch of reads that
+//! is answered in parts counts as several.
+//!
+//! Latencies are kept in buckets of a quarter of a power of two, from 1 µs on, so a quantile is at
+//! most a quarter above the true one. Known limit: they are of all the time since the start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock::{Clock, Instant};
+use crate::error::Outcome;
+use crate::net::{Handler, Parked, Progress, Waker};
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Batch, Step, Write};
+
+/// The kinds of batches, as they are named.
+const KINDS: [&str; 10] = [
+    "write", "read", "bulk", "batch", "ttl", "list", "where", "count", "status", "group",
+];
+
+/// Buckets in a power of two.
+const PARTS: usize = 4;
+
+/// Powers of two of microseconds: the last bucket begins at some two minutes.
+const POWERS: usize = 28;
+
+/// What was counted since the start.
+pub struct Stats {
+    kinds: [Counters; KINDS.len()],
+}
+
+struct Counters {
+    requests: AtomicU64,
+    /// Payload bytes that clients sent, and that they got.
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+    /// Replies by what they say.
+    done: AtomicU64,
+    not_found: AtomicU64,
+    mismatch: AtomicU64,
+    failed: AtomicU64,
+    unknown: AtomicU64,
+    /// Batches by their latency.
+    latencies: [AtomicU64; PARTS * POWERS],
+}
+
+/// The counters of one kind, as they are shown.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct KindStats {
+    /// What they are of.
+    pub kind: &'static str,
+    /// Requests answered.
+    pub requests: u64,
+    /// Payload bytes of the requests.
+    pub bytes_in: u64,
+    /// Payload bytes of the replies.
+    pub bytes_out: u64,
+    /// Requests that were done.
+    pub done: u64,
+    /// There was no such message.
+    pub not_found: u64,
+    /// The condition did not hold.
+    pub mismatch: u64,
+    /// Nothing happened.
+    pub failed: u64,
+    /// It may or may not have happened.
+    pub unknown: u64,
+    /// Batches, and how long they took: upper bounds, in microseconds.
+    pub batches: u64,
+    /// Half of them.
+    pub p50_us: u64,
+    /// 90 of 100.
+    pub p90_us: u64,
+    /// 99 of 100.
+    pub p99_us: u64,
+    /// 999 of 1,000.
+    pub p999_us: u64,
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    if count > 0 {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        let zero = AtomicU64::default;
+        Counters {
+            requests: zero(),
+            bytes_in: zero(),
+            bytes_out: zero(),
+            done: zero(),
+            not_found: zero(),
+            mismatch: zero(),
+            failed: zero(),
+            unknown: zero(),
+            latencies: std::array::from_fn(|_| zero()),
+        }
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            kinds: std::array::from_fn(|_| Counters::default()),
+        }
+    }
+}
+
+/// The bucket of a latency.
+fn bucket(latency: Duration) -> usize {
+    let micros = u64::try_from(latency.as_micros())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    let power = micros.ilog2() as usize;
+    // Two bits behind the first one; below 4 µs there are fewer.
+    let part = ((u128::from(micros) * PARTS as u128) >> power) as usize - PARTS;
+    (power * PARTS + part).min(PARTS * POWERS - 1)
+}
+
+/// Where a bucket ends, in microseconds.
+fn bucket_end(bucket: usize) -> u64 {
+    let (power, part) = (bucket / PARTS, bucket % PARTS);
+    ((PARTS + part + 1) as u64 * (1 << power)).div_ceil(PARTS as u64)
+}
+
+impl Stats {
+    fn record(&self, kind: usize, bytes_in: u64, latency: Duration, replies: &[Reply]) {
+        let counters = &self.kinds[kind];
+        let mut counts = [0u64; 5];
+        let mut bytes_out = 0;
+        for reply in replies {
+            counts[outcome(reply)] += 1;
+            bytes_out += payload_bytes(reply);
+        }
+        let [done, not_found, mismatch, failed, unknown] = counts;
+        add(&counters.requests, replies.len() as u64);
+        add(&counters.bytes_in, bytes_in);
+        add(&counters.bytes_out, bytes_out);
+        add(&counters.done, done);
+        add(&counters.not_found, not_found);
+        add(&counters.mismatch, mismatch);
+        add(&counters.failed, failed);
+        add(&counters.unknown, unknown);
+        add(&counters.latencies[bucket(latency)], 1);
+    }
+
+    /// All kinds that there were any of.
+    pub fn all(&self) -> Vec<KindStats> {
+        let shown = KINDS.iter().zip(&self.kinds).map(|(kind, counters)| {
+            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let latencies: Vec<u64> = counters.latencies.iter().map(read).collect();
+            KindStats {
+                kind,
+                requests: read(&counters.requests),
+                bytes_in: read(&counters.bytes_in),
+                bytes_out: read(&counters.bytes_out),
+                done: read(&counters.done),
+                not_found: read(&counters.not_found),
+                mismatch: read(&counters.mismatch),
+                failed: read(&counters.failed),
+                unknown: read(&counters.unknown),
+                batches: latencies.iter().sum(),
+                p50_us: quantile(&latencies, 500),
+                p90_us: quantile(&latencies, 900),
+                p99_us: quantile(&latencies, 990),
+                p999_us: quantile(&latencies, 999),
+            }
+        });
+        shown.filter(|kind| kind.batches > 0).collect()
+    }
+}
+
+/// Below which so many thousandths of the latencies lie.
+fn quantile(latencies: &[u64], thousandths: u64) -> u64 {
+    let all: u64 = latencies.iter().sum();
+    let wanted = (all * thousandths).div_ceil(1000);
+    let mut seen = 0;
+    for (bucket, count) in latencies.iter().enumerate() {
+        seen += count;
+        if seen >= wanted && seen > 0 {
+            return bucket_end(bucket);
+        }
+    }
+    0
+}
+
+/// Which count of [`Stats::record`] a reply belongs to.
+fn outcome(reply: &Reply) -> usize {
+    match reply {
+        Reply::NotFound => 1,
+        Reply::Mismatch { .. } => 2,
+        Reply::Failed(failure) => match failure.outcome() {
+            Outcome::Failed => 3,
+            Outcome::Unknown => 4,
+        },
+        _ => 0,
+    }
+}
+
+fn payload_bytes(reply: &Reply) -> u64 {
+    match reply {
+        Reply::Value { payload, .. } => payload.len() as u64,
+        Reply::Transaction(replies) => replies.iter().map(payload_bytes).sum(),
+        _ => 0,
+    }
+}
+
+/// The kind of a batch, and the payload bytes in it.
+fn describe(batch: &Batch) -> (usize, u64) {
+    let bytes = match batch {
+        Batch::Writes(writes) => writes.iter().map(Write::payload_len).sum(),
+        Batch::Bulk { payload, .. } => payload.len(),
+        Batch::Transaction(transaction) => transaction.steps.iter().map(Step::payload_len).sum(),
+        _ => 0,
+    };
+    let kind = match batch {
+        Batch::Writes(_) => 0,
+        Batch::Reads(_) => 1,
+        Batch::Bulk { .. } => 2,
+        Batch::Transaction(_) => 3,
+        Batch::Ttl(_) => 4,
+        Batch::List(_) => 5,
+        Batch::Where(_) => 6,
+        Batch::Count => 7,
+        Batch::Status => 8,
+        Batch::Group(_) => 9,
+    };
+    (kind, bytes as u64)
+}
+
+/// A handler whose batches are counted.
+pub struct Measured<H> {
+    handler: H,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+}
+
+/// A batch that is counted when it is done.
+#[derive(Clone)]
+struct Begun {
+    kind: usize,
+    bytes: u64,
+    at: Instant,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Stats>,
+}
+
+struct ParkedMeasured {
+    batch: Box<dyn Parked>,
+    begun: Begun,
+}
+
+impl<H> Measured<H> {
+    /// Counts what `handler` does in `stats`.
+    pub fn new(handler: H, clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Measured<H> {
+        Measured {
+            handler,
+            clock,
+            stats,
+        }
+    }
+}
+
+impl<H: Handler> Handler for Measured<H> {
+    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+        let (kind, bytes) = describe(&batch);
+        let begun = Begun {
+            kind,
+            bytes,
+            at: self.clock.now(),
+            clock: Arc::clone(&self.clock),
+            stats: Arc::clone(&self.stats),
+        };
+        begun.follow(self.handler.begin(batch, may_wait))
+    }
+}
+
+impl Begun {
+    fn follow(self, progress: Progress) -> Progress {
+        match progress {
+            Progress::Done(replies) => {
+                let latency = self.clock.now().since(self.at);
+                self.stats.record(self.kind, self.bytes, latency, &replies);
+                Progress::Done(replies)
+            }
+            Progress::Parked(batch) => {
+                Progress::Parked(Box::new(ParkedMeasured { batch, begun: self }))
+            }
+        }
+    }
+}
+
+impl Parked for ParkedMeasured {
+    fn deadline(&self) -> Instant {
+        self.batch.deadline()
+    }
+
+    fn arm(&mut self, wake: Waker) {
+        self.batch.arm(wake);
+    }
+
+    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+        self.begun.follow(self.batch.resume(may_wait))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Failure;
+
+    #[test]
+    fn a_quantile_is_at_most_a_quarter_too_high() {
+        for micros in (1..5000).chain([1 << 20, (1 << 26) + 12345]) {
+            let end = bucket_end(bucket(Duration::from_micros(micros)));
+            assert!(end > micros, "{micros} ends at {end}");
+            assert!(end <= micros + micros / 4 + 1, "{micros} ends at {end}");
+        }
+        let last = bucket(Duration::from_secs(1 << 40));
+        assert_eq!(last, PARTS * POWERS - 1);
+    }
+
+    #[test]
+    fn batches_are_counted_by_kind_and_outcome() {
+        let stats = Stats::default();
+        let replies = [
+            Reply::Deleted,
+            Reply::NotFound,
+            Reply::Mismatch { revision: None },
+            Reply::Failed(Failure::Busy),
+            Reply::Failed(Failure::WriteTimedOut),
+        ];
+        stats.record(0, 7, Duration::from_micros(100), &replies);
+        for _ in 0..8 {
+            stats.record(0, 0, Duration::from_micros(10), &[]);
+        }
+        let all = stats.all();
+        let [kind] = &all[..] else {
+            panic!("{all:?}");
+        };
+        assert_eq!((kind.kind, kind.requests, kind.batches), ("write", 5, 9));
+        let outcomes = (
+            kind.done,
+            kind.not_found,
+            kind.mismatch,
+            kind.failed,
+            kind.unknown,
+        );
+        assert_eq!(outcomes, (1, 1, 1, 1, 1));
+        assert_eq!((kind.bytes_in, kind.p50_us, kind.p99_us), (7, 12, 112));
+    }
+}
