@@ -118,7 +118,8 @@ fn told((_, text): (&Part, &str)) -> Told {
 const RIGHT: &[(&str, &str)] = &[
     (
         "compare-and-set, one after another",
-        "0..1 1 IF 0 SET a x -> OK@1; 2..3 2 IF 1 SET a y -> OK@2; 4..5 1 IF 1 SET a z -> MISMATCH@2;
+        "0..1 1 IF 0 SET a x -> OK@1; 2..3 2 IF 1 SET a y -> OK@2;
+         4..5 1 IF 1 SET a z -> MISMATCH@2;
          6..7 1 GET a -> y@2; 8..9 1 IF 2 DEL a -> OK; 10..11 2 IF * SET a w -> MISMATCH@0;
          12..13 2 IF 2 SET a w -> MISMATCH@0; 14..15 2 GET a -> NOT_FOUND",
     ),
@@ -128,7 +129,8 @@ const RIGHT: &[(&str, &str)] = &[
     ),
     (
         "an unknown compare-and-set took effect",
-        "0..1 1 SET a x -> OK@1; 2..9 1 IF 1 SET a y -> unknown; 10..11 2 IF 1 SET a z -> MISMATCH@5;
+        "0..1 1 SET a x -> OK@1; 2..9 1 IF 1 SET a y -> unknown;
+         10..11 2 IF 1 SET a z -> MISMATCH@5;
          12..13 2 IF 5 SET a w -> OK@6; 14..15 1 GET a -> w",
     ),
     (
@@ -154,7 +156,8 @@ const RIGHT: &[(&str, &str)] = &[
     ),
     (
         "each on its own",
-        "0..1 1 SET a x -> OK@1; 2..3 1 SET b y, IF 7 SET a z -> OK@2, MISMATCH@1; 4..5 2 GET b -> y",
+        "0..1 1 SET a x -> OK@1; 2..3 1 SET b y, IF 7 SET a z -> OK@2, MISMATCH@1;
+         4..5 2 GET b -> y",
     ),
     (
         "all or nothing, done, with a read that failed",
@@ -202,7 +205,8 @@ const RIGHT: &[(&str, &str)] = &[
         "longer, shorter, for ever",
         "0..1 1 SET a x -> OK@1; 2..3 1 EXPIRE a 10-20 -> OK; 4..5 1 TTL a -> LEFT@9;
          6..7 1 EXPIRE a 90-100 -> OK; 50..51 1 GET a -> x; 52..53 1 PERSIST a -> OK;
-         200..201 1 GET a -> x; 202..203 1 EXPIRE b 1-2 -> NOT_FOUND; 204..205 2 TTL b -> NOT_FOUND",
+         200..201 1 GET a -> x; 202..203 1 EXPIRE b 1-2 -> NOT_FOUND;
+         204..205 2 TTL b -> NOT_FOUND",
     ),
     (
         "an unknown one of a limited time",
@@ -254,12 +258,14 @@ const WRONG: &[(&str, Rule, &str)] = &[
     (
         "half of a batch was seen",
         Rule::Order,
-        "0..9 1 ATOMIC SET a x, SET b y -> OK@1, OK@2; 1..2 2 GET a -> x; 3..4 2 GET b -> NOT_FOUND",
+        "0..9 1 ATOMIC SET a x, SET b y -> OK@1, OK@2; 1..2 2 GET a -> x;
+         3..4 2 GET b -> NOT_FOUND",
     ),
     (
         "half of an unknown batch was seen",
         Rule::Order,
-        "0..9 1 ATOMIC SET a x, SET b y -> unknown; 10..11 2 GET a -> x; 12..13 2 GET b -> NOT_FOUND",
+        "0..9 1 ATOMIC SET a x, SET b y -> unknown; 10..11 2 GET a -> x;
+         12..13 2 GET b -> NOT_FOUND",
     ),
     (
         "half of two batches was left",
@@ -327,12 +333,14 @@ const WRONG: &[(&str, Rule, &str)] = &[
     (
         "the first time to live, not the second",
         Rule::Order,
-        "0..1 1 SET a x TTL 10-20 -> OK@1; 5..6 1 EXPIRE a 90-99 -> OK; 30..31 2 GET a -> NOT_FOUND",
+        "0..1 1 SET a x TTL 10-20 -> OK@1; 5..6 1 EXPIRE a 90-99 -> OK;
+         30..31 2 GET a -> NOT_FOUND",
     ),
     (
         "a condition saw what had expired",
         Rule::Order,
-        "0..1 1 SET a x TTL 10-20 -> OK@1; 12..13 2 GET a -> NOT_FOUND; 14..15 2 IF 1 SET a y -> OK@2",
+        "0..1 1 SET a x TTL 10-20 -> OK@1; 12..13 2 GET a -> NOT_FOUND;
+         14..15 2 IF 1 SET a y -> OK@2",
     ),
     (
         "another answer to a repeat",

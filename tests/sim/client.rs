@@ -373,7 +373,10 @@ fn outcome(command: &Command, reply: &Reply) -> Outcome {
 
 /// What became of each part.
 fn told(replies: &[Reply]) -> Outcome {
-    let is_unknown = |reply: &Reply| matches!(reply, Reply::Failed(failure) if failure.outcome() == Certainty::Unknown);
+    let is_unknown = |reply: &Reply| match reply {
+        Reply::Failed(failure) => failure.outcome() == Certainty::Unknown,
+        _ => false,
+    };
     if replies.iter().any(is_unknown) {
         return Outcome::Unknown;
     }

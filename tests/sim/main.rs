@@ -241,22 +241,22 @@ fn replay(seed: u64) {
 const FOUND: &[(tolerex::faults::Fault, u64)] = &{
     use tolerex::faults::Fault;
     [
-        (Fault::AcknowledgeBeforeSync, 8),
-        (Fault::JournalBeforeSync, 19),
-        (Fault::VoteNotPersisted, 943),
-        (Fault::SendBeforePersist, 25),
-        (Fault::ReadWithoutReadIndex, 808),
-        (Fault::ServeBeforeNoOp, 175),
-        (Fault::ProposeInOtherTerm, 3289),
-        (Fault::IgnoreFence, 54),
-        (Fault::FenceNotPersisted, 1599),
-        (Fault::CountFailedCopy, 4),
-        (Fault::CountEarlierTermCopy, 209),
-        (Fault::ReleaseBeforeNoOp, 74),
+        (Fault::AcknowledgeBeforeSync, 5),
+        (Fault::JournalBeforeSync, 28),
+        (Fault::VoteNotPersisted, 314),
+        (Fault::SendBeforePersist, 299),
+        (Fault::ReadWithoutReadIndex, 699),
+        (Fault::ServeBeforeNoOp, 59),
+        (Fault::ProposeInOtherTerm, 1545),
+        (Fault::IgnoreFence, 5),
+        (Fault::FenceNotPersisted, 27178),
+        (Fault::CountFailedCopy, 12),
+        (Fault::CountEarlierTermCopy, 56),
+        (Fault::ReleaseBeforeNoOp, 13),
         (Fault::ReplayReleases, 1),
         (Fault::SnapshotWithoutLastEntry, 1),
-        (Fault::TornTailKept, 104),
-        (Fault::UnknownAsFailed, 2098),
+        (Fault::TornTailKept, 21),
+        (Fault::UnknownAsFailed, 339),
     ]
 };
 

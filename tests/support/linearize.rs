@@ -516,12 +516,11 @@ fn groups<'a>(
                     Outcome::Told(told) => told.iter().map(Some).collect(),
                     _ => vec![None; parts.len()],
                 };
-                // A repeat reads anew, perhaps long after the writes.
-                let is_anew = |told: &&Told| request.calls.len() > 1 && is_read(told);
-                let told = told
-                    .into_iter()
-                    .map(|told| told.filter(|one| !is_anew(one)));
+                let is_repeated = request.calls.len() > 1;
                 let acts = parts.iter().zip(told).map(|(part, told)| {
+                    // A repeat reads anew, perhaps long after the writes.
+                    let is_anew = is_repeated && part.ask == history::Ask::Get;
+                    let told = told.filter(|told| !(is_anew && is_read(told)));
                     let slot = slot_of(&part.key);
                     act(part, told, slot, &mut steps[slot])
                 });
