@@ -8,7 +8,9 @@
 //! and if one of them cannot be done, none is.
 //!
 //! **A token of the whole** remembers what became of each step. A repeat, which has as many steps,
-//! changes nothing and is told the same; what it reads is read anew.
+//! changes nothing and is told the same; what it reads is read anew. Where a step cannot be decided
+//! for good, as it names a member that has gone, nothing is done, all or nothing or not: else the
+//! others would take effect once more with the repeat.
 //!
 //! **Expiry.** A time to live counts from the entry that set it, by the state's clock: the highest
 //! time of any command, so it never goes back ([`crate::metadata::tokens`]). A message is there
@@ -29,6 +31,7 @@ use crate::ids::{Key, Revision, Token};
 use crate::metadata::command::{Applied, Operation, OperationResult, StepResult};
 use crate::metadata::message_index::shard_of;
 use crate::metadata::once::TokenRefusal;
+use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::tokens::{Outcome, Use};
 use crate::metadata::transact::{Action, Step, Transact};
 use crate::protocol::request::Condition;
@@ -58,9 +61,11 @@ impl<S: Shards> State<S> {
 
     fn run_steps(&mut self, transact: &Transact, outcome: &mut WriteOutcome) -> Vec<StepResult> {
         let steps = &transact.steps;
-        let obstacle = match transact.is_atomic {
-            true => self.obstacle(steps),
-            false => None,
+        // A token remembers what was decided of every step, so all of them must be decided.
+        let obstacle = match (transact.is_atomic, &transact.token) {
+            (true, _) => self.obstacle(steps),
+            (false, Some(_)) => self.lost_member(steps),
+            (false, None) => None,
         };
         let mut results = Vec::with_capacity(steps.len());
         for (position, step) in steps.iter().enumerate() {
@@ -107,8 +112,7 @@ impl<S: Shards> State<S> {
                 Action::Write(Operation::Set {
                     revision, replicas, ..
                 }) => {
-                    let mut members = replicas.as_slice().iter();
-                    if !members.all(|id| self.members.is_active(*id)) {
+                    if !self.are_active(replicas) {
                         return Some((position, OperationResult::UnknownMember));
                     }
                     changed.insert(key, Some(*revision));
@@ -118,6 +122,22 @@ impl<S: Shards> State<S> {
             }
         }
         None
+    }
+
+    /// The first step that names a member which is not in the registry any more.
+    fn lost_member(&self, steps: &[Step]) -> Option<(usize, OperationResult)> {
+        let is_lost = |step: &Step| match &step.action {
+            Action::Write(Operation::Set { replicas, .. }) => !self.are_active(replicas),
+            Action::Write(Operation::Delete { .. }) | Action::Expire(_) | Action::Get(_) => false,
+        };
+        let position = steps.iter().position(is_lost)?;
+        Some((position, OperationResult::UnknownMember))
+    }
+
+    /// Whether all of them are in the registry and not retired.
+    pub(super) fn are_active(&self, replicas: &ReplicaSet) -> bool {
+        let mut members = replicas.as_slice().iter();
+        members.all(|id| self.members.is_active(*id))
     }
 
     fn step(&mut self, step: &Step, outcome: &mut WriteOutcome) -> StepResult {

@@ -50,7 +50,7 @@ impl<S: Shards> State<S> {
     /// Applies SETs that share a replica set.
     fn set_run(&mut self, replicas: &ReplicaSet, run: &[Operation], outcome: &mut WriteOutcome) {
         let members = replicas.as_slice();
-        if !members.iter().all(|id| self.members.is_active(*id)) {
+        if !self.are_active(replicas) {
             return outcome.pass_over(run, OperationResult::UnknownMember);
         }
         let set = self

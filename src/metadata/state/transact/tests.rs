@@ -8,7 +8,6 @@ use super::*;
 use crate::ids::MemberId;
 use crate::metadata::command::{Change, Command, Registration};
 use crate::metadata::message_index::{Entry, Lookup};
-use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::state::PlainShards;
 use crate::metadata::transact::tests::{any_transact, token};
 
@@ -223,13 +222,19 @@ fn a_member_that_is_gone_stops_the_whole() {
     }
     let steps = [h.set(2), lost];
     let unknown = StepResult::Done(OperationResult::UnknownMember);
-    let first = h.transact_once(0, true, Some(token("t")), &steps);
-    assert_eq!(first.0, [not_applied(1), unknown]);
-    assert_eq!(h.state.message_count(), 0);
+    // With a token also if it is not all or nothing: the repeat does all of it.
+    for is_atomic in [true, false] {
+        let first = h.transact_once(0, is_atomic, Some(token("t")), &steps);
+        assert_eq!(first.0, [not_applied(1), unknown]);
+        assert_eq!(h.state.message_count(), 0);
+    }
     // It was not decided for good, so a repeat tries again.
     let set = [h.set(2), h.set(3)];
     let again = h.transact_once(0, true, Some(token("t")), &set);
     assert_eq!(again.0, [CREATED, CREATED]);
+    // Each on its own, without a token: the others are done.
+    let steps = [h.set(4), steps[1].clone()];
+    assert_eq!(h.transact(0, false, &steps), [CREATED, unknown]);
 }
 
 #[test]
