@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
+use super::Session;
 use super::reply::{
     ClusterStatus, GroupTable, KeyPage, ListedKey, MemberState, MemberStatus, PeerRole, PeerState,
     PeerStatus, ReplicaStatus, Reply,
@@ -14,6 +15,35 @@ use super::request::{
 };
 use crate::error::Failure;
 use crate::ids::{Key, Revision, Token};
+
+/// Executes all that can be executed, and appends what was written; says which batches those were.
+pub fn execute(
+    session: &mut dyn Session,
+    store: &mut FakeStore,
+    output: &mut Vec<u8>,
+) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    loop {
+        match session.next_batch() {
+            Some(batch) => {
+                batches.push(batch.clone());
+                session.complete(store.execute(batch));
+            }
+            None if session.is_paused() => {}
+            None => break,
+        }
+        drain(session, output);
+    }
+    drain(session, output);
+    batches
+}
+
+/// Appends what was written.
+pub fn drain(session: &mut dyn Session, output: &mut Vec<u8>) {
+    let queue = session.output();
+    let bytes = queue.copy_to_bytes(queue.remaining());
+    output.extend_from_slice(&bytes);
+}
 
 /// Messages in memory.
 #[derive(Default)]

@@ -3,13 +3,12 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
-use bytes::Buf;
 use goldenscript::Runner;
 
 use super::{Hatokuse, Identity, Limits};
 use crate::error::Failure;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::FakeStore;
+use crate::protocol::testing::{FakeStore, execute};
 use crate::protocol::{Session, Sessions};
 
 fn open(payload_bytes_max: usize) -> Box<dyn Session> {
@@ -18,31 +17,6 @@ fn open(payload_bytes_max: usize) -> Box<dyn Session> {
         role: "leader".into(),
     };
     Hatokuse::new(Limits { payload_bytes_max }, identity).open()
-}
-
-/// Executes all that can be executed; says which batches that were.
-fn execute(session: &mut dyn Session, store: &mut FakeStore, output: &mut Vec<u8>) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    loop {
-        match session.next_batch() {
-            Some(batch) => {
-                batches.push(batch.clone());
-                session.complete(store.execute(batch));
-            }
-            None if session.is_paused() => {}
-            None => break,
-        }
-        drain(session, output);
-    }
-    drain(session, output);
-    batches
-}
-
-fn drain(session: &mut dyn Session, output: &mut Vec<u8>) {
-    let queue = session.output();
-    let mut bytes = queue.copy_to_bytes(queue.remaining());
-    output.extend_from_slice(&bytes);
-    bytes.clear();
 }
 
 struct Transcript {

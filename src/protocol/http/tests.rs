@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use bytes::Buf;
 use goldenscript::Runner;
 use parking_lot::Mutex;
 
@@ -14,7 +13,7 @@ use super::{Http, Limits};
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::FakeStore;
+use crate::protocol::testing::{FakeStore, execute};
 use crate::protocol::{Session, Sessions};
 
 /// A node in the middle of 2001 whose checks are passed but for one.
@@ -51,30 +50,6 @@ impl Node for FakeNode {
 
 fn open(payload_bytes_max: usize, node: &Arc<FakeNode>) -> Box<dyn Session> {
     Http::new(Limits { payload_bytes_max }, Arc::clone(node) as _).open()
-}
-
-/// Executes all that can be executed; says which batches that were.
-fn execute(session: &mut dyn Session, store: &mut FakeStore, output: &mut Vec<u8>) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    loop {
-        match session.next_batch() {
-            Some(batch) => {
-                batches.push(batch.clone());
-                session.complete(store.execute(batch));
-            }
-            None if session.is_paused() => {}
-            None => break,
-        }
-        drain(session, output);
-    }
-    drain(session, output);
-    batches
-}
-
-fn drain(session: &mut dyn Session, output: &mut Vec<u8>) {
-    let queue = session.output();
-    let bytes = queue.copy_to_bytes(queue.remaining());
-    output.extend_from_slice(&bytes);
 }
 
 struct Transcript {
