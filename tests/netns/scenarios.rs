@@ -294,7 +294,7 @@ pub fn play<N: Network>(network: N, scenario: &Scenario) {
     let keys = done.read_all(&mut bed.client(), SERVICE_MAX);
     let summary = done.check();
 
-    let pause = done.longest_pause(events.began, served);
+    let (_, pause) = done.longest_pause(events.began, served);
     let reads = done.reads(events.began, healed);
     println!(
         "{}\n{}\n  {} operations, {during} of them, {reads} reads, in {:.1} s of fault; no write \

@@ -15,8 +15,8 @@ use rustix::process::Signal;
 use tolerex::clock::{Clock, Instant, SystemClock, sleep};
 
 use crate::support::client::Client;
-use crate::support::cluster::{Cluster, tolerex};
 use crate::support::clients::{Mix, Work};
+use crate::support::cluster::{Cluster, tolerex};
 use crate::support::group_client::{GroupClient, Route};
 use crate::support::speakers::Speaker;
 use crate::support::wait_until;
@@ -132,7 +132,8 @@ impl Cycles {
         wait_until(&what, SERVICE_MAX, || work.served_since(ended));
         let took = work.now().since(ended);
         println!(
-            "cycle {number}: {faults:?}, served after {} ms, {} operations so far",
+            "cycle {number}: {faults:?} up to {} ms, served after {} ms, {} operations so far",
+            ended.as_nanos() / 1_000_000,
             took.as_millis(),
             work.answered()
         );
@@ -223,9 +224,11 @@ fn cycles(count: usize) {
         "{} operations answered, {keys} keys, {summary:?}",
         done.answered
     );
-    let pause = done.longest_pause(first, last).as_millis();
+    let (from, pause) = done.longest_pause(first, last);
     println!(
-        "the longest time without a write: {pause} ms; troubles: {:?}",
+        "the longest time without a write: {} ms from {} ms on; troubles: {:?}",
+        pause.as_millis(),
+        from.as_nanos() / 1_000_000,
         done.troubles
     );
     assert!(done.answered > 50 * count as u64, "{}", done.answered);

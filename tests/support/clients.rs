@@ -18,7 +18,9 @@ use tolerex::clock::{Clock, Instant, SystemClock, sleep};
 use tolerex::threads::{self, StopSignal, Thread};
 
 use super::group_client::{GroupClient, REST};
-use super::history::{Ask, CallId, Command, Condition, History, Life, Operation, Outcome, Part, Told};
+use super::history::{
+    Ask, CallId, Command, Condition, History, Life, Operation, Outcome, Part, Told,
+};
 use super::linearize;
 use super::speakers::{Speaker, line_of, outcome_of_line};
 
@@ -379,14 +381,17 @@ impl Work {
 }
 
 impl Done {
-    /// The longest time between `from` and `to` in which no write was acknowledged.
-    pub fn longest_pause(&self, from: Instant, to: Instant) -> Duration {
+    /// The longest time between `from` and `to` in which no write was acknowledged, and its begin.
+    pub fn longest_pause(&self, from: Instant, to: Instant) -> (Instant, Duration) {
         let ends = self.writes.iter().map(|(_, end)| *end);
         let inside = ends.filter(|end| *end >= from && *end <= to);
         let mut last = from;
-        let mut longest = Duration::ZERO;
+        let mut longest = (from, Duration::ZERO);
         for end in inside.chain([to]) {
-            longest = longest.max(end.since(last));
+            let pause = end.since(last);
+            if pause > longest.1 {
+                longest = (last, pause);
+            }
             last = end;
         }
         longest
