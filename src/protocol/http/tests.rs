@@ -20,6 +20,7 @@ use crate::protocol::{Session, Sessions};
 #[derive(Default)]
 struct FakeNode {
     leader: Mutex<Option<String>>,
+    redirects: Mutex<bool>,
     failed: Mutex<Option<String>>,
 }
 
@@ -30,6 +31,10 @@ impl Node for FakeNode {
 
     fn leader(&self) -> Option<String> {
         self.leader.lock().clone()
+    }
+
+    fn redirects(&self) -> bool {
+        *self.redirects.lock()
     }
 
     fn document(&self, which: Document) -> String {
@@ -92,6 +97,8 @@ enum Step {
     Fail(Option<String>),
     /// From here on the active leader is there; without a word it is not known.
     Leader(Option<String>),
+    /// From here on writes are to be sent there.
+    Redirect,
     /// From here on this check fails; without a word none.
     Check(Option<String>),
 }
@@ -153,6 +160,7 @@ impl Runner for Transcript {
                 self.store.failure = name.as_deref().map(failure).transpose()?;
             }
             Step::Leader(address) => *self.node.leader.lock() = address.clone(),
+            Step::Redirect => *self.node.redirects.lock() = true,
             Step::Check(name) => *self.node.failed.lock() = name.clone(),
         }
         let batches = execute(&mut *self.session, &mut self.store, &mut self.output);
