@@ -11,9 +11,8 @@ use super::node::{Check, Document, Node};
 use super::session::{BODY_STEP_BYTES, HEAD_TIME};
 use super::{Http, Limits};
 use crate::clock::Instant;
-use crate::error::Failure;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::{FakeStore, execute};
+use crate::protocol::testing::{FakeStore, execute, failure};
 use crate::protocol::{Session, Sessions};
 
 /// A node in the middle of 2001 whose checks are passed but for one.
@@ -101,26 +100,6 @@ enum Step {
     Redirect,
     /// From here on this check fails; without a word none.
     Check(Option<String>),
-}
-
-fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
-    Ok(match name {
-        "members" => Failure::NotEnoughMembers { have: 1, need: 2 },
-        "unavailable" => Failure::Unavailable {
-            replicas: "member-1@127.0.0.1:5556:down".into(),
-        },
-        "write-timeout" => Failure::WriteTimedOut,
-        "read-timeout" => Failure::ReadTimedOut,
-        "not-leader" => Failure::NotLeader {
-            leader: Some("127.0.0.1:6766".into()),
-        },
-        "no-leader" => Failure::NotLeader { leader: None },
-        "busy" => Failure::Busy,
-        "too-many" => Failure::TooManyTokens,
-        "in-use" => Failure::TokenInUse,
-        "used" => Failure::TokenUsed,
-        other => return Err(format!("no failure {other}").into()),
-    })
 }
 
 impl Runner for Transcript {
