@@ -57,9 +57,6 @@ pub enum Failure {
         /// Its place in the batch, from 0 on.
         position: usize,
     },
-    /// A message that a transaction read was overwritten before its bytes came.
-    #[error("overwritten while it was read, try again")]
-    Overwritten,
     /// What a transaction reads is too large in all; this read was not done.
     #[error("the values of the batch are too large together, read this one alone")]
     ValuesTooLarge,
@@ -103,7 +100,6 @@ impl Failure {
             | Failure::TokenInUse
             | Failure::TokenUsed
             | Failure::NotApplied { .. }
-            | Failure::Overwritten
             | Failure::ValuesTooLarge
             | Failure::NotChanged { .. }
             | Failure::TokenExpired => Outcome::Failed,

@@ -182,6 +182,7 @@ impl BulkWrite {
                 closed: self.revisions.part(0, 0),
                 given_up: Vec::new(),
             },
+            reads: false,
         });
     }
 

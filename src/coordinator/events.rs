@@ -205,6 +205,9 @@ pub enum Effect {
         command: Command,
         /// To settle when the entry is applied.
         settlement: Settlement,
+        /// Whether records that the entry lists are read after it: from here to `Done` the driver
+        /// holds what is released.
+        reads: bool,
     },
     /// Close revisions and release copies now: nothing of them was or will be proposed.
     Settle(Settlement),

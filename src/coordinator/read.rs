@@ -12,8 +12,8 @@
 //! * Every replica failed or has no connection: `Unavailable`, at once. The read time-out passed
 //!   while one had not answered: `ReadTimedOut`, since that one may have it.
 //!
-//! The reads of a transaction are of exactly one record each: "no such revision" is the next
-//! replica then, and `Overwritten` at the end.
+//! The reads of a transaction are of exactly one record each, which is not released meanwhile: "no
+//! such revision" is the next replica then.
 //!
 //! A batch answers its first requests that have 8 MiB of payload in all, at least one, and leaves
 //! the rest to a later one (A8). A message that grows while the batch reads is not counted again.
@@ -78,8 +78,6 @@ struct Slot {
     open_calls: usize,
     /// Look-ups of it that were not answered.
     open_lookups: usize,
-    /// A replica did not have the record that alone is an answer.
-    is_gone: bool,
     /// Another replica is to be asked in this step.
     wants_next: bool,
     reply: Option<Reply>,
@@ -123,7 +121,6 @@ impl ReadBatch {
                 asked: Vec::new(),
                 open_calls: 0,
                 open_lookups: 0,
-                is_gone: false,
                 wants_next: false,
                 reply: None,
             })

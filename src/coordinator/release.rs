@@ -13,6 +13,9 @@
 //!                       gone (counted as dropped)
 //! ```
 //!
+//! **Holds.** A transaction reads what its entry lists, after it was applied. Later entries may
+//! replace that meanwhile: what they release waits until no read is under way that began before.
+//!
 //! What is queued satisfies R7 but for being open: it comes either from `apply`, which no longer
 //! lists the record and never will again, since a revision is stored once; or from a settlement,
 //! whose entry was applied without that member or never proposed. So only openness is looked at
@@ -23,7 +26,7 @@
 //! Invariants: nothing is handed out outside of a serving term (R5), or while its revision is open
 //! (R6). A member has at most one call unanswered. Each queue is bounded (A8).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Revisions, Settlement};
 use crate::faults::{self, Fault};
@@ -54,11 +57,24 @@ pub struct ReleaseQueue {
     serving: Option<u64>,
     /// Allotted and not settled (R6).
     open: OpenRevisions,
+    held: Held,
     members: BTreeMap<MemberId, Queue>,
     /// The number of the next call.
     next_number: u64,
     /// Releases dropped since the start.
     dropped: u64,
+}
+
+/// Releases that wait for reads.
+#[derive(Debug, Default)]
+struct Held {
+    /// The number of the next hold.
+    next: u64,
+    /// Those under way.
+    active: BTreeSet<u64>,
+    /// Each with the number that was next when it came, ascending: it waits for all lower ones.
+    /// At most [`QUEUED_MAX`].
+    waiting: VecDeque<(u64, Revision, MemberId)>,
 }
 
 /// The releases of one member.
@@ -94,6 +110,8 @@ impl ReleaseQueue {
         if releases_unserved() {
             return;
         }
+        self.dropped += self.held.waiting.len() as u64;
+        self.held.waiting.clear();
         for queue in self.members.values_mut() {
             self.dropped += queue.queued.len() as u64;
             queue.queued.clear();
@@ -125,8 +143,36 @@ impl ReleaseQueue {
     pub fn released(&mut self, records: &[(Revision, ReplicaSet)]) {
         for (revision, replicas) in records {
             for member in replicas.as_slice() {
-                self.queue(*revision, *member);
+                if self.held.active.is_empty() {
+                    self.queue(*revision, *member);
+                } else if self.held.waiting.len() < QUEUED_MAX {
+                    let waits = (self.held.next, *revision, *member);
+                    self.held.waiting.push_back(waits);
+                } else {
+                    self.dropped += 1;
+                }
             }
+        }
+    }
+
+    /// A read begins of what is listed now or by an entry to come: nothing that is released from
+    /// here on is queued before the hold with this number ends.
+    pub fn hold(&mut self) -> u64 {
+        let number = self.held.next;
+        self.held.next += 1;
+        self.held.active.insert(number);
+        number
+    }
+
+    /// The read is over.
+    pub fn end_hold(&mut self, number: u64) {
+        self.held.active.remove(&number);
+        let first = self.held.active.first().copied();
+        while let Some(&(came, revision, member)) = self.held.waiting.front()
+            && first.is_none_or(|first| came <= first)
+        {
+            self.held.waiting.pop_front();
+            self.queue(revision, member);
         }
     }
 
@@ -144,6 +190,9 @@ impl ReleaseQueue {
         queue.is_up = false;
         self.dropped += queue.queued.len() as u64;
         queue.queued.clear();
+        let waiting = self.held.waiting.len();
+        self.held.waiting.retain(|(_, _, of)| *of != member);
+        self.dropped += (waiting - self.held.waiting.len()) as u64;
         if let Some(release) = queue.unanswered.take() {
             queue.lingering = Some(release.revisions);
         }
@@ -192,11 +241,13 @@ impl ReleaseQueue {
     /// Whether the member may still be told to forget the revision: then it is no destination for
     /// it (R8).
     pub fn is_pending(&self, revision: Revision, member: MemberId) -> bool {
-        self.members.get(&member).is_some_and(|queue| {
-            let unanswered = queue.unanswered.as_ref().map(|call| &call.revisions);
-            let mut calls = unanswered.into_iter().chain(&queue.lingering);
-            queue.queued.contains(&revision) || calls.any(|call| call.contains(&revision))
-        })
+        let mut held = self.held.waiting.iter();
+        held.any(|(_, one, of)| (*one, *of) == (revision, member))
+            || self.members.get(&member).is_some_and(|queue| {
+                let unanswered = queue.unanswered.as_ref().map(|call| &call.revisions);
+                let mut calls = unanswered.into_iter().chain(&queue.lingering);
+                queue.queued.contains(&revision) || calls.any(|call| call.contains(&revision))
+            })
     }
 
     /// Whether the revision is open (R6).
@@ -204,9 +255,10 @@ impl ReleaseQueue {
         self.open.contains(revision)
     }
 
-    /// Releases queued for a member.
+    /// Releases queued for a member, and held ones.
     pub fn queued(&self, member: MemberId) -> usize {
-        self.members.get(&member).map_or(0, |q| q.queued.len())
+        let held = self.held.waiting.iter().filter(|(_, _, of)| *of == member);
+        held.count() + self.members.get(&member).map_or(0, |q| q.queued.len())
     }
 
     /// Releases dropped since the start: garbage on members until an audit.
@@ -340,6 +392,46 @@ mod tests {
             queue.next_release().expect("closed now").revisions,
             [revision(5)]
         );
+    }
+
+    #[test]
+    fn what_is_released_while_a_read_is_under_way_waits_for_it() {
+        let mut queue = serving();
+        let release = |queue: &mut ReleaseQueue, sequence| {
+            queue.released(&[(revision(sequence), on_m())]);
+        };
+        let sent = |queue: &mut ReleaseQueue| -> Vec<Revision> {
+            let release = queue.next_release();
+            release.map_or_else(Vec::new, |release| {
+                queue.answered(release.number, M, true);
+                release.revisions
+            })
+        };
+        release(&mut queue, 1);
+        let first = queue.hold();
+        assert_eq!(sent(&mut queue), [revision(1)]);
+        release(&mut queue, 2);
+        let second = queue.hold();
+        release(&mut queue, 3);
+        assert_eq!((sent(&mut queue), queue.queued(M)), (vec![], 2));
+        assert!(queue.is_pending(revision(3), M) && !queue.is_pending(revision(4), M));
+        queue.end_hold(first);
+        assert_eq!(sent(&mut queue), [revision(2)]);
+        queue.end_hold(second);
+        queue.end_hold(second);
+        assert_eq!(sent(&mut queue), [revision(3)]);
+        // Neither a lost link nor the end of a term leaves any behind.
+        for end in [
+            |queue: &mut ReleaseQueue| queue.member_down(M),
+            ReleaseQueue::end_term,
+        ] {
+            let mut queue = serving();
+            let hold = queue.hold();
+            release(&mut queue, 4);
+            end(&mut queue);
+            queue.end_hold(hold);
+            assert_eq!((queue.queued(M), queue.dropped()), (0, 1));
+        }
     }
 
     #[test]

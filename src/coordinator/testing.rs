@@ -62,6 +62,8 @@ pub struct World {
     pub fetches: Vec<FetchCall>,
     pub proposals: Vec<Proposal>,
     pub releases: ReleaseQueue,
+    /// Of the batch under way.
+    pub hold: Option<u64>,
     /// What was settled, in order.
     pub settled: Vec<Settlement>,
     /// Applied metadata; members 1 to 9 are registered.
@@ -101,6 +103,7 @@ impl World {
             fetches: Vec::new(),
             proposals: Vec::new(),
             releases: ReleaseQueue::new(),
+            hold: None,
             settled: Vec::new(),
             state: State::new(PlainShards::new(1)),
             payloads: BTreeMap::new(),
@@ -308,7 +311,11 @@ impl World {
                 tag,
                 command,
                 settlement,
+                reads,
             } => {
+                if reads {
+                    self.hold = Some(self.releases.hold());
+                }
                 self.note(format!(
                     "propose {}: {}",
                     show_tag(tag),
@@ -383,6 +390,9 @@ impl World {
                 self.note(format!("deposed by m{}: fence {highest}", member.0));
             }
             Effect::Done(replies) => {
+                if let Some(hold) = self.hold.take() {
+                    self.releases.end_hold(hold);
+                }
                 for reply in &replies {
                     self.note(format!("reply {}", show_reply(reply)));
                 }

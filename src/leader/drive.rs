@@ -22,7 +22,7 @@ use crate::error::Failure;
 use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
 use crate::ids::{MemberId, Revision};
-use crate::leader::state::{RunningBatch, Shared};
+use crate::leader::state::{ReleaseHold, RunningBatch, Shared};
 use crate::metadata::command::Command;
 use crate::net::{Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
@@ -112,6 +112,8 @@ pub struct Run {
     term: u64,
     /// Taken from the inbox, or answered on the spot; not yet stepped.
     pending: VecDeque<Event>,
+    /// While it reads records that its entry lists.
+    hold: Option<ReleaseHold>,
     _running: RunningBatch,
 }
 
@@ -128,6 +130,7 @@ impl Run {
             shared,
             coordinator,
             inbox: Arc::default(),
+            hold: None,
             number,
             term,
             pending: VecDeque::from([Event::Start]),
@@ -192,7 +195,13 @@ impl Run {
                 tag,
                 command,
                 settlement,
-            } => self.propose(tag, command, settlement),
+                reads,
+            } => {
+                if reads {
+                    self.hold = Some(self.shared.view.hold_releases());
+                }
+                self.propose(tag, command, settlement);
+            }
             Effect::Settle(settlement) => self.shared.view.settle(settlement),
             Effect::ConfirmRead => self.confirm_read(),
             Effect::LookUp { tag, keys } => {

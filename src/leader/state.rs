@@ -129,6 +129,12 @@ impl View {
         }
     }
 
+    /// Until the value is dropped no member is told to forget what is released from here on.
+    pub fn hold_releases(self: &Arc<Self>) -> ReleaseHold {
+        let number = self.releases.lock().queue.hold();
+        ReleaseHold(Arc::clone(self), number)
+    }
+
     /// The data link to a member opened.
     pub fn member_up(&self, member: MemberId, now: Instant) {
         self.cluster.lock().connected(member, now);
@@ -405,6 +411,16 @@ pub struct RunningBatch(Arc<Shared>);
 impl Drop for RunningBatch {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A read of records that may be released meanwhile, see [`View::hold_releases`].
+pub struct ReleaseHold(Arc<View>, u64);
+
+impl Drop for ReleaseHold {
+    fn drop(&mut self) {
+        self.0.releases.lock().queue.end_hold(self.1);
+        self.0.ring();
     }
 }
 

@@ -1023,7 +1023,6 @@ mod tests {
                 Just(Failure::TokenInUse),
                 Just(Failure::TokenExpired),
                 Just(Failure::TokenUsed),
-                Just(Failure::Overwritten),
                 Just(Failure::ValuesTooLarge),
                 (0..9usize).prop_map(|position| Failure::NotApplied { position }),
                 (0..9usize, 0..9usize)

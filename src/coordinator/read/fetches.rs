@@ -53,7 +53,6 @@ impl ReadBatch {
                 }
                 FetchResult::Damaged => Flaw::Damaged,
                 FetchResult::Missing if self.of_records => {
-                    self.slots[at].is_gone = true;
                     self.copy_failed(at, revision);
                     continue;
                 }
@@ -131,9 +130,6 @@ impl ReadBatch {
                     slot.asked.push(member);
                     slot.open_calls += 1;
                     outgoing.entry(member).or_default().push(at);
-                }
-                None if slot.open_calls == 0 && slot.is_gone => {
-                    self.reply(at, Reply::Failed(Failure::Overwritten));
                 }
                 None if slot.open_calls == 0 && slot.open_lookups == 0 => {
                     let statuses = replica_statuses(cluster, &entry.replicas, now);

@@ -87,6 +87,7 @@ impl WriteBatch {
             tag,
             command,
             settlement,
+            reads: !self.read_keys.is_empty(),
         });
     }
 

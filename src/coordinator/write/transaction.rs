@@ -6,9 +6,8 @@
 //! became of each step, and cannot of one that is not in the entry.
 //!
 //! **Reads** are decided by the entry: apply says which record a message had then. A record that
-//! this transaction wrote is at hand; any other is fetched from its replicas, by its revision. It
-//! may be gone by then, overwritten by a later entry: then that read fails
-//! ([`Failure::Overwritten`]) rather than tell what came later. Together the values are
+//! this transaction wrote is at hand; any other is fetched from its replicas, by its revision, also
+//! if a later entry replaced it: releases are held meanwhile. Together the values are
 //! [`Limits::read_bytes_max`] at most, or one larger one; beyond it a read fails
 //! ([`Failure::ValuesTooLarge`]).
 

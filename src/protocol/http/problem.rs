@@ -172,9 +172,8 @@ impl From<&Failure> for Problem {
             Failure::TooManyTokens => Kind::TooManyTokens,
             Failure::TokenInUse | Failure::TokenExpired => Kind::TokenInUse,
             Failure::TokenUsed => Kind::TokenUsed,
-            // These three stand among the results of a batch, not alone.
+            // These two stand among the results of a batch, not alone.
             Failure::NotApplied { .. } => Kind::PreconditionFailed,
-            Failure::Overwritten => Kind::Busy,
             Failure::ValuesTooLarge => Kind::TooLarge,
             Failure::BulkPartial { reason, .. } => return Problem::from(&**reason),
             // No request of this protocol changes the group.

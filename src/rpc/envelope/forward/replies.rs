@@ -215,7 +215,6 @@ fn from_failure(failure: Failure) -> response::Failure {
         Failure::TokenInUse => code(Code::TokenInUse),
         Failure::TokenExpired => code(Code::TokenExpired),
         Failure::TokenUsed => code(Code::TokenUsed),
-        Failure::Overwritten => code(Code::Overwritten),
         Failure::ValuesTooLarge => code(Code::ValuesTooLarge),
         Failure::NotApplied { position } => {
             Wire::NotApplied(u32::try_from(position).unwrap_or(u32::MAX))
@@ -256,7 +255,6 @@ fn to_failure(failure: response::Failure) -> Checked<Failure> {
             Ok(Code::TokenInUse) => Failure::TokenInUse,
             Ok(Code::TokenExpired) => Failure::TokenExpired,
             Ok(Code::TokenUsed) => Failure::TokenUsed,
-            Ok(Code::Overwritten) => Failure::Overwritten,
             Ok(Code::ValuesTooLarge) => Failure::ValuesTooLarge,
             Ok(Code::Unspecified) | Err(_) => {
                 return invalid("forward_response.code", "is unknown");
