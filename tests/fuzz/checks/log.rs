@@ -223,8 +223,8 @@ pub fn check_records(data: &[u8]) {
     }
 }
 
-/// The hint of this segment: what is valid is written so; anything else is refused with a place,
-/// within its frame and as a file.
+/// The hint of this segment: what is valid names records that can lie there, and is written so;
+/// anything else is refused with a place, within its frame and as a file.
 pub fn check_hint(data: &[u8]) {
     let segment = SealedSegment {
         number: 3,
@@ -245,6 +245,11 @@ pub fn check_hint(data: &[u8]) {
     match hints::read(&fs, dir, &segment) {
         Ok(entries) => {
             let entries = entries.expect("the file is there");
+            let mut free_from = 0;
+            for Location { offset, length, .. } in entries.iter().map(|entry| entry.location) {
+                assert!(free_from <= offset && offset + length <= segment.end);
+                free_from = offset + length;
+            }
             let before = fs.content(&path);
             hints::write(&fs, dir, &segment, &entries).expect("written");
             assert_eq!(fs.content(&path), before);
