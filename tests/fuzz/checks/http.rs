@@ -9,7 +9,8 @@ use tolerex::protocol::http::node::{Check, Document, Node};
 use tolerex::protocol::http::parser::HEAD_BYTES_MAX;
 use tolerex::protocol::http::session::HttpSession;
 
-use super::sessions::{self, Kind};
+use super::sessions::{self, Kind, Outcome};
+use super::splits;
 
 const LIMITS: Limits = Limits {
     payload_bytes_max: 300,
@@ -27,11 +28,23 @@ pub fn check(data: &[u8]) {
         false => batch::value_bytes_max(LIMITS.payload_bytes_max),
     };
     let kind = Kind {
-        open: &open,
+        open: &|| open(false),
         input_bytes_max: HEAD_BYTES_MAX.max(body_bytes_max),
         probe: b"GET /kv/behind-the-end HTTP/1.1\r\nHost: h\r\n\r\n",
     };
     let outcome = sessions::check(&kind, data, without_continue);
+    check_responses(&outcome);
+    // Whoever waits with its body is sent away before it comes: that depends on the split.
+    let elsewhere = Kind {
+        open: &|| open(true),
+        ..kind
+    };
+    let mut outcome = sessions::run(&elsewhere, &splits::of(data)[2], false);
+    outcome.output = without_continue(&outcome.output);
+    check_responses(&outcome);
+}
+
+fn check_responses(outcome: &Outcome) {
     let responses = count_responses(&outcome.output);
     assert!(
         responses >= outcome.requests.len(),
@@ -39,8 +52,8 @@ pub fn check(data: &[u8]) {
     );
 }
 
-fn open() -> Box<dyn Session> {
-    Box::new(HttpSession::new(LIMITS, Arc::new(FixedNode)))
+fn open(redirects: bool) -> Box<dyn Session> {
+    Box::new(HttpSession::new(LIMITS, Arc::new(FixedNode { redirects })))
 }
 
 /// The output without the interim responses: a client that has begun its body gets none.
@@ -100,7 +113,10 @@ fn content_length(response: &httparse::Response<'_, '_>) -> Option<usize> {
     Some(text.parse().expect("a number"))
 }
 
-struct FixedNode;
+/// A node that serves, or one that says where to.
+struct FixedNode {
+    redirects: bool,
+}
 
 impl Node for FixedNode {
     fn wall_ms(&self) -> u64 {
@@ -109,6 +125,10 @@ impl Node for FixedNode {
 
     fn leader(&self) -> Option<String> {
         Some("127.0.0.1:8180".to_owned())
+    }
+
+    fn redirects(&self) -> bool {
+        self.redirects
     }
 
     fn document(&self, which: Document) -> String {
