@@ -195,6 +195,10 @@ fn sources() -> Vec<Source> {
 }
 
 fn collect(path: &Path, found: &mut Vec<Source>) {
+    // What fuzzing builds is not ours.
+    if path.ends_with("fuzz/target") {
+        return;
+    }
     if path.is_dir() {
         let entries = fs::read_dir(path).expect("a directory");
         entries.for_each(|entry| collect(&entry.expect("an entry").path(), found));

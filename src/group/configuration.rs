@@ -191,7 +191,18 @@ impl Configuration {
             found.addresses.insert(peer, address);
         }
         // One way only to write it: ids ascending, none of them 0.
-        (!found.peers().contains(&PeerId(0)) && found.encode() == bytes).then_some(found)
+        let is_ours = !found.peers().contains(&PeerId(0)) && found.encode() == bytes;
+        (is_ours && found.is_possible()).then_some(found)
+    }
+
+    /// Whether changes can lead to it: what the `raft` crate demands, and ends the process without.
+    fn is_possible(&self) -> bool {
+        let is_staged = |peer| self.outgoing.contains(peer) && !self.voters.contains(peer);
+        let is_led = !self.voters.is_empty() || self.peers().is_empty();
+        is_led
+            && self.learners.iter().all(|peer| !self.is_voter(*peer))
+            && self.learners_next.iter().all(is_staged)
+            && (self.is_joint() || !self.auto_leave)
     }
 }
 
@@ -297,6 +308,38 @@ mod tests {
         descending[6..22].rotate_left(8);
         assert_eq!(Configuration::decode(&descending), None);
         assert_eq!(configuration.peers(), set(&[1, 2, 4, 7, 300]));
+    }
+
+    #[test]
+    fn a_configuration_that_no_change_leads_to_is_refused() {
+        let joint = Configuration {
+            voters: set(&[1, 2]),
+            outgoing: set(&[1, 3]),
+            learners: set(&[4]),
+            learners_next: set(&[3]),
+            auto_leave: true,
+            addresses: BTreeMap::new(),
+        };
+        assert_eq!(Configuration::decode(&joint.encode()), Some(joint.clone()));
+        let changes: [fn(&mut Configuration); 6] = [
+            |no_voter| no_voter.voters = set(&[]),
+            |learner_with_a_vote| learner_with_a_vote.learners = set(&[2]),
+            |learner_with_an_old_vote| learner_with_an_old_vote.learners = set(&[3]),
+            |next_without_a_vote| next_without_a_vote.learners_next = set(&[5]),
+            |next_with_a_new_vote| next_with_a_new_vote.learners_next = set(&[1]),
+            |next_of_no_change| next_of_no_change.outgoing = set(&[]),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut changed = joint.clone();
+            change(&mut changed);
+            assert_eq!(Configuration::decode(&changed.encode()), None, "{number}");
+        }
+        let leaves_nothing = Configuration {
+            outgoing: set(&[]),
+            learners_next: set(&[]),
+            ..joint
+        };
+        assert_eq!(Configuration::decode(&leaves_nothing.encode()), None);
     }
 
     #[test]

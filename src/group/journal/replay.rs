@@ -211,6 +211,12 @@ impl<'a> Replay<'a> {
                 start.term
             ));
         }
+        let last = window.last();
+        if hard_state.term < last.term {
+            return Err(format!(
+                "the log ends with {last:?}, without the hard state that goes with it"
+            ));
+        }
         // Entries are applied, and so in a snapshot, before their commit index is written.
         hard_state.commit = hard_state.commit.max(start.index);
         let recovered = Recovered {

@@ -151,6 +151,31 @@ fn records_that_make_no_sense_are_refused() {
     );
 }
 
+#[test]
+fn an_entry_without_its_hard_state_is_refused() {
+    let fs = new_disk();
+    let writes = [write(vec![entry(2, 2, "")], 2, 1)];
+    open_as(&fs, OWNER).unwrap().journal.write(&writes).unwrap();
+    let options = LogOptions {
+        segment_bytes: 16 << 10,
+        reserve_bytes: 0,
+        salt: 6,
+    };
+    let opened = Log::open(Arc::new(fs.clone()), dir(), options, &mut |_, _| Ok(()));
+    let (mut log, _) = opened.unwrap();
+    let later = Record {
+        kind: KIND_ENTRY,
+        number: 3,
+        key: &5_u64.to_le_bytes(),
+        payload: b"",
+    };
+    log.stage(&later).unwrap();
+    log.write().unwrap();
+    drop(log);
+    let error = open_as(&fs, OWNER).err().unwrap().to_string();
+    assert!(error.contains("without the hard state"), "{error}");
+}
+
 /// Entries 2 to 99 of 1,000 bytes in segments of 16 KiB, all committed, in term 2.
 fn long_journal(fs: &MemFileSystem) -> Journal {
     let mut journal = open_as(fs, OWNER).unwrap().journal;

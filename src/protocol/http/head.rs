@@ -3,7 +3,6 @@
 //! Heads are parsed by `httparse`; what it lets pass and two servers could read in two ways is
 //! refused here, see [`super::parser`].
 
-use super::parser::TARGET_BYTES_MAX;
 use super::problem::{Kind, Problem};
 
 /// The most fields of a head. Browsers send some twenty.
@@ -131,9 +130,6 @@ pub fn read_head(bytes: &[u8]) -> Result<Head, Problem> {
     }
     let is_old = request.version == Some(0);
     let target = request.path.unwrap_or_default();
-    if target.len() > TARGET_BYTES_MAX {
-        return Err(Kind::TargetTooLong.into());
-    }
     let mut basics = Basics::default();
     let mut fields = Fields::default();
     for header in request.headers.iter() {

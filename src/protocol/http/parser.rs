@@ -256,7 +256,7 @@ impl Parser {
             }
             Some(_) => {}
         }
-        while let Some(at) = memchr(b'\n', self.buffer.get(self.scanned..).unwrap_or_default()) {
+        while let Some(at) = memchr(b'\n', self.unscanned()) {
             let line_end = self.scanned + at + 1;
             let until_here = &self.buffer[..line_end];
             if !until_here.ends_with(b"\r\n") {
@@ -277,6 +277,17 @@ impl Parser {
             return Err(Kind::HeadTooLarge.into());
         }
         Ok(None)
+    }
+
+    /// The bytes behind the whole lines of a head, as far as the limits go: what stands behind them
+    /// has no say, whether it has come already or not.
+    fn unscanned(&self) -> &[u8] {
+        let limit = match self.scanned {
+            0 => TARGET_BYTES_MAX,
+            _ => HEAD_BYTES_MAX,
+        };
+        let end = self.buffer.len().min(limit + 1);
+        self.buffer.get(self.scanned..end).unwrap_or_default()
     }
 
     fn consume(&mut self, count: usize) {
