@@ -39,11 +39,21 @@ pub enum Fault {
     TornTailKept,
     /// What may still happen is answered as failed (R15).
     UnknownAsFailed,
+    /// Conditions are compared when their entry is proposed, and not in `apply` (R3).
+    CompareWhenProposed,
+    /// Of a transaction that is refused, the steps before the refusal are done (R3).
+    RefusedTransactionInPart,
+    /// A transaction's token is not remembered.
+    TransactionTokenForgotten,
+    /// A message that was stored anew expires when the one before would have.
+    OldExpiryOfNewMessage,
+    /// A snapshot does not tell when messages expire.
+    SnapshotWithoutExpiry,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 21] = [
         Fault::AcknowledgeBeforeSync,
         Fault::JournalBeforeSync,
         Fault::VoteNotPersisted,
@@ -60,6 +70,11 @@ impl Fault {
         Fault::SnapshotWithoutLastEntry,
         Fault::TornTailKept,
         Fault::UnknownAsFailed,
+        Fault::CompareWhenProposed,
+        Fault::RefusedTransactionInPart,
+        Fault::TransactionTokenForgotten,
+        Fault::OldExpiryOfNewMessage,
+        Fault::SnapshotWithoutExpiry,
     ];
 }
 

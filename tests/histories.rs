@@ -6,6 +6,10 @@
 //!
 //! Histories are written as `CALL..END CLIENT COMMAND -> ANSWER`, separated by `;`.
 
+#[path = "histories/brute.rs"]
+mod brute;
+#[path = "histories/large.rs"]
+mod large;
 #[path = "histories/parts.rs"]
 mod parts;
 mod support;

@@ -24,6 +24,7 @@ use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
 use crate::ids::{MemberId, Revision};
 use crate::leader::state::{ReleaseHold, RunningBatch, Shared};
 use crate::metadata::command::Command;
+use crate::metadata::state::forget_met_conditions;
 use crate::net::{Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
 use crate::rpc::link::{CallError, Completion};
@@ -296,6 +297,12 @@ impl Run {
         );
         if faults::has(Fault::CountEarlierTermCopy) {
             command.term = self.shared.serving_term().unwrap_or(self.term);
+        }
+        if faults::has(Fault::CompareWhenProposed) {
+            let metadata = &self.shared.view.metadata;
+            forget_met_conditions(&mut command.change, |key| {
+                Some(metadata.find(key)?.revision)
+            });
         }
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         debug!("batch {}: propose", self.number);

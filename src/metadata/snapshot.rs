@@ -55,6 +55,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rustc_hash::FxBuildHasher;
 
 pub use self::shard_cell::ShardCell;
+use crate::faults::{self, Fault};
 use crate::ids::{Key, MemberId, Revision, TOLERANCE_MAX};
 use crate::metadata::command::{DecodeError, Input, put_key, put_registration, put_varint};
 use crate::metadata::members::Member;
@@ -214,7 +215,8 @@ impl Capture {
             };
             chunk.add(&key, slot, sets);
             if self.has_expiry {
-                put_varint(&mut chunk.body, expires_ms.unwrap_or(0));
+                let is_told = !faults::has(Fault::SnapshotWithoutExpiry);
+                put_varint(&mut chunk.body, expires_ms.filter(|_| is_told).unwrap_or(0));
             }
         }
     }

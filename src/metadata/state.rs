@@ -18,7 +18,7 @@ mod once;
 mod transact;
 mod writes;
 
-pub use self::transact::EXPIRED_MAX;
+pub use self::transact::{EXPIRED_MAX, forget_met_conditions};
 
 use std::collections::BTreeSet;
 

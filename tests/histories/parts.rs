@@ -17,7 +17,7 @@ fn history(text: &str) -> History {
     record(&lines)
 }
 
-fn line(text: &str) -> Line {
+pub(crate) fn line(text: &str) -> Line {
     let (request, answer) = text.split_once("->").expect("an arrow");
     let (times, request) = request.trim().split_once(' ').expect("times");
     let (client, mut request) = request.split_once(' ').expect("a client");
@@ -379,9 +379,9 @@ fn wrong_histories_with_conditions_are_rejected() {
 
 /// A store that does one request after the other.
 #[derive(Default)]
-struct Store {
+pub(crate) struct Store {
     messages: BTreeMap<Bytes, Message>,
-    revision: u64,
+    pub(crate) revision: u64,
 }
 
 #[derive(Clone)]
@@ -392,7 +392,7 @@ struct Message {
 }
 
 impl Store {
-    fn perform(&mut self, parts: &[Part], is_atomic: bool, now: u64) -> Vec<Told> {
+    pub(crate) fn perform(&mut self, parts: &[Part], is_atomic: bool, now: u64) -> Vec<Told> {
         self.messages
             .retain(|_, message| message.vanishes.is_none_or(|at| now < at));
         let before = self.messages.clone();
@@ -460,7 +460,12 @@ impl Store {
     }
 }
 
-fn random_part(random: &mut fastrand::Rng, keys: usize, index: usize, last: u64) -> Part {
+pub(crate) fn random_part(
+    random: &mut fastrand::Rng,
+    keys: usize,
+    index: usize,
+    last: u64,
+) -> Part {
     let life = |random: &mut fastrand::Rng| {
         let least = random.u64(5..60);
         Life {
@@ -497,7 +502,12 @@ fn random_part(random: &mut fastrand::Rng, keys: usize, index: usize, last: u64)
 }
 
 /// Calls of closed-loop clients, run by a real store at a random time of each call.
-fn execution(random: &mut fastrand::Rng, count: usize, keys: usize, unknown: u32) -> Vec<Line> {
+pub(crate) fn execution(
+    random: &mut fastrand::Rng,
+    count: usize,
+    keys: usize,
+    unknown: u32,
+) -> Vec<Line> {
     let mut store = Store::default();
     let mut lines = Vec::new();
     let mut free_at = [0; 5];

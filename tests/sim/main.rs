@@ -257,6 +257,11 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::SnapshotWithoutLastEntry, 1),
         (Fault::TornTailKept, 21),
         (Fault::UnknownAsFailed, 339),
+        (Fault::CompareWhenProposed, 7),
+        (Fault::RefusedTransactionInPart, 2),
+        (Fault::TransactionTokenForgotten, 1),
+        (Fault::OldExpiryOfNewMessage, 11),
+        (Fault::SnapshotWithoutExpiry, 10),
     ]
 };
 

@@ -27,8 +27,9 @@ use std::slice;
 use super::once::outcome_of;
 use super::writes::WriteOutcome;
 use super::{Shards, State};
+use crate::faults::{self, Fault};
 use crate::ids::{Key, Revision, Token};
-use crate::metadata::command::{Applied, Operation, OperationResult, StepResult};
+use crate::metadata::command::{Applied, Change, Operation, OperationResult, StepResult};
 use crate::metadata::message_index::shard_of;
 use crate::metadata::once::TokenRefusal;
 use crate::metadata::replica_sets::ReplicaSet;
@@ -75,7 +76,11 @@ impl<S: Shards> State<S> {
                         true => why,
                         false => OperationResult::NotApplied { position: at },
                     };
-                    outcome.pass_over(step_operations(step), result);
+                    if faults::has(Fault::RefusedTransactionInPart) && position < at {
+                        self.step(step, outcome);
+                    } else {
+                        outcome.pass_over(step_operations(step), result);
+                    }
                     StepResult::Done(result)
                 }
                 None => match &step.token {
@@ -86,7 +91,9 @@ impl<S: Shards> State<S> {
                 },
             });
         }
-        if let Some(token) = &transact.token {
+        if let Some(token) = &transact.token
+            && !faults::has(Fault::TransactionTokenForgotten)
+        {
             let mut outcomes = steps.iter().zip(&results).map(step_outcome);
             if let Some(outcomes) = outcomes.by_ref().collect() {
                 let used = Use::Transaction(outcomes);
@@ -267,6 +274,16 @@ impl<S: Shards> State<S> {
     /// When the next message expires, by the clock of commands; `None` if none does.
     pub fn next_expiry_ms(&self) -> Option<u64> {
         self.expiry.first().map(|(expires_ms, _)| *expires_ms)
+    }
+}
+
+/// Forgets the conditions that hold now, as [`Fault::CompareWhenProposed`] does.
+pub fn forget_met_conditions(change: &mut Change, revision: impl Fn(&Key) -> Option<Revision>) {
+    if let Change::Transact(transact) = change {
+        for step in &mut transact.steps {
+            let is_met = holds(step.condition, revision(step.key()));
+            step.condition = step.condition.filter(|_| !is_met);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! SETs and DELs, applied run by run. Pure.
 
 use super::{Shards, State};
+use crate::faults::{self, Fault};
 use crate::ids::Revision;
 use crate::metadata::command::{Applied, Operation, OperationResult};
 use crate::metadata::message_index::{Slot, shard_of};
@@ -74,7 +75,11 @@ impl<S: Shards> State<S> {
             };
             let shard = shard_of(key, self.shards.shard_count());
             let (replaced, expiry) = self.shards.write_shard(shard, |shard| {
-                (shard.insert(key, slot), shard.set_expiry(key, None))
+                let replaced = shard.insert(key, slot);
+                match faults::has(Fault::OldExpiryOfNewMessage) {
+                    true => (replaced, None),
+                    false => (replaced, shard.set_expiry(key, None)),
+                }
             });
             let created = replaced.is_none();
             match replaced {
