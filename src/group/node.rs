@@ -211,16 +211,21 @@ impl<S: StateMachine> Node<S> {
         let Some(stop) = self.stop else {
             return false;
         };
-        let is_handing_over = self.core.status().role == Role::Leader
-            && !self.core.configuration().is_alone(self.peer)
-            && now < stop.hand_over_until;
-        let is_done = self.proposals.is_empty() && self.core.writes_in_flight() == 0;
+        let leads = self.core.status().role == Role::Leader;
+        let has_time = now < stop.hand_over_until;
+        let is_handing_over = leads && !self.core.configuration().is_alone(self.peer) && has_time;
+        // What one that does not lead any more has proposed is decided by the next leader, if there
+        // is one. Where all stop together there is none.
+        let is_decided = self.proposals.is_empty() || !(leads || has_time);
+        let is_done = is_decided && self.core.writes_in_flight() == 0;
         now >= stop.at || (is_done && !is_handing_over)
     }
 
     /// When a stop that was begun is to be looked at again.
-    pub fn stop_at(&self) -> Option<Instant> {
-        self.stop.map(|stop| stop.hand_over_until.min(stop.at))
+    pub fn stop_at(&self, now: Instant) -> Option<Instant> {
+        let times = |stop: Stop| [stop.hand_over_until, stop.at].into_iter();
+        let later = times(self.stop?).filter(|time| *time > now).min();
+        Some(later.unwrap_or(now))
     }
 
     /// Ends it: nothing is served from here on. What waits is told by being dropped: unknown if it

@@ -107,12 +107,14 @@ impl<S: StateMachine> RaftThread<S> {
 
     /// Blocks for the next event, or until there is something else to do.
     fn wait(&self, next_tick: Option<Instant>) -> Option<Event<S::Output>> {
-        let until = [next_tick, self.node.stop_at()].into_iter().flatten().min();
+        let now = self.clock.now();
+        let until = [next_tick, self.node.stop_at(now)];
+        let until = until.into_iter().flatten().min();
         let Some(until) = until else {
             // Without a sender nothing can arrive any more, which is as good as being told to stop.
             return Some(self.inbox.recv().unwrap_or(Event::Stop(Duration::ZERO)));
         };
-        match self.inbox.recv_timeout(until.since(self.clock.now())) {
+        match self.inbox.recv_timeout(until.since(now)) {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Event::Stop(Duration::ZERO)),

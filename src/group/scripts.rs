@@ -78,6 +78,9 @@ enum Command {
     Heal,
     /// Power fails: what was not written is gone.
     Crash(String),
+    /// A peer is told to stop, and so many ticks pass at most until it is ready to, while nothing
+    /// that is sent arrives.
+    Stop { peer: String, ticks: usize },
     /// Starts again from what the disk kept.
     Restart(String),
     /// Proposes entries in the term of a peer, or in another one; each padded to `size` bytes.
@@ -300,6 +303,23 @@ impl Runner {
         Ok(())
     }
 
+    fn stop(&mut self, peer: &str, ticks: usize) -> Done {
+        let (number, _) = self.running(peer)?;
+        self.world.tell(number, Event::Stop(STOP_TIMEOUT));
+        for passed in 0..=ticks {
+            self.world.sync(number);
+            let now = self.world.now();
+            let (_, started) = self.running(peer)?;
+            if started.parts.node.is_finished(now) {
+                self.note(format!("{peer} is ready after {passed} ticks"));
+                return Ok(());
+            }
+            self.tick(1, &[number]);
+        }
+        self.note(format!("{peer} is not ready after {ticks} ticks"));
+        Ok(())
+    }
+
     fn status(&mut self, peers: &[String]) -> Done {
         for number in self.numbers(peers)? {
             let Some(started) = &self.world.hosts[number].running else {
@@ -408,6 +428,7 @@ impl Runner {
                 let (number, _) = self.running(peer)?;
                 self.world.crash(number, Loss::Everything);
             }
+            Command::Stop { peer, ticks } => self.stop(peer, *ticks)?,
             Command::Restart(peer) => {
                 let number = self.number(peer)?;
                 self.world.start(number, Bootstrap::Existing);

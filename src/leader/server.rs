@@ -382,7 +382,8 @@ impl Leader {
         }
         keep(self.pool.stop(deadline));
         self.group.stop();
-        keep(self.shared.view.peers.stop(deadline));
+        // The group may have waited for the others, so these have time of their own.
+        keep(self.shared.view.peers.stop(self.clock.now() + STOP_TIMEOUT));
         if let Some(error) = self.failure.lock().take() {
             return Err(anyhow!(error).context("the journal failed"));
         }

@@ -10,7 +10,9 @@ use tolerex::clock::{Instant, sleep};
 
 use crate::bed::{Bed, STATUS_MAX};
 use crate::network::{CLIENTS, LEADERS, NODES, Network, Node, client, name};
-use crate::support::group_client::{Route, Work};
+use crate::support::clients::{Mix, Work};
+use crate::support::group_client::Route;
+use crate::support::speakers::Speaker;
 use crate::support::wait_until;
 
 /// How long a client waits for a connection and for a reply.
@@ -246,13 +248,18 @@ impl Events {
 pub fn play<N: Network>(network: N, scenario: &Scenario) {
     let mut bed = Bed::start(network);
     let (leader, term) = bed.wait_complete();
-    let routes = (0..CLIENTS).map(|number| Route {
-        patience: scenario.patience,
-        ..bed.network.route(number)
+    let speakers = (0..CLIENTS).map(|number| {
+        Speaker::hatokuse(Route {
+            patience: scenario.patience,
+            ..bed.network.route(number)
+        })
     });
+    let speakers: Vec<Speaker> = speakers.collect();
     let enter = bed.network.enter();
     let seed = fastrand::u64(..);
-    let work = Work::start(routes.collect(), seed, REST, move |number| enter(number));
+    let work = Work::start(speakers, Mix::Plain, seed, REST, move |number| {
+        enter(number)
+    });
     sleep(QUIET);
     let before = work.answered();
     assert!(before > 10, "{before} operations before the fault");
@@ -287,7 +294,7 @@ pub fn play<N: Network>(network: N, scenario: &Scenario) {
     let keys = done.read_all(&mut bed.client(), SERVICE_MAX);
     let summary = done.check();
 
-    let pause = done.longest_pause(events.began, served);
+    let (_, pause) = done.longest_pause(events.began, served);
     let reads = done.reads(events.began, healed);
     println!(
         "{}\n{}\n  {} operations, {during} of them, {reads} reads, in {:.1} s of fault; no write \

@@ -1,5 +1,6 @@
 //! Leaders and members are killed, held still and restarted at random under load, over and over:
-//! every answer that a client got was allowed, and at the end all agree.
+//! every answer that a client got was allowed, by HaToKuSe and by HTTP, plain writes as well as
+//! conditions, batches and times to live; and at the end all agree.
 //!
 //! `CYCLES=200 cargo test --release --test process cycles -- --ignored --nocapture`, with `SEED=n`
 //! for the same order of faults (not of events: these are real processes).
@@ -14,8 +15,10 @@ use rustix::process::Signal;
 use tolerex::clock::{Clock, Instant, SystemClock, sleep};
 
 use crate::support::client::Client;
+use crate::support::clients::{Mix, Work};
 use crate::support::cluster::{Cluster, tolerex};
-use crate::support::group_client::{GroupClient, Route, Work};
+use crate::support::group_client::{GroupClient, Route};
+use crate::support::speakers::Speaker;
 use crate::support::wait_until;
 
 const LEADERS: usize = 3;
@@ -129,7 +132,8 @@ impl Cycles {
         wait_until(&what, SERVICE_MAX, || work.served_since(ended));
         let took = work.now().since(ended);
         println!(
-            "cycle {number}: {faults:?}, served after {} ms, {} operations so far",
+            "cycle {number}: {faults:?} up to {} ms, served after {} ms, {} operations so far",
+            ended.as_nanos() / 1_000_000,
             took.as_millis(),
             work.answered()
         );
@@ -199,8 +203,7 @@ fn cycles(count: usize) {
     let clock = SystemClock::new();
     let began = clock.now();
     let mut run = Cycles::new(seed);
-    let route = Route::direct(&run.cluster.leaders("hatokuse"));
-    let work = Work::start(vec![route; CLIENTS], seed, REST, |_| {});
+    let work = Work::start(speakers(&run.cluster), Mix::Full, seed, REST, |_| {});
     for number in 1..=count {
         work.set_era(u32::try_from(number).expect("few cycles"));
         run.cycle(number, &work);
@@ -221,13 +224,25 @@ fn cycles(count: usize) {
         "{} operations answered, {keys} keys, {summary:?}",
         done.answered
     );
-    let pause = done.longest_pause(first, last).as_millis();
+    let (from, pause) = done.longest_pause(first, last);
     println!(
-        "the longest time without a write: {pause} ms; troubles: {:?}",
+        "the longest time without a write: {} ms from {} ms on; troubles: {:?}",
+        pause.as_millis(),
+        from.as_nanos() / 1_000_000,
         done.troubles
     );
     assert!(done.answered > 50 * count as u64, "{}", done.answered);
     assert!(run.cluster.stop().success(), "{}", run.cluster.errors());
+}
+
+/// Half of the clients speak HaToKuSe, half HTTP.
+fn speakers(cluster: &Cluster) -> Vec<Speaker> {
+    let [lines, http] = ["hatokuse", "http"].map(|name| Route::direct(&cluster.leaders(name)));
+    let one = |number| match number % 2 {
+        0 => Speaker::hatokuse(lines.clone()),
+        _ => Speaker::http(http.clone()),
+    };
+    (0..CLIENTS).map(one).collect()
 }
 
 fn report(run: &mut Cycles, count: usize, took: Duration) {

@@ -107,7 +107,7 @@ impl Client {
         if self.once.is_none() {
             let commands = self.commands(number, plan);
             if commands.len() > 1
-                || !takes_token(&commands[0])
+                || !commands[0].takes_token()
                 || !plan.has_tokens
                 || self.rng.bool()
             {
@@ -252,19 +252,6 @@ impl Client {
             {
                 self.revisions.insert(part.key.clone(), *revision);
             }
-        }
-    }
-}
-
-/// Whether it may be sent with a token. Of parts that take effect each on its own some may fail,
-/// and are done by a repeat, which then has another answer.
-fn takes_token(command: &Command) -> bool {
-    match command {
-        Command::Get { .. } => false,
-        Command::Set { .. } | Command::Del { .. } | Command::Bulk { .. } => true,
-        Command::Parts { parts, is_atomic } => {
-            let is_read = |part: &Part| matches!(part.ask, Ask::Get | Ask::Left);
-            !parts.iter().all(is_read) && (*is_atomic || parts.len() == 1)
         }
     }
 }

@@ -159,6 +159,28 @@ impl Command {
         assert!(!parts.is_empty(), "nothing is asked for");
         Command::Parts { parts, is_atomic }
     }
+
+    /// Whether it changes nothing.
+    pub fn is_read(&self) -> bool {
+        match self {
+            Command::Get { .. } => true,
+            Command::Set { .. } | Command::Del { .. } | Command::Bulk { .. } => false,
+            Command::Parts { parts, .. } => {
+                let is_read = |part: &Part| matches!(part.ask, Ask::Get | Ask::Left);
+                parts.iter().all(is_read)
+            }
+        }
+    }
+
+    /// Whether it may be sent with a token. Of parts that take effect each on its own some may
+    /// fail, and are done by a repeat, which then has another answer.
+    pub fn takes_token(&self) -> bool {
+        let is_one = match self {
+            Command::Parts { parts, is_atomic } => *is_atomic || parts.len() == 1,
+            _ => true,
+        };
+        is_one && !self.is_read()
+    }
 }
 
 /// How an operation ended.

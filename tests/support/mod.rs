@@ -4,13 +4,16 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod clients;
 pub mod cluster;
 pub mod figures;
 pub mod group_client;
 pub mod history;
+pub mod http;
 pub mod linearize;
 pub mod load;
 pub mod proxy;
+pub mod speakers;
 pub mod workload;
 
 use std::time::Duration;
