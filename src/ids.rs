@@ -153,7 +153,7 @@ impl Revision {
     }
 
     /// From its integer form, as it stands on disk and on the wire; every u64 is one.
-    pub fn from_u64(value: u64) -> Revision {
+    pub const fn from_u64(value: u64) -> Revision {
         Revision(value)
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tolerex::config::leader::{self, LeaderConfig};
 use tolerex::config::member::{self, MemberConfig};
 use tolerex::config::{Setting, Sources, docs, tolerance};
+use tolerex::protocol::http::problem::Kind;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -86,4 +87,22 @@ fn the_tables_of_the_readme_are_those_of_the_program() {
         );
     }
     check(&path, &text);
+}
+
+#[test]
+fn readme_has_every_problem_beside_its_status() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README");
+    let rows: Vec<&str> = readme
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .collect();
+    for kind in Kind::ALL {
+        let (status, name) = (kind.status().to_string(), format!("`{}`", kind.name()));
+        let is_there = |row: &&str| {
+            let mut cells = row.split('|').skip(1);
+            let mut has = |text: &str| cells.next().is_some_and(|cell| cell.contains(text));
+            has(&status) && has(&name)
+        };
+        assert!(rows.iter().any(|row| is_there(row)), "{status} {name}");
+    }
 }

@@ -84,7 +84,14 @@ pub fn open(
 ) -> anyhow::Result<Server> {
     let stats = Arc::new(Stats::default());
     let place = (fs, settings.data_dir.clone());
-    let node = LeaderNode::new(Arc::clone(shared), Arc::clone(&stats), place, stop);
+    let forwards = settings.redirect == Redirect::Forward;
+    let node = LeaderNode::new(
+        Arc::clone(shared),
+        Arc::clone(&stats),
+        forwards,
+        place,
+        stop,
+    );
     let node = Arc::new(node);
     let handler = ClientHandler::new(Arc::clone(shared));
     let handler = match settings.redirect {

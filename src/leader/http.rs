@@ -26,6 +26,8 @@ const FREE_BYTES_MIN: u64 = 128 << 20;
 pub struct LeaderNode {
     shared: Arc<Shared>,
     stats: Arc<Stats>,
+    /// Whether it passes requests on to the active leader.
+    forwards: bool,
     fs: Arc<dyn FileSystem>,
     data_dir: PathBuf,
     /// Set when the process is told to stop, or its journal has failed.
@@ -97,6 +99,7 @@ impl LeaderNode {
     pub fn new(
         shared: Arc<Shared>,
         stats: Arc<Stats>,
+        forwards: bool,
         (fs, data_dir): (Arc<dyn FileSystem>, PathBuf),
         stop: StopSignal,
     ) -> LeaderNode {
@@ -104,6 +107,7 @@ impl LeaderNode {
             started: shared.clock.now(),
             shared,
             stats,
+            forwards,
             fs,
             data_dir,
             stop,
@@ -262,6 +266,11 @@ impl Node for LeaderNode {
 
     fn leader(&self) -> Option<String> {
         self.shared.leader_http()
+    }
+
+    fn redirects(&self) -> bool {
+        let is_other = || self.shared.serving_term().is_none() && self.leader().is_some();
+        !self.forwards && is_other()
     }
 
     fn document(&self, which: Document) -> String {

@@ -23,11 +23,15 @@
 //! Unknown and repeated names are refused: a misspelt `if_revision` would be a write without it.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::reply::Reply;
@@ -72,17 +76,39 @@ pub enum InvalidBatch {
     TooLarge(String),
 }
 
+/// An object, and not an array of its values, which serde reads too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Map<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Map<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Map(PhantomData))
+    }
+}
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with operations")]
+#[serde(deny_unknown_fields)]
 struct BatchJson<'a> {
     #[serde(borrow)]
-    operations: Vec<OperationJson<'a>>,
+    operations: Vec<Object<OperationJson<'a>>>,
     #[serde(default)]
     atomic: bool,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with type and key")]
+#[serde(deny_unknown_fields)]
 struct OperationJson<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
@@ -118,7 +144,7 @@ pub fn parse(
     token: Option<Token>,
     payload_bytes_max: usize,
 ) -> Result<Transaction, InvalidBatch> {
-    let batch: BatchJson<'_> = serde_json::from_slice(bytes).map_err(not_json)?;
+    let Object(batch): Object<BatchJson<'_>> = serde_json::from_slice(bytes).map_err(not_json)?;
     let count = batch.operations.len();
     if count == 0 || count > BATCH_REQUESTS_MAX {
         let reason = format!("a batch has 1 to {BATCH_REQUESTS_MAX} operations");
@@ -126,7 +152,7 @@ pub fn parse(
     }
     let mut steps = Vec::with_capacity(count);
     let mut bytes = 0;
-    for (position, operation) in batch.operations.into_iter().enumerate() {
+    for (position, Object(operation)) in batch.operations.into_iter().enumerate() {
         let step = operation.step(payload_bytes_max).map_err(|error| {
             let at = |reason| format!("operation {position}: {reason}");
             match error {
@@ -201,7 +227,7 @@ impl OperationJson<'_> {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with a value")]
+#[serde(deny_unknown_fields)]
 struct ValueJson<'a> {
     #[serde(borrow)]
     value: Cow<'a, str>,
@@ -211,7 +237,7 @@ struct ValueJson<'a> {
 
 /// Reads `{"value":"…"}`, with `"encoding":"base64"` where it is not text.
 pub fn parse_value(bytes: &[u8], payload_bytes_max: usize) -> Result<Bytes, InvalidBatch> {
-    let json: ValueJson<'_> = serde_json::from_slice(bytes).map_err(not_json)?;
+    let Object(json): Object<ValueJson<'_>> = serde_json::from_slice(bytes).map_err(not_json)?;
     decode_value(json.value, json.encoding.as_deref(), payload_bytes_max)
 }
 
@@ -393,7 +419,12 @@ mod tests {
             |text: &str| format!(r#"{{"operations":[{{"type":"get","key":"k"}},{text}]}}"#);
         for (text, reason) in [
             (String::new(), "EOF"),
-            ("[]".into(), "operations"),
+            ("[]".into(), "expected an object"),
+            (
+                r#"[[{"type":"get","key":"k"}]]"#.into(),
+                "expected an object",
+            ),
+            (operation(r#"["get","k"]"#), "expected an object"),
             (r#"{"operations":[]}"#.into(), "1 to 4096"),
             (r#"{"operations":[],"atomc":true}"#.into(), "unknown field"),
             (

@@ -1,6 +1,7 @@
 //! A store for tests of protocols: executes batches on a map. Pure.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use bytes::{Buf, Bytes};
 
@@ -304,4 +305,34 @@ impl FakeStore {
             },
         }
     }
+}
+
+/// The failure that goes by this name in golden scripts.
+pub fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
+    Ok(match name {
+        "members" => Failure::NotEnoughMembers { have: 1, need: 2 },
+        "unavailable" => Failure::Unavailable {
+            replicas: "member-1@127.0.0.1:5556:down".into(),
+        },
+        "write-timeout" => Failure::WriteTimedOut,
+        "read-timeout" => Failure::ReadTimedOut,
+        "not-leader" => Failure::NotLeader {
+            leader: Some("127.0.0.1:6766".into()),
+        },
+        "no-leader" => Failure::NotLeader { leader: None },
+        "busy" => Failure::Busy,
+        "too-many" => Failure::TooManyTokens,
+        "in-use" => Failure::TokenInUse,
+        "used" => Failure::TokenUsed,
+        "expired" => Failure::TokenExpired,
+        "bulk" => Failure::BulkPartial {
+            reason: Box::new(Failure::NotEnoughMembers { have: 1, need: 2 }),
+            stored: Some((1, 4096)),
+        },
+        "bulk-none" => Failure::BulkPartial {
+            reason: Box::new(Failure::WriteTimedOut),
+            stored: None,
+        },
+        other => return Err(format!("no failure {other}").into()),
+    })
 }

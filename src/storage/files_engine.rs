@@ -363,21 +363,12 @@ impl FilesEngine {
 impl Engine for FilesEngine {
     fn store(&mut self, revision: Revision, key: &Key, payload: &Bytes) -> Result<Staged, Fatal> {
         self.check()?;
-        let answer = self.group.answer(&*self.shared, revision, key, payload);
-        if let Some(answer) = answer {
-            return Ok(answer);
-        }
-        let record = Some((key.clone(), payload.clone()));
-        self.group
-            .push(revision, record.clone(), (revision, record));
-        Ok(Staged::New)
+        Ok(self.group.store(&*self.shared, revision, key, payload))
     }
 
     fn release(&mut self, revision: Revision) -> Result<(), Fatal> {
         self.check()?;
-        if self.group.has(&*self.shared, revision) {
-            self.group.push(revision, None, (revision, None));
-        }
+        self.group.release(&*self.shared, revision);
         Ok(())
     }
 

@@ -90,3 +90,29 @@ impl<C> Group<C> {
         self.overlay.clear();
     }
 }
+
+/// A group whose changes are the records that they make.
+impl Group<(Revision, Record)> {
+    /// Stages a record, unless the revision exists.
+    pub(super) fn store(
+        &mut self,
+        committed: &dyn Reader,
+        revision: Revision,
+        key: &Key,
+        payload: &Bytes,
+    ) -> Staged {
+        if let Some(answer) = self.answer(committed, revision, key, payload) {
+            return answer;
+        }
+        let record = Some((key.clone(), payload.clone()));
+        self.push(revision, record.clone(), (revision, record));
+        Staged::New
+    }
+
+    /// Stages the end of a record, if there is one.
+    pub(super) fn release(&mut self, committed: &dyn Reader, revision: Revision) {
+        if self.has(committed, revision) {
+            self.push(revision, None, (revision, None));
+        }
+    }
+}

@@ -242,6 +242,21 @@ fn followers_redirect_and_nodes_tell_of_themselves() {
     }
     let statuses = all.iter().map(|address| ask(&[&url(address, "/kv/k0")]).0);
     assert!(statuses.into_iter().any(|status| status == 307));
+    // Who waits to be told whether to send a body is sent on without it, and need not send it twice.
+    let statuses = all.iter().map(|address| {
+        let stream = connect(address);
+        let head =
+            b"PUT /kv/k HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n";
+        (&stream)
+            .write_all(&[head, &b"\r\n"[..]].concat())
+            .expect("sent");
+        let mut status = [0; 12];
+        (&stream).read_exact(&mut status).expect("a status");
+        String::from_utf8_lossy(&status[9..]).into_owned()
+    });
+    let mut statuses: Vec<String> = statuses.collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, ["100", "307", "307"]);
     let info = json(&all[1], "/cluster/info");
     assert_eq!(info["leaders"].as_array().expect("leaders").len(), 3);
     assert_eq!(info["tolerance"], 2);

@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 use goldenscript::Runner;
 
 use super::{Hatokuse, Identity, Limits};
-use crate::error::Failure;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::{FakeStore, execute};
+use crate::protocol::testing::{FakeStore, execute, failure};
 use crate::protocol::{Session, Sessions};
 
 fn open(payload_bytes_max: usize) -> Box<dyn Session> {
@@ -51,34 +50,6 @@ enum Step {
     Reads(usize),
     /// What the store says of the tolerance.
     Tolerance(u8),
-}
-
-fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
-    Ok(match name {
-        "members" => Failure::NotEnoughMembers { have: 1, need: 2 },
-        "unavailable" => Failure::Unavailable {
-            replicas: "member-1@127.0.0.1:5556:down".into(),
-        },
-        "write-timeout" => Failure::WriteTimedOut,
-        "read-timeout" => Failure::ReadTimedOut,
-        "not-leader" => Failure::NotLeader {
-            leader: Some("127.0.0.1:6766".into()),
-        },
-        "no-leader" => Failure::NotLeader { leader: None },
-        "busy" => Failure::Busy,
-        "too-many" => Failure::TooManyTokens,
-        "in-use" => Failure::TokenInUse,
-        "expired" => Failure::TokenExpired,
-        "bulk" => Failure::BulkPartial {
-            reason: Box::new(Failure::NotEnoughMembers { have: 1, need: 2 }),
-            stored: Some((1, 4096)),
-        },
-        "bulk-none" => Failure::BulkPartial {
-            reason: Box::new(Failure::WriteTimedOut),
-            stored: None,
-        },
-        other => return Err(format!("no failure {other}").into()),
-    })
 }
 
 impl Runner for Transcript {

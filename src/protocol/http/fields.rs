@@ -7,6 +7,9 @@ use super::problem::{Kind, Problem};
 use crate::ids::Revision;
 use crate::protocol::request::Condition;
 
+/// Revisions begin with a term, and terms with 1.
+const NO_REVISION: Revision = Revision::from_u64(0);
+
 /// The entity tags of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tags {
@@ -77,19 +80,17 @@ pub fn write_condition(fields: &Fields) -> Result<Option<Condition>, Problem> {
             (Some(_), _) => Err(invalid("If-Match and If-None-Match exclude each other")),
         };
     };
-    match read_tags(value)?.as_deref() {
-        None => Ok(Some(Condition::Exists)),
-        Some(
-            [
-                Tag {
-                    is_weak: false,
-                    revision: Some(revision),
-                },
-            ],
-        ) => Ok(Some(Condition::Revision(*revision))),
-        Some(_) => Err(invalid(
-            "If-Match of a write is one revision in double quotes, or *",
-        )),
+    let Some(tags) = read_tags(value)? else {
+        return Ok(Some(Condition::Exists));
+    };
+    let tags = tags.into_iter().filter(|tag| !tag.is_weak);
+    let mut revisions: Vec<Revision> = tags.filter_map(|tag| tag.revision).collect();
+    revisions.dedup();
+    match revisions.as_slice() {
+        // Tags of others: no message has one, which apply finds, and says what it has.
+        [] => Ok(Some(Condition::Revision(NO_REVISION))),
+        [revision] => Ok(Some(Condition::Revision(*revision))),
+        _ => Err(invalid("If-Match of a write names one revision, or *")),
     }
 }
 
@@ -277,16 +278,12 @@ mod tests {
         assert_eq!(condition(Some("\"7\""), None), expected);
         assert_eq!(condition(Some("*"), None), Ok(Some(Condition::Exists)));
         assert_eq!(condition(None, Some("*")), Ok(Some(Condition::Absent)));
-        for text in [
-            "7",
-            "W/\"7\"",
-            "\"x\"",
-            "\"7\", \"8\"",
-            "",
-            "\"7",
-            "\"7\"x",
-            "\"+7\"",
-        ] {
+        assert_eq!(condition(Some("\"x\", \"7\", W/\"8\""), None), expected);
+        for text in ["W/\"7\"", "\"x\"", "\"+7\"", "\"0\""] {
+            let nothing = Ok(Some(Condition::Revision(revision(0))));
+            assert_eq!(condition(Some(text), None), nothing, "{text}");
+        }
+        for text in ["7", "\"7\", \"8\"", "", "\"7", "\"7\"x"] {
             assert_eq!(condition(Some(text), None), bad, "{text}");
         }
         assert_eq!(condition(None, Some("\"7\"")), bad);

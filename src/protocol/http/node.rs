@@ -10,6 +10,9 @@ pub trait Node: Send + Sync {
     /// Where the active leader serves HTTP, `host:port`, if that is another node and is known.
     fn leader(&self) -> Option<String>;
 
+    /// Whether a write is answered with where that leader is, now. Such a write need not be sent.
+    fn redirects(&self) -> bool;
+
     /// A document about the node or its cluster, as JSON.
     fn document(&self, which: Document) -> String;
 

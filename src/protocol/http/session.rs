@@ -46,6 +46,7 @@ pub struct HttpSession {
     parser: Parser,
     pipeline: Pipeline<Step>,
     writer: Writer,
+    node: Arc<dyn Node>,
     /// The request whose body is on its way, if that is wanted.
     awaited: Option<Awaited>,
     /// The time of the request that is on its way.
@@ -76,7 +77,8 @@ impl HttpSession {
             limits,
             parser: Parser::default(),
             pipeline: Pipeline::default(),
-            writer: Writer::new(node),
+            writer: Writer::new(Arc::clone(&node)),
+            node,
             awaited: None,
             patience: None,
             is_ended: false,
@@ -127,12 +129,17 @@ impl HttpSession {
             way.end = End::Close;
             return self.last(problem, way);
         }
+        let target = head.target;
         if head.expects_continue && !self.has_body_begun() {
+            if way.is_write && self.node.redirects() {
+                way.end = End::Close;
+                let problem = Step::problem(Kind::NotLeader.into(), way);
+                return self.end(Step { target, ..problem });
+            }
             let form = Form::Continue;
             let target = Box::default();
             self.local(Step { form, way, target });
         }
-        let target = head.target;
         self.awaited = Some(Awaited { call, way, target });
     }
 
@@ -176,9 +183,13 @@ impl HttpSession {
 
     /// The session ends with this problem: what follows it is dropped.
     fn last(&mut self, problem: Problem, way: Way) {
+        self.end(Step::problem(problem, way));
+    }
+
+    fn end(&mut self, step: Step) {
         self.parser.close();
         self.awaited = None;
-        self.local(Step::problem(problem, way));
+        self.local(step);
     }
 }
 

@@ -11,15 +11,15 @@ use super::node::{Check, Document, Node};
 use super::session::{BODY_STEP_BYTES, HEAD_TIME};
 use super::{Http, Limits};
 use crate::clock::Instant;
-use crate::error::Failure;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::{FakeStore, execute};
+use crate::protocol::testing::{FakeStore, execute, failure};
 use crate::protocol::{Session, Sessions};
 
 /// A node in the middle of 2001 whose checks are passed but for one.
 #[derive(Default)]
 struct FakeNode {
     leader: Mutex<Option<String>>,
+    redirects: Mutex<bool>,
     failed: Mutex<Option<String>>,
 }
 
@@ -30,6 +30,10 @@ impl Node for FakeNode {
 
     fn leader(&self) -> Option<String> {
         self.leader.lock().clone()
+    }
+
+    fn redirects(&self) -> bool {
+        *self.redirects.lock()
     }
 
     fn document(&self, which: Document) -> String {
@@ -92,28 +96,10 @@ enum Step {
     Fail(Option<String>),
     /// From here on the active leader is there; without a word it is not known.
     Leader(Option<String>),
+    /// From here on writes are to be sent there.
+    Redirect,
     /// From here on this check fails; without a word none.
     Check(Option<String>),
-}
-
-fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
-    Ok(match name {
-        "members" => Failure::NotEnoughMembers { have: 1, need: 2 },
-        "unavailable" => Failure::Unavailable {
-            replicas: "member-1@127.0.0.1:5556:down".into(),
-        },
-        "write-timeout" => Failure::WriteTimedOut,
-        "read-timeout" => Failure::ReadTimedOut,
-        "not-leader" => Failure::NotLeader {
-            leader: Some("127.0.0.1:6766".into()),
-        },
-        "no-leader" => Failure::NotLeader { leader: None },
-        "busy" => Failure::Busy,
-        "too-many" => Failure::TooManyTokens,
-        "in-use" => Failure::TokenInUse,
-        "used" => Failure::TokenUsed,
-        other => return Err(format!("no failure {other}").into()),
-    })
 }
 
 impl Runner for Transcript {
@@ -153,6 +139,7 @@ impl Runner for Transcript {
                 self.store.failure = name.as_deref().map(failure).transpose()?;
             }
             Step::Leader(address) => *self.node.leader.lock() = address.clone(),
+            Step::Redirect => *self.node.redirects.lock() = true,
             Step::Check(name) => *self.node.failed.lock() = name.clone(),
         }
         let batches = execute(&mut *self.session, &mut self.store, &mut self.output);

@@ -135,6 +135,9 @@ impl Writer {
             (_, Some(Reply::Mismatch { revision })) => {
                 self.problem(&Problem::mismatch(revision), None, way, &target);
             }
+            (Form::Stored(_), Some(Reply::NotFound)) => {
+                self.problem(&Kind::TokenUsed.into(), None, way, &target);
+            }
             (_, Some(Reply::NotFound)) => {
                 self.problem(&Kind::NotFound.into(), None, way, &target);
             }
@@ -158,7 +161,11 @@ impl Writer {
             (Form::Transaction { is_atomic }, Some(Reply::Transaction(replies))) => {
                 self.results(is_atomic, &replies, way, &target);
             }
-            // A token that was used for a request of another kind may be answered by its reply.
+            // The reply to what the token was used for first.
+            (
+                Form::Stored(_) | Form::Deleted,
+                Some(Reply::Stored { .. } | Reply::Deleted | Reply::ExpirySet),
+            ) => self.problem(&Kind::TokenUsed.into(), None, way, &target),
             (
                 Form::Stored(_)
                 | Form::Deleted
@@ -166,7 +173,13 @@ impl Writer {
                 | Form::Keys
                 | Form::Transaction { .. },
                 _,
-            ) => self.problem(&Kind::Internal.into(), None, way, &target),
+            ) => {
+                let problem = Problem {
+                    outcome: Outcome::Unknown,
+                    ..Kind::Internal.into()
+                };
+                self.problem(&problem, None, way, &target);
+            }
         }
     }
 
