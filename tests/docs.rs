@@ -103,6 +103,6 @@ fn readme_has_every_problem_beside_its_status() {
             let mut has = |text: &str| cells.next().is_some_and(|cell| cell.contains(text));
             has(&status) && has(&name)
         };
-        assert!(rows.iter().any(|row| is_there(row)), "{status} {name}");
+        assert!(rows.iter().any(is_there), "{status} {name}");
     }
 }

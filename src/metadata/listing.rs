@@ -221,7 +221,8 @@ fn digits_but_one(id: u64) -> usize {
     // It has as many digits, and one at least.
     let id = id | 1;
     // Digits for each bit, rounded so that it holds for 64 bits: log 2 / log 10 is 0.30103.
-    let at = (u64::BITS - id.leading_zeros()) as usize * 1233 >> 12;
+    let bits = (u64::BITS - id.leading_zeros()) as usize;
+    let at = (bits * 1233) >> 12;
     at - usize::from(id < POWERS[at])
 }
 
