@@ -8,9 +8,10 @@
 //! | `disk` | what does a record cost in each engine and write mode |
 //! | `parsing` | what does a command cost between socket and batch |
 //! | `calls` | what does a round trip over TLS cost, and many at a time |
-//! | `metadata` | what do placement, apply and the message index cost |
+//! | `metadata` | what do placement, apply, a page of keys and the message index cost |
 //!
-//! Two more binaries, run by name: `beside_redis` compares, `report` writes all figures down.
+//! More binaries, run by name: `beside_redis` and `by_wrk` compare, `report` writes all figures
+//! down.
 
 mod calls;
 mod disk;

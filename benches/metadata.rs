@@ -1,5 +1,5 @@
-//! What the leader computes for a write: placement, and applying its entry; and the memory of its
-//! message index.
+//! What the leader computes for a write: placement, and applying its entry; for a page of keys; and
+//! the memory of its message index.
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
 use serde_json::{Value, json};
@@ -8,9 +8,11 @@ use tolerex::clock::Instant;
 use tolerex::cluster::{Cluster, Strategy};
 use tolerex::ids::{Key, MemberId, Revision};
 use tolerex::metadata::command::{Change, Command, Operation, Registration};
-use tolerex::metadata::message_index::{Shard, Slot};
+use tolerex::metadata::listing::list;
+use tolerex::metadata::message_index::{Shard, Slot, shard_of};
 use tolerex::metadata::replica_sets::{ReplicaSet, SetId};
-use tolerex::metadata::state::{PlainShards, State};
+use tolerex::metadata::state::{PlainShards, Shards, State};
+use tolerex::protocol::request::ListRequest;
 
 /// Operations of an entry: a batch of pipelined SETs, and the largest batch.
 const OPERATIONS: [u64; 3] = [1, 16, 4096];
@@ -18,12 +20,16 @@ const OPERATIONS: [u64; 3] = [1, 16, 4096];
 /// Shards of the state; more make no difference here.
 const SHARDS: usize = 64;
 
+/// Those of a leader: each is looked at for a page of keys.
+const LEADER_SHARDS: usize = 1024;
+
 /// Messages in the index while entries are applied: tables as large as in use.
 const MESSAGES: u64 = 1_000_000;
 
 pub fn all(criterion: &mut Criterion) {
     placement(criterion);
     apply(criterion);
+    listing(criterion);
 }
 
 fn registration(id: u64) -> Registration {
@@ -106,6 +112,44 @@ fn apply(criterion: &mut Criterion) {
             };
             let apply = |command: Command| black_box(state.apply(next(), 1, &command));
             bencher.iter_batched(make, apply, BatchSize::SmallInput);
+        });
+    }
+    group.finish();
+}
+
+/// A page of keys: the first one, and one from the middle on; ids, and words as many as a tenth of
+/// them.
+fn listing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("listing");
+    let mut shards = PlainShards::new(LEADER_SHARDS);
+    let mut insert = |key: Key| {
+        let slot = Slot {
+            revision: Revision::new(1, 1),
+            set: SetId(0),
+            length: 100,
+        };
+        let shard = shard_of(&key, LEADER_SHARDS);
+        shards.write_shard(shard, |shard| _ = shard.insert(&key, slot));
+    };
+    (0..MESSAGES).for_each(|id| insert(Key::Id(id)));
+    for number in 0..MESSAGES / 10 {
+        let word = format!("user:{number:06}");
+        insert(Key::parse(word.as_bytes()).expect("a key"));
+    }
+    for (name, prefix, after) in [
+        ("first page", "", None),
+        ("ids from the middle on", "", Some("5")),
+        ("ids with a prefix", "77", None),
+        ("words from the middle on", "user:", Some("user:05")),
+    ] {
+        let request = ListRequest {
+            prefix: prefix.into(),
+            after: after.map(Into::into),
+            limit: 100,
+        };
+        assert_eq!(list(&shards, &request).keys.len(), 100, "{name}");
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| black_box(list(&shards, &request)));
         });
     }
     group.finish();

@@ -267,6 +267,25 @@ fn redis_table(kept: &Value) -> String {
     table
 }
 
+fn wrk_table(kept: &Value) -> String {
+    let mut table = "| load, 64 connections | ops/s | p50 | p99 | CPU of all servers for each | \
+                     rate over that of HaToKuSe |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    for row in rows(kept) {
+        _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {} |",
+            text(row, "what"),
+            row["ops_per_s"].as_f64().map_or(String::new(), number),
+            micros(row, "p50_us"),
+            micros(row, "p99_us"),
+            micros(row, "server_cpu_us_per_op"),
+            amount(&row["over"], "x"),
+        );
+    }
+    table
+}
+
 /// Where and on what it was measured.
 fn machine_table(all: &[Value]) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -343,6 +362,7 @@ fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let medians = Medians::read();
     let (speed, memory, redis) = (kept("speed-"), kept("parts"), kept("beside-redis"));
+    let by_wrk = kept("by-wrk");
     let is_measured = !speed.is_empty();
 
     let path = root.join("benches/README.md");
@@ -357,6 +377,7 @@ fn main() {
         parts.then(|| parts_table(&medians, memory.first())),
     );
     replace(&mut page, "redis", redis.first().map(redis_table));
+    replace(&mut page, "wrk", by_wrk.first().map(wrk_table));
     fs::write(&path, page).expect("written");
     match plot::svg(&|size, writers, mode| medians.rate(size, writers, mode)) {
         Some(svg) => fs::write(root.join("benches/modes.svg"), svg).expect("written"),
@@ -365,9 +386,8 @@ fn main() {
 
     let path = root.join("README.md");
     let mut page = fs::read_to_string(&path).expect("README.md");
-    let two_copies = kept("speed-1");
-    let many = kept("speed-3");
-    let short = short_table(&[two_copies, many].concat());
+    let loads = ["speed-1", "speed-6", "speed-3"].map(kept);
+    let short = short_table(&loads.concat());
     replace(&mut page, "speed", is_measured.then_some(short));
     fs::write(&path, page).expect("written");
 }

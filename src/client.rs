@@ -95,6 +95,7 @@ use parking_lot::Mutex;
 pub use self::answer::Answer;
 pub use self::batch::Batch;
 use self::calls::{Caller, Memory};
+pub(crate) use self::connection::connect;
 pub use self::connection::{Connection, Reply};
 pub use self::done::{Done, Message, Page, TimeToLive};
 pub use self::error::ClientError;

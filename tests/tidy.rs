@@ -71,7 +71,7 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("protobuf", &["group/"]),
     ("rustls", &["rpc/tls"]),
     ("mio", &["net/"]),
-    ("httparse", &["protocol/http/"]),
+    ("httparse", &["protocol/http/", "cli/load/replies.rs"]),
     ("prost", &["rpc/envelope.rs"]),
     ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub use self::bench::BenchArgs;
+pub use self::bench::{BenchArgs, Protocol};
 pub use self::kv::{KvAction, KvArgs};
 use crate::config::member::EngineKind;
 use crate::config::{Kind, Setting, Sources, leader, member};
@@ -547,6 +547,7 @@ mod tests {
             "tolerex kv cas k 1",
             "tolerex kv list --limit x",
             "tolerex completions dos",
+            "tolerex bench --protocol gopher",
         ] {
             assert_eq!(parse(line).map(|_| ()).expect_err(line).exit_code(), 2);
         }

@@ -59,18 +59,10 @@ impl Connection {
     /// # Errors
     /// Nobody answers, or whoever answers refuses or speaks something else. Nothing was asked for.
     pub fn open(address: &str, timeout: Duration) -> io::Result<Connection> {
-        let mut last = io::Error::other("the name has no address");
-        for candidate in address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&candidate, timeout) {
-                Ok(stream) => return Connection::greet(stream, timeout),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        Connection::greet(connect(address, timeout)?, timeout)
     }
 
     fn greet(stream: TcpStream, timeout: Duration) -> io::Result<Connection> {
-        stream.set_nodelay(true)?;
         let mut connection = Connection {
             stream: BufReader::new(stream),
             timeout: Duration::ZERO,
@@ -228,6 +220,22 @@ impl Connection {
             _ => Err(io::Error::other("the payload is longer than was said")),
         }
     }
+}
+
+/// Connects to `host:port`, to the first address of the name that takes it in time, for small
+/// requests.
+pub(crate) fn connect(address: &str, timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("the name has no address");
+    for candidate in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&candidate, timeout) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// What came of requests that were sent together.

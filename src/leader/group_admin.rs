@@ -96,6 +96,7 @@ fn table(shared: &Shared, view: &GroupView) -> GroupTable {
             name: address.name,
             rpc: address.rpc,
             client: address.client,
+            http: address.http,
             role: match () {
                 () if configuration.voters.contains(&peer) => PeerRole::Voter,
                 () if configuration.outgoing.contains(&peer) => PeerRole::Leaving,

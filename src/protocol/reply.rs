@@ -199,6 +199,8 @@ pub struct PeerStatus {
     pub rpc: String,
     /// Where clients reach it.
     pub client: String,
+    /// Where it serves HTTP; empty: nowhere.
+    pub http: String,
     /// What it takes part as.
     pub role: PeerRole,
     /// How it is, as far as the answering node knows.

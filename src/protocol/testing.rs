@@ -261,6 +261,7 @@ impl FakeStore {
             name: format!("leader-{number}"),
             rpc: format!("127.0.0.1:{}", 5455 + 100 * number),
             client: format!("127.0.0.1:{}", 6566 + 100 * number),
+            http: format!("127.0.0.1:{}", 7980 + 100 * number),
             role,
             state,
             matched,

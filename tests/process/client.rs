@@ -279,6 +279,10 @@ fn every_subcommand_finds_the_leader_from_a_follower() {
             &["bench", "--count", "9", "--get-ratio", "1", "--keys", "9"],
             "errors: 0",
         ),
+        (
+            &["bench", "--count", "9", "--keys", "9", "--protocol", "http"],
+            "errors: 0",
+        ),
     ] {
         let output = tolerex(&[args, &["--addr", follower]].concat());
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -316,12 +320,22 @@ fn every_subcommand_finds_the_leader_from_a_follower() {
 
 #[test]
 fn a_load_goes_on_when_the_active_leader_is_killed() {
+    goes_on_when_the_active_leader_is_killed("hatokuse");
+}
+
+#[test]
+fn a_load_over_http_goes_on_when_the_active_leader_is_killed() {
+    goes_on_when_the_active_leader_is_killed("http");
+}
+
+fn goes_on_when_the_active_leader_is_killed(protocol: &str) {
     let cluster = Cluster::start(&["--leaders", "3"]);
     let all = cluster.leaders("hatokuse").join(",");
     let (connections, pipeline) = (8, 4);
     let mut command = Command::new(TOLEREX);
     let flags = format!(
-        "bench --json --seconds 8 --connections {connections} --pipeline {pipeline} --addr {all}"
+        "bench --json --seconds 8 --connections {connections} --pipeline {pipeline} --addr {all} \
+         --protocol {protocol}"
     );
     let piped = command.args(flags.split(' ')).stdout(Stdio::piped());
     let child = piped.stderr(Stdio::piped()).spawn().expect("the tool runs");
@@ -332,6 +346,7 @@ fn a_load_goes_on_when_the_active_leader_is_killed() {
     assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     println!("{report}");
+    assert_eq!(report["protocol"], protocol);
     let number = |field: &str| report[field].as_u64().expect(field);
     assert!(number("reopened") >= connections, "{report}");
     // What was in flight at the kill, and a refusal or two of each on the way.

@@ -242,7 +242,8 @@ fn followers_redirect_and_nodes_tell_of_themselves() {
     }
     let statuses = all.iter().map(|address| ask(&[&url(address, "/kv/k0")]).0);
     assert!(statuses.into_iter().any(|status| status == 307));
-    // Who waits to be told whether to send a body is sent on without it, and sends it but once.
+    // Who waits to be told whether to send a body is sent on without it, and need not send it
+    // twice.
     let statuses = all.iter().map(|address| {
         let stream = connect(address);
         let head =

@@ -15,6 +15,9 @@ pub enum Limit {
     AtLeast(f64, f64),
     /// Less is better.
     AtMost(f64, f64),
+    /// More is better, of one load over another that alternates with it: what else runs on the
+    /// machine slows both, so that all of it is checked on a shared one too.
+    Ratio(f64, f64),
     /// Nothing.
     None,
 }
@@ -58,6 +61,7 @@ impl Row {
         match self.limit {
             Limit::AtLeast(must, _) => self.found >= must * share,
             Limit::AtMost(must, _) => self.found <= must / share,
+            Limit::Ratio(must, _) => self.found >= must,
             Limit::None => true,
         }
     }
@@ -65,7 +69,7 @@ impl Row {
     /// The better one of two.
     fn or_better(self, other: Row) -> Row {
         let is_better = match self.limit {
-            Limit::AtLeast(..) => other.found > self.found,
+            Limit::AtLeast(..) | Limit::Ratio(..) => other.found > self.found,
             Limit::AtMost(..) => other.found < self.found,
             Limit::None => false,
         };
@@ -76,7 +80,7 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kind, must, aim) = match self.limit {
-            Limit::AtLeast(must, aim) => ("at least", must, aim),
+            Limit::AtLeast(must, aim) | Limit::Ratio(must, aim) => ("at least", must, aim),
             Limit::AtMost(must, aim) => ("at most", must, aim),
             Limit::None => return write!(f, "{}: {:.2} {}", self.what, self.found, self.unit),
         };
@@ -153,7 +157,9 @@ pub fn publish(name: &str, command: &str, rows: &[Row]) {
     }
     let as_json = |row: &Row| {
         let (kind, must, aim) = match row.limit {
-            Limit::AtLeast(must, aim) => ("at least", Some(must), Some(aim)),
+            Limit::AtLeast(must, aim) | Limit::Ratio(must, aim) => {
+                ("at least", Some(must), Some(aim))
+            }
             Limit::AtMost(must, aim) => ("at most", Some(must), Some(aim)),
             Limit::None => ("", None, None),
         };

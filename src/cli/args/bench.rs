@@ -1,6 +1,7 @@
 //! The flags of `tolerex bench`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::ClusterArgs;
 
@@ -10,6 +11,9 @@ pub struct BenchArgs {
     /// The cluster.
     #[command(flatten)]
     pub at: ClusterArgs,
+    /// How clients speak to the leader, which is found by --addr or --data-dir either way.
+    #[arg(long, value_enum, default_value_t = Protocol::Hatokuse)]
+    pub protocol: Protocol,
     /// Connections.
     #[arg(long, value_name = "C", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=20_000))]
@@ -42,4 +46,14 @@ pub struct BenchArgs {
     /// One JSON object on one line.
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a load is spoken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// The text protocol: SET and GET.
+    Hatokuse,
+    /// HTTP/1.1: PUT and GET of /kv/KEY, on connections that are kept.
+    Http,
 }

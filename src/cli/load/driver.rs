@@ -33,8 +33,8 @@ use rustix::fd::OwnedFd;
 use self::connection::{BUFFER_BYTES, Connection, Flight, State};
 use super::opener::Share;
 use super::recorder::Recorder;
-use super::workload::{Requests, is_done};
-use crate::client::Answer;
+use super::replies::{Refusal, Replies, Reply};
+use super::workload::{Load, Requests};
 use crate::clock::{Clock, Instant};
 
 /// How long a reply may take. The servers' own deadlines (two seconds, and the time the bytes need,
@@ -46,9 +46,6 @@ const OPENED_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How often a thread looks whether it should stop, and at [`REPLY_TIMEOUT`].
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// The longest reply line: the largest payload that a leader may be configured for, and more.
-const LINE_BYTES_MAX: usize = 40 << 20;
 
 /// Events taken at a time.
 const EVENTS_MAX: usize = 256;
@@ -116,7 +113,7 @@ impl Driver {
     /// again.
     pub fn new(
         connections: Vec<(TcpStream, Requests)>,
-        pipeline: usize,
+        load: &Load,
         schedule: Option<Schedule>,
         times: Times,
         clock: Arc<dyn Clock>,
@@ -129,11 +126,12 @@ impl Driver {
             stream.set_nonblocking(true)?;
             let data = epoll::EventData::new_u64(place as u64);
             epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)?;
-            taken.push(Connection::new(stream, requests, place as u64, pipeline));
+            let parts = (requests, Replies::new(load.protocol));
+            taken.push(Connection::new(stream, parts, place as u64, load.pipeline));
         }
         Ok(Driver {
             connections: taken,
-            pipeline,
+            pipeline: load.pipeline,
             schedule,
             next: 0,
             times,
@@ -323,54 +321,48 @@ impl Driver {
         }
     }
 
-    /// Takes the reply lines that end in the first `count` bytes of `scratch`.
+    /// Takes the replies that end in the first `count` bytes of `scratch`.
     fn take_replies(&mut self, place: usize, count: usize) {
         let now = self.clock.now();
         self.last_reply = now;
         let is_measured = now >= self.times.measured_from;
-        let connection = &mut self.connections[place];
-        let bytes = &self.scratch[..count];
-        let (mut start, mut answered, mut failed) = (0, 0, 0);
-        for end in memchr::memchr_iter(b'\n', bytes) {
-            let line = if connection.partial.is_empty() {
-                &bytes[start..end]
-            } else {
-                connection.partial.extend_from_slice(&bytes[start..end]);
-                &connection.partial
-            };
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            start = end + 1;
-            let Some(Flight {
-                meant, is_write, ..
-            }) = connection.in_flight.pop_front()
-            else {
-                return self.close(place, &io::Error::other("a reply to no request"));
+        let can_leave = self.opener.is_some();
+        let recorder = &mut self.recorder;
+        let Connection {
+            replies,
+            in_flight,
+            state,
+            ..
+        } = &mut self.connections[place];
+        let (mut answered, mut failed) = (0, 0);
+        let taken = replies.take(&self.scratch[..count], |reply| {
+            let Some(flight) = in_flight.pop_front() else {
+                return Err("a reply to no request");
             };
             answered += 1;
-            if is_done(line) {
+            let Reply::Refused(refusal, why) = reply else {
                 if is_measured {
-                    self.recorder.done(now.since(meant));
+                    recorder.done(now.since(flight.meant));
                 }
-            } else {
-                failed += 1;
-                let (count, answer) = (u64::from(is_measured), Answer::of(line));
-                let reason = || String::from_utf8_lossy(line).into_owned();
-                if answer == Answer::Unknown && is_write {
-                    self.recorder.unknown(count, reason);
-                } else {
-                    self.recorder.failed(count, reason);
-                }
-                if matches!(answer, Answer::NotLeader(_)) && self.opener.is_some() {
-                    connection.state = State::Leaving;
+                return Ok(());
+            };
+            failed += 1;
+            let (count, reason) = (u64::from(is_measured), || why.into_owned());
+            match refusal {
+                Refusal::Unknown if flight.is_write => recorder.unknown(count, reason),
+                Refusal::Failed | Refusal::Unknown | Refusal::NotLeader => {
+                    recorder.failed(count, reason);
                 }
             }
-            connection.partial.clear();
-        }
-        connection.partial.extend_from_slice(&bytes[start..]);
+            if refusal == Refusal::NotLeader && can_leave {
+                *state = State::Leaving;
+            }
+            Ok(())
+        });
         self.shared.answered.fetch_add(answered, Ordering::Relaxed);
         self.shared.failed.fetch_add(failed, Ordering::Relaxed);
-        if connection.partial.len() > LINE_BYTES_MAX {
-            self.close(place, &io::Error::other("a reply without end"));
+        if let Err(why) = taken {
+            self.close(place, &io::Error::other(why));
         }
     }
 
@@ -490,206 +482,4 @@ fn is_passing(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::load::opener::Opener;
-    use crate::cli::load::workload::{End, Load};
-    use crate::client::Client;
-    use crate::clock::{SystemClock, sleep};
-    use crate::threads;
-    use std::io::{BufRead, BufReader, Write};
-    use std::net::TcpListener;
-
-    const LOAD: Load = Load {
-        connections: 1,
-        pipeline: 1,
-        size: 10,
-        rate: None,
-        end: End::Count(300),
-        get_ratio: 0.0,
-        keys: 1000,
-    };
-
-    /// Drives a load against a server that handles each piece it reads as `serve` says, until that
-    /// is false.
-    fn drive(
-        load: &Load,
-        serve: impl FnMut(&mut TcpStream, usize) -> bool + Send + 'static,
-    ) -> Recorder {
-        drive_with(load, None, serve)
-    }
-
-    /// The same with what opens connections again.
-    fn drive_with(
-        load: &Load,
-        opener: Option<Share>,
-        mut serve: impl FnMut(&mut TcpStream, usize) -> bool + Send + 'static,
-    ) -> Recorder {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("taken");
-        let server = threads::spawn("server", move || {
-            let (mut stream, _) = listener.accept().expect("a client");
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                let lines = buffer[..count]
-                    .iter()
-                    .filter(|byte| **byte == b'\n')
-                    .count();
-                if !serve(&mut stream, lines) {
-                    return;
-                }
-            }
-        });
-        let clock = SystemClock::shared();
-        let start = clock.now();
-        let times = Times {
-            start,
-            measured_from: start,
-            until: start + Duration::from_secs(20),
-        };
-        let schedule = load.rate.map(|rate| Schedule {
-            first: start,
-            interval: 1e9 / rate,
-        });
-        let connections = vec![(stream, load.requests(0, 1))];
-        let shared = Arc::new(Shared::default());
-        let driver = Driver::new(
-            connections,
-            load.pipeline,
-            schedule,
-            times,
-            clock,
-            shared,
-            opener,
-        );
-        let (recorder, _) = driver.expect("a poller").run();
-        server.expect("a thread").join();
-        recorder
-    }
-
-    #[test]
-    fn a_server_that_stands_still_is_charged_for_all_that_waited() {
-        let stall = |mut replies: usize| {
-            move |stream: &mut TcpStream, lines: usize| {
-                if replies < 20 && replies + lines >= 20 {
-                    sleep(Duration::from_millis(200));
-                }
-                replies += lines;
-                stream.write_all("OK\r\n".repeat(lines).as_bytes()).is_ok()
-            }
-        };
-        let open = Load {
-            rate: Some(1000.0),
-            ..LOAD
-        };
-        let recorder = drive(&open, stall(0));
-        assert_eq!((recorder.ops(), recorder.errors()), (300, 0));
-        // 200 requests were due while it stood still: more than a third waited for 50 ms or more.
-        let late = recorder.quantile_us(0.66);
-        assert!(late > 50_000, "{late}");
-        // Without a rate it is a single one.
-        let recorder = drive(&LOAD, stall(0));
-        assert_eq!(recorder.ops(), 300);
-        let (late, max) = (recorder.quantile_us(0.66), recorder.max_us());
-        assert!(late < 50_000 && max >= 200_000, "{late} {max}");
-    }
-
-    #[test]
-    fn replies_may_come_in_any_pieces_and_errors_are_counted() {
-        let mut count = 0;
-        let deep = Load {
-            pipeline: 16,
-            ..LOAD
-        };
-        let recorder = drive(&deep, move |stream, lines| {
-            for _ in 0..lines {
-                count += 1;
-                let reply = if count % 3 == 0 {
-                    "ERROR: no\r\n"
-                } else {
-                    "OK\r\n"
-                };
-                let (first, second) = reply.split_at(1);
-                stream.write_all(first.as_bytes()).expect("sent");
-                stream.write_all(second.as_bytes()).expect("sent");
-            }
-            true
-        });
-        assert_eq!((recorder.ops(), recorder.errors()), (200, 100));
-        assert_eq!(recorder.first_error(), Some("ERROR: no"));
-    }
-
-    #[test]
-    fn a_connection_that_breaks_fails_what_it_carried() {
-        let deep = Load {
-            pipeline: 16,
-            ..LOAD
-        };
-        let recorder = drive(&deep, |stream, _| {
-            stream.write_all(b"OK\r\nOK\r\n").expect("sent");
-            false
-        });
-        assert_eq!((recorder.ops(), recorder.errors()), (2, 14));
-        let error = recorder.first_error().expect("an error");
-        assert!(error.starts_with("a connection broke: "), "{error}");
-    }
-
-    /// A leader that takes one connection after the other and does all that it is asked.
-    fn next_leader() -> (TcpListener, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound").to_string();
-        (listener, address)
-    }
-
-    fn lead(listener: &TcpListener, connections: usize) {
-        for _ in 0..connections {
-            let (stream, _) = listener.accept().expect("a client");
-            let mut lines = BufReader::new(stream);
-            let mut line = String::new();
-            while let Ok(1..) = lines.read_line(&mut line) {
-                let reply: &[u8] = match line.trim_end() {
-                    "PROMPT OFF" => b"tolerex> OK\r\n",
-                    "COUNT" => b"0\r\n",
-                    _ => b"OK\r\n",
-                };
-                if lines.get_mut().write_all(reply).is_err() {
-                    break;
-                }
-                line.clear();
-            }
-        }
-    }
-
-    #[test]
-    fn a_load_goes_on_with_the_next_leader_and_counts_what_was_lost() {
-        let deep = Load {
-            pipeline: 16,
-            ..LOAD
-        };
-        let refusal = "ERROR: not leader, leader is h:1\r\n".repeat(16);
-        for (reply, lost, unknown) in [("OK\r\nOK\r\n", 14, 14), (refusal.as_str(), 16, 0)] {
-            let (listener, address) = next_leader();
-            // That of whoever looks for the leader, held open, comes first.
-            let leader = threads::spawn("next", move || {
-                let looking = listener.try_clone().expect("a descriptor");
-                let first = threads::spawn("looking", move || lead(&looking, 1));
-                lead(&listener, 1);
-                first.expect("a thread").join();
-            });
-            let client = Client::new([address]).expect("a client");
-            let shared = Arc::new(Shared::default());
-            let (opener, thread) = Opener::start(client, 1, shared).expect("a thread");
-            let share = opener.share(1);
-            drop(opener);
-            let reply = reply.to_owned();
-            let recorder = drive_with(&deep, Some(share), move |stream, _| {
-                stream.write_all(reply.as_bytes()).expect("sent");
-                reply.len() > 100 // Whoever refuses stays there.
-            });
-            thread.join();
-            leader.expect("a thread").join();
-            assert_eq!((recorder.ops(), recorder.errors()), (300 - lost, lost));
-            assert_eq!((recorder.unknowns(), recorder.reopenings()), (unknown, 1));
-        }
-    }
-}
+mod tests;

@@ -1,14 +1,16 @@
 //! `tolerex bench`: a load on a cluster, and how fast it was.
 //!
-//! [`workload`] says what is sent, [`driver`] sends it, [`opener`] follows the leader, [`recorder`]
-//! keeps what came of it, [`report`] tells. Threads: `bench-N` drive a share of the connections
-//! each, `bench-open` opens those again that lost their leader, `signal` ends the load early on
-//! Ctrl-C, with the figures so far; `main` waits, and shows the progress on a terminal.
+//! [`workload`] says what is sent, [`driver`] sends it, [`replies`] reads the answers, [`opener`]
+//! follows the leader, [`recorder`] keeps what came of it, [`report`] tells. Threads: `bench-N`
+//! drive a share of the connections each, `bench-open` opens those again that lost their leader,
+//! `signal` ends the load early on Ctrl-C, with the figures so far; `main` waits, and shows the
+//! progress on a terminal.
 
 pub mod cpu;
 pub mod driver;
 pub mod opener;
 pub mod recorder;
+pub mod replies;
 pub mod report;
 pub mod workload;
 
@@ -28,7 +30,7 @@ use super::cluster;
 use super::exit::{Exit, ToolError, print};
 
 use super::signals::SignalWatch;
-use crate::client::{Connection, Patience};
+use crate::client::Patience;
 use crate::clock::{Clock, Instant, SystemClock};
 use crate::threads;
 use cpu::CpuTime;
@@ -72,7 +74,8 @@ struct Target<'a> {
 pub fn run(args: &BenchArgs) -> Result<(), ToolError> {
     let load = load(args)?;
     raise_file_limit();
-    let address = cluster::client(&args.at, Patience::WhileElecting)?.leader()?;
+    let client = cluster::client(&args.at, Patience::WhileElecting)?;
+    let address = opener::find(&client, load.protocol)?;
     let pids = match &args.at.data_dir {
         Some(dir) => cpu::servers(dir)?,
         None => Vec::new(),
@@ -126,6 +129,7 @@ fn load(args: &BenchArgs) -> Result<Load, ToolError> {
         ));
     }
     Ok(Load {
+        protocol: args.protocol,
         connections: args.connections as usize,
         pipeline: args.pipeline as usize,
         size: args.size as usize,
@@ -180,7 +184,8 @@ fn drive(
     let clock = SystemClock::shared();
     let connections = connect(target.address, load)?;
     let client = cluster::client(target.at, Patience::WhileElecting)?;
-    let (opener, opening) = Opener::start(client, load.connections, Arc::clone(shared))?;
+    let leaders = (client, load.protocol);
+    let (opener, opening) = Opener::start(leaders, load.connections, Arc::clone(shared))?;
     let start = clock.now();
     let times = Times {
         start,
@@ -195,16 +200,7 @@ fn drive(
         let schedule = schedule(load, start, share, connections.len());
         let (clock, shared) = (Arc::clone(&clock), Arc::clone(shared));
         let opener = Some(opener.share(connections.len()));
-        let pipeline = load.pipeline;
-        Driver::new(
-            connections,
-            pipeline,
-            schedule,
-            times,
-            clock,
-            shared,
-            opener,
-        )
+        Driver::new(connections, load, schedule, times, clock, shared, opener)
     });
     let drivers: io::Result<Vec<Driver>> = drivers.collect();
     let drivers = drivers.context("cannot watch connections")?;
@@ -264,11 +260,11 @@ fn connect(address: &str, load: &Load) -> Result<Vec<Vec<(TcpStream, Requests)>>
     let seed = getrandom::u64().unwrap_or(1); // Any seed is good.
     let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
     for index in 0..load.connections {
-        let connection = Connection::open(address, CONNECT_TIMEOUT).map_err(|error| {
+        let stream = opener::dial(address, load.protocol).map_err(|error| {
             let text = format!("connection {} of {}: {error}", index + 1, load.connections);
             ToolError::new(Exit::Unreachable, text)
         })?;
-        shares[index % threads].push((connection.into_stream(), load.requests(index, seed)));
+        shares[index % threads].push((stream, load.requests(index, seed)));
     }
     Ok(shares)
 }

@@ -4,7 +4,11 @@
 //! on with those they have. It owns the [client](crate::client) that looks for the leader. Its
 //! queue holds every connection of the load once, so nobody waits to ask; it ends with the last
 //! driver.
+//!
+//! The leader is found over HaToKuSe whatever the load is spoken in: where it serves HTTP is in its
+//! table of the group.
 
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,9 +16,12 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use serde::Deserialize;
+
 use super::CONNECT_TIMEOUT;
 use super::driver::Shared;
-use crate::client::{Client, ClientError, Connection};
+use crate::cli::args::Protocol;
+use crate::client::{Client, ClientError, Connection, connect};
 use crate::threads::{self, Thread};
 
 /// How often an address that has just been a leader's is tried again where it takes no connection.
@@ -46,12 +53,12 @@ pub struct Share {
 impl Opener {
     /// Starts the thread, for so many connections.
     pub fn start(
-        client: Client,
+        (client, protocol): (Client, Protocol),
         connections: usize,
         shared: Arc<Shared>,
     ) -> anyhow::Result<(Opener, Thread)> {
         let (wanted, receiver) = bounded(connections);
-        let body = move || serve(client, &receiver, &shared);
+        let body = move || serve((&client, protocol), &receiver, &shared);
         let thread = threads::spawn("bench-open", body).context("cannot start a thread")?;
         Ok((Opener { wanted }, thread))
     }
@@ -90,9 +97,9 @@ impl Share {
     }
 }
 
-fn serve(client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
+fn serve(leaders: (&Client, Protocol), wanted: &Receiver<Wanted>, shared: &Shared) {
     for first in wanted {
-        let opened = open(&client, shared);
+        let opened = open(leaders, shared);
         let error = opened.as_ref().err().cloned();
         // Whoever has ended does not take it.
         _ = first.answer.try_send((first.place, opened));
@@ -105,17 +112,64 @@ fn serve(client: Client, wanted: &Receiver<Wanted>, shared: &Shared) {
     }
 }
 
-fn open(client: &Client, shared: &Shared) -> Result<TcpStream, ClientError> {
+fn open(
+    (client, protocol): (&Client, Protocol),
+    shared: &Shared,
+) -> Result<TcpStream, ClientError> {
     let mut tried = "it was ended".to_owned();
     for _ in 0..TRIES {
         if shared.stop.load(Ordering::Relaxed) {
             break;
         }
-        let leader = client.leader()?;
-        match Connection::open(&leader, CONNECT_TIMEOUT) {
-            Ok(connection) => return Ok(connection.into_stream()),
+        let leader = find(client, protocol)?;
+        match dial(&leader, protocol) {
+            Ok(stream) => return Ok(stream),
             Err(error) => tried = format!("{leader}: {error}"),
         }
     }
     Err(ClientError::NoLeader { tried })
+}
+
+/// As much of `GROUP JSON` as is needed here.
+#[derive(Deserialize)]
+struct Group {
+    peers: Vec<Peer>,
+}
+
+#[derive(Deserialize)]
+struct Peer {
+    state: String,
+    http: String,
+}
+
+/// Where the active leader takes connections.
+pub fn find(client: &Client, protocol: Protocol) -> Result<String, ClientError> {
+    let leader = client.leader()?;
+    if protocol == Protocol::Hatokuse {
+        return Ok(leader);
+    }
+    // The same one answers.
+    let table = client.raw(b"GROUP JSON", None)?.done()?.line;
+    let group: Group = serde_json::from_slice(&table).map_err(|error| ClientError::Refused {
+        reason: format!("{leader} does not say where it serves HTTP: {error}"),
+    })?;
+    let active = group.peers.into_iter().find(|peer| peer.state == "leader");
+    match active {
+        Some(peer) if !peer.http.is_empty() => Ok(peer.http),
+        Some(_) => Err(ClientError::Refused {
+            reason: format!("{leader} serves no HTTP (http_bind)"),
+        }),
+        // It leads no more, or the next one is not known yet.
+        None => Err(ClientError::NoLeader {
+            tried: format!("{leader} does not know who leads"),
+        }),
+    }
+}
+
+/// Opens a connection to a leader, ready for requests.
+pub fn dial(leader: &str, protocol: Protocol) -> io::Result<TcpStream> {
+    match protocol {
+        Protocol::Hatokuse => Ok(Connection::open(leader, CONNECT_TIMEOUT)?.into_stream()),
+        Protocol::Http => connect(leader, CONNECT_TIMEOUT),
+    }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::driver::Shared;
 use super::recorder::Recorder;
 use super::workload::{End, Load};
+use crate::cli::args::Protocol;
 
 /// What was measured, with the settings; its JSON form is the serialisation of this.
 #[derive(Debug, Serialize)]
@@ -46,7 +47,9 @@ pub struct Report {
     pub server_cpu_us_per_op: Option<f64>,
     /// The same of this process.
     pub bench_cpu_us_per_op: Option<f64>,
-    /// The active leader, when it began.
+    /// What the requests were spoken in.
+    pub protocol: Protocol,
+    /// Where the active leader takes it, when it began.
     pub addr: String,
     /// Connections.
     pub connections: usize,
@@ -110,6 +113,7 @@ impl Report {
             interrupted: run.interrupted,
             server_cpu_us_per_op: run.server_cpu.map(each),
             bench_cpu_us_per_op: run.bench_cpu.map(each),
+            protocol: load.protocol,
             addr: addr.to_owned(),
             connections: load.connections,
             pipeline: load.pipeline,
@@ -145,8 +149,12 @@ impl Report {
         let rate = self
             .rate
             .map_or(String::new(), |rate| format!(", {rate}/s asked for"));
+        let by = match self.protocol {
+            Protocol::Hatokuse => "",
+            Protocol::Http => ", by HTTP",
+        };
         let mut text = format!(
-            "{what}: {} bytes, {} connections, pipeline {}, {} keys{rate}, at {}\n",
+            "{what}: {} bytes, {} connections, pipeline {}, {} keys{rate}{by}, at {}\n",
             self.size, self.connections, self.pipeline, self.keys, self.addr
         );
         let early = if self.interrupted {
@@ -246,6 +254,7 @@ mod tests {
         recorder.unknown(1, || "a connection broke".to_owned());
         recorder.reopened();
         let load = Load {
+            protocol: Protocol::Http,
             connections: 64,
             pipeline: 16,
             size: 100,
@@ -288,6 +297,7 @@ mod tests {
             let found = json[field].as_f64().unwrap_or(f64::NAN);
             assert!((found - expected).abs() <= 1.0, "{field}: {found}");
         }
+        assert_eq!(json["protocol"], "http");
         assert!(json["seconds"].is_null() && json["max_us"].is_u64());
     }
 

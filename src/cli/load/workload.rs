@@ -6,12 +6,17 @@
 
 use std::time::Duration;
 
+use crate::cli::args::Protocol;
+
 /// The lowest id of a load: far above the ids that bulk writes hand out and people type, so that a
 /// load overwrites nobody's messages, and exact in every reader of JSON.
 pub const KEY_FIRST: u64 = 9_000_000_000_000_000;
 
 /// The byte of which payloads consist. A reply to GET cannot be mistaken for an error.
-const FILLING: u8 = b'x';
+pub const FILLING: u8 = b'x';
+
+/// Leaders serve one host, whatever its name: that of a request stays when the leader changes.
+const HOST: &str = "tolerex";
 
 /// When a load ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +30,8 @@ pub enum End {
 /// A load, as the user asks for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Load {
+    /// What its requests are spoken in.
+    pub protocol: Protocol,
     /// Connections.
     pub connections: usize,
     /// Requests in flight on each connection.
@@ -50,7 +57,14 @@ pub struct Requests {
     next: u64,
     /// Requests that are still to be made.
     left: u64,
-    payload: Vec<u8>,
+    set: Around,
+    get: Around,
+}
+
+/// The bytes of a request before its key and behind it.
+struct Around {
+    before: &'static [u8],
+    behind: Vec<u8>,
 }
 
 impl Load {
@@ -67,8 +81,33 @@ impl Load {
             keys: self.keys,
             next: index * (self.keys / connections) + index.min(self.keys % connections),
             left,
-            payload: vec![FILLING; self.size],
+            set: self.set(),
+            get: self.get(),
         }
+    }
+
+    fn set(&self) -> Around {
+        let payload = vec![FILLING; self.size];
+        let (before, behind): (&[u8], _) = match self.protocol {
+            Protocol::Hatokuse => (b"SET ", [b" ", &payload[..], b"\r\n"].concat()),
+            Protocol::Http => {
+                let length = format!("Content-Length: {}\r\n", self.size);
+                let head = format!(" HTTP/1.1\r\nHost: {HOST}\r\n{length}\r\n");
+                (b"PUT /kv/", [head.as_bytes(), &payload].concat())
+            }
+        };
+        Around { before, behind }
+    }
+
+    fn get(&self) -> Around {
+        let (before, behind): (&[u8], _) = match self.protocol {
+            Protocol::Hatokuse => (b"GET ", b"\r\n".to_vec()),
+            Protocol::Http => {
+                let head = format!(" HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+                (b"GET /kv/", head.into_bytes())
+            }
+        };
+        Around { before, behind }
     }
 }
 
@@ -91,13 +130,10 @@ impl Requests {
             self.next = key + 1;
             key
         };
-        out.extend_from_slice(if is_get { b"GET " } else { b"SET " });
+        let around = if is_get { &self.get } else { &self.set };
+        out.extend_from_slice(around.before);
         push_decimal(out, KEY_FIRST + key);
-        if !is_get {
-            out.push(b' ');
-            out.extend_from_slice(&self.payload);
-        }
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(&around.behind);
         !is_get
     }
 }
@@ -117,11 +153,6 @@ fn push_decimal(out: &mut Vec<u8>, mut number: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Whether a reply line says that its request was done.
-pub fn is_done(line: &[u8]) -> bool {
-    matches!(line.first(), None | Some(&FILLING)) || line == b"OK"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +160,7 @@ mod tests {
 
     fn load(connections: usize, keys: u64, end: End, get_ratio: f64) -> Load {
         Load {
+            protocol: Protocol::Hatokuse,
             connections,
             pipeline: 1,
             size: 3,
@@ -184,13 +216,26 @@ mod tests {
     }
 
     #[test]
-    fn only_ok_and_messages_count_as_done() {
-        for line in ["OK", "xxx", ""] {
-            assert!(is_done(line.as_bytes()), "{line}");
-        }
-        for line in ["NOT_FOUND", "ERROR: timed out", "OKAY"] {
-            assert!(!is_done(line.as_bytes()), "{line}");
-        }
+    fn both_protocols_ask_for_the_same() {
+        let hatokuse = load(2, 10, End::Count(200), 0.5);
+        let http = Load {
+            protocol: Protocol::Http,
+            ..hatokuse.clone()
+        };
+        let head = "HTTP/1.1\r\nHost: tolerex\r\n";
+        let as_http = |line: String| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["GET", key] => format!("GET /kv/{key} {head}\r\n"),
+                ["SET", key, message] => format!(
+                    "PUT /kv/{key} {head}Content-Length: {}\r\n\r\n{message}",
+                    message.len()
+                ),
+                _ => panic!("{line}"),
+            }
+        };
+        let expected: Vec<String> = all(&hatokuse).into_iter().map(as_http).collect();
+        assert_eq!(all(&http), expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 
+use super::super::replies::Replies;
 use super::super::workload::Requests;
 use crate::clock::Instant;
 
@@ -29,8 +30,8 @@ pub(super) struct Connection {
     /// Bytes from `sent` on are to be sent.
     pub(super) out: Vec<u8>,
     pub(super) sent: usize,
-    /// The beginning of a reply line whose end has not come.
-    pub(super) partial: Vec<u8>,
+    /// What has come of replies.
+    pub(super) replies: Replies,
     /// Whether the poller looks for room to write too.
     pub(super) waits_for_room: bool,
     pub(super) state: State,
@@ -63,7 +64,7 @@ impl Connection {
     /// An open one; its first due request is number `due_first`.
     pub(super) fn new(
         stream: TcpStream,
-        requests: Requests,
+        (requests, replies): (Requests, Replies),
         due_first: u64,
         pipeline: usize,
     ) -> Connection {
@@ -76,7 +77,7 @@ impl Connection {
             unwritten: 0,
             out: Vec::new(),
             sent: 0,
-            partial: Vec::new(),
+            replies,
             waits_for_room: false,
             state: State::Open,
         }
@@ -88,7 +89,7 @@ impl Connection {
         self.in_flight.clear();
         self.out.clear();
         self.sent = 0;
-        self.partial.clear();
+        self.replies.forget();
         self.waits_for_room = false;
     }
 
