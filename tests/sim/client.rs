@@ -237,21 +237,11 @@ impl Client {
 
     /// Remembers the revisions that it was told.
     fn learn(&mut self, place: usize, outcome: &Outcome) {
-        let (Some(Command::Parts { parts, .. }), Outcome::Told(told)) =
-            (self.asked.get(place), outcome)
-        else {
+        let Some(command) = self.asked.get(place) else {
             return;
         };
-        for (part, told) in parts.iter().zip(told) {
-            if let Told::Stored(revision)
-            | Told::Mismatch(Some(revision))
-            | Told::Found {
-                revision: Some(revision),
-                ..
-            } = told
-            {
-                self.revisions.insert(part.key.clone(), *revision);
-            }
+        for (key, revision) in outcome.revisions(command) {
+            self.revisions.insert(key.clone(), revision);
         }
     }
 }
@@ -386,11 +376,7 @@ fn told(replies: &[Reply]) -> Outcome {
             reply => panic!("{reply:?} is no answer to a part"),
         })
         .collect();
-    let is_nothing = |told: &Told| matches!(told, Told::Failed | Told::NotApplied);
-    match told.iter().all(is_nothing) {
-        true => Outcome::Failed,
-        false => Outcome::Told(told),
-    }
+    Outcome::of_parts(told)
 }
 
 impl World {

@@ -18,9 +18,7 @@ use tolerex::clock::{Clock, Instant, SystemClock, sleep};
 use tolerex::threads::{self, StopSignal, Thread};
 
 use super::group_client::{GroupClient, REST};
-use super::history::{
-    Ask, CallId, Command, Condition, History, Life, Operation, Outcome, Part, Told,
-};
+use super::history::{Ask, CallId, Command, Condition, History, Life, Operation, Outcome, Part};
 use super::linearize;
 use super::speakers::{Speaker, line_of, outcome_of_line};
 
@@ -186,19 +184,8 @@ impl Worker {
 
     /// Remembers the revisions that it was told.
     fn learn(&mut self, command: &Command, outcome: &Outcome) {
-        let (Command::Parts { parts, .. }, Outcome::Told(told)) = (command, outcome) else {
-            return;
-        };
-        for (part, told) in parts.iter().zip(told) {
-            if let Told::Stored(revision)
-            | Told::Mismatch(Some(revision))
-            | Told::Found {
-                revision: Some(revision),
-                ..
-            } = told
-            {
-                self.revisions.insert(part.key.clone(), *revision);
-            }
+        for (key, revision) in outcome.revisions(command) {
+            self.revisions.insert(key.clone(), revision);
         }
     }
 

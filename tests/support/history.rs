@@ -212,6 +212,37 @@ pub enum Outcome {
     Unknown,
 }
 
+impl Outcome {
+    /// Of parts that were told this; it failed if nothing of it was done.
+    pub fn of_parts(told: Vec<Told>) -> Outcome {
+        let is_nothing = |told: &Told| matches!(told, Told::Failed | Told::NotApplied);
+        match told.iter().all(is_nothing) {
+            true => Outcome::Failed,
+            false => Outcome::Told(told),
+        }
+    }
+
+    /// The revisions that it tells of what was asked for, in the order of the parts.
+    pub fn revisions<'a>(&'a self, command: &'a Command) -> impl Iterator<Item = (&'a Bytes, u64)> {
+        let (parts, told) = match (command, self) {
+            (Command::Parts { parts, .. }, Outcome::Told(told)) => (&parts[..], &told[..]),
+            _ => (&[][..], &[][..]),
+        };
+        parts
+            .iter()
+            .zip(told)
+            .filter_map(|(part, told)| match told {
+                Told::Stored(revision)
+                | Told::Mismatch(Some(revision))
+                | Told::Found {
+                    revision: Some(revision),
+                    ..
+                } => Some((&part.key, *revision)),
+                _ => None,
+            })
+    }
+}
+
 /// When an event happened: by time, and at the same time by the order of recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {

@@ -288,11 +288,7 @@ fn outcome_of_results(parts: &[Part], results: &[Value]) -> Outcome {
     let told: Vec<Told> = pairs
         .map(|(part, result)| told_by_result(part, result))
         .collect();
-    let is_nothing = |told: &Told| matches!(told, Told::Failed | Told::NotApplied);
-    match told.iter().all(is_nothing) {
-        true => Outcome::Failed,
-        false => Outcome::Told(told),
-    }
+    Outcome::of_parts(told)
 }
 
 fn told_by_result(part: &Part, result: &Value) -> Told {
