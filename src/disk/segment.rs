@@ -64,8 +64,8 @@ pub(crate) const GROUP_HEADER_BYTES: usize = 48;
 /// The format that is written and read.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// No log is opened so often: a header that says so is not one that was written, and the epoch after
-/// each that is read can be told. Half of the numbers, as openings go on from what they read.
+/// No log is opened so often: a header that says so was not written by us. So there is an epoch
+/// after each that is read; half of the numbers, as openings go on from there.
 const EPOCH_END: u64 = 1 << 63;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"TLRXSEG\0";
