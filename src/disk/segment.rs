@@ -64,6 +64,10 @@ pub(crate) const GROUP_HEADER_BYTES: usize = 48;
 /// The format that is written and read.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// No log is opened so often: a header that says so was not written by us. So there is an epoch
+/// after each that is read; half of the numbers, as openings go on from there.
+const EPOCH_END: u64 = 1 << 63;
+
 const SEGMENT_MAGIC: [u8; 8] = *b"TLRXSEG\0";
 const GROUP_MAGIC: [u8; 4] = *b"TGRP";
 
@@ -201,7 +205,8 @@ impl SegmentHeader {
             epoch: u64_at(sector, 24)?,
             previous_end: (previous_end != Position::default()).then_some(previous_end),
         };
-        Some((u32_at(sector, 8)?, header))
+        let is_ours = header.epoch < EPOCH_END;
+        is_ours.then_some((u32_at(sector, 8)?, header))
     }
 }
 
@@ -246,7 +251,8 @@ impl GroupHeader {
             count: u32_at(bytes, 36)?,
             body: u32_at(bytes, 40)?,
         };
-        (header.position == position && header.synced <= position).then_some(header)
+        let is_ours = header.position == position && header.synced <= position;
+        (is_ours && header.epoch < EPOCH_END).then_some(header)
     }
 
     /// Bytes from this header to the next.
@@ -273,6 +279,24 @@ mod tests {
         count: 2,
         body: 99,
     };
+
+    #[test]
+    fn an_epoch_without_a_next_one_is_not_ours() {
+        for (epoch, is_ours) in [(EPOCH_END - 1, true), (EPOCH_END, false), (u64::MAX, false)] {
+            let group = GroupHeader { epoch, ..GROUP };
+            let bytes = group.encode(Seed::of(9));
+            let read = GroupHeader::decode(Seed::of(9), GROUP.position, &bytes);
+            assert_eq!(read.is_some(), is_ours, "{epoch}");
+            let segment = SegmentHeader {
+                number: 3,
+                salt: 9,
+                epoch,
+                previous_end: None,
+            };
+            let read = SegmentHeader::decode(&segment.encode());
+            assert_eq!(read.is_some(), is_ours, "{epoch}");
+        }
+    }
 
     #[test]
     fn names_are_numbers_in_eight_digits() {
