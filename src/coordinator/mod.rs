@@ -45,8 +45,9 @@
 //!   at once; that of [`Effect::Propose`] when the entry is applied, even if the coordinator was
 //!   done before (R6: a client's deadline closes nothing). It is dropped when the proposal was not
 //!   proposed (the coordinator then emits `Settle`) or the term has ended.
-//! * **Holds.** From an [`Effect::Propose`] that `reads` to `Done` the driver holds what is released
-//!   (`ReleaseQueue::hold`), so that the records which the entry lists can be fetched after it.
+//! * **Holds.** From an [`Effect::Propose`] that `reads` to `Done` the driver holds what is
+//!   released (`ReleaseQueue::hold`), so that the records which the entry lists can be fetched
+//!   after it.
 //! * **Tokens.** A command that carries one is given its time as it is proposed
 //!   (`Command::set_time`), which never goes back within a term.
 //! * **Time.** A `Tick` comes no later than [`Coordinator::next_deadline`].

@@ -3,9 +3,9 @@
 //! It is a depth-first one that places an operation at a time and remembers which sets of placed
 //! operations it has seen with which value (by a 128-bit hash, so a collision is out of reach).
 //! Three things keep it small without losing an order: a read that the present value satisfies is
-//! placed at once; unknown writes, which can wait for ever, are placed only just before an operation
-//! that needs them; values that nobody read are one value. Neither the stack nor the work for an
-//! operation grows with the length of the history, only with what is concurrent.
+//! placed at once; unknown writes, which can wait for ever, are placed only just before an
+//! operation that needs them; values that nobody read are one value. Neither the stack nor the work
+//! for an operation grows with the length of the history, only with what is concurrent.
 
 use rustc_hash::FxHashSet;
 
