@@ -212,6 +212,28 @@ const RIGHT: &[(&str, &str)] = &[
         "an unknown one of a limited time",
         "0..1 1 SET a x TTL 10-20 -> unknown; 5..6 2 GET a -> x; 12..13 2 GET a -> NOT_FOUND",
     ),
+    (
+        "a write that is read later waits for a read of nothing",
+        "0..1 1 SET a x -> OK@1; 2..3 1 DEL a -> OK; 4..5 2 DEL a -> unknown;
+         4..5 3 SET a w -> unknown; 10..20 1 SET a y -> OK@2; 14..16 2 GET a -> NOT_FOUND;
+         17..40 3 IF 0 SET b z, GET a -> OK@3, y@2",
+    ),
+    (
+        "two unknown ones, the second by what the first did",
+        "0..1 1 SET a x -> OK@1; 2..9 1 IF 1 SET a y -> unknown;
+         2..9 2 ATOMIC IF 7 DEL a, SET b w -> unknown; 10..11 3 GET b -> w;
+         12..13 3 GET a -> NOT_FOUND",
+    ),
+    (
+        "an unknown one before what overwrites half of it",
+        "0..9 1 ATOMIC SET a x, SET b x -> unknown; 10..11 2 SET a y -> OK@5; 12..13 2 GET a -> y;
+         14..15 2 GET b -> x",
+    ),
+    (
+        "unknown parts take effect apart",
+        "0..1 1 SET a x, SET b y, GET c -> unknown; 2..3 2 GET a -> x; 4..5 2 GET b -> NOT_FOUND;
+         6..7 2 DEL a -> OK; 8..9 2 GET b -> y; 10..11 2 GET a -> NOT_FOUND",
+    ),
 ];
 
 const WRONG: &[(&str, Rule, &str)] = &[
@@ -341,6 +363,24 @@ const WRONG: &[(&str, Rule, &str)] = &[
         Rule::Order,
         "0..1 1 SET a x TTL 10-20 -> OK@1; 12..13 2 GET a -> NOT_FOUND;
          14..15 2 IF 1 SET a y -> OK@2",
+    ),
+    (
+        "an unknown write twice",
+        Rule::Order,
+        "0..9 1 IF 0 SET a x -> unknown; 10..11 2 GET a -> x; 12..13 2 DEL a -> OK;
+         14..15 2 GET a -> x",
+    ),
+    (
+        "half of an unknown batch behind what came before it",
+        Rule::Order,
+        "0..9 1 ATOMIC SET a x, SET b x -> unknown; 10..11 2 SET a y -> OK@5;
+         12..13 2 GET b -> NOT_FOUND; 14..15 2 GET b -> x; 16..17 2 GET a -> y",
+    ),
+    (
+        "what an unknown one deleted comes back",
+        Rule::Order,
+        "0..1 1 SET a x -> OK@1; 2..9 2 IF 1 DEL a -> unknown; 2..9 3 SET a w -> unknown;
+         10..11 1 GET a -> NOT_FOUND; 12..13 1 GET a -> x",
     ),
     (
         "another answer to a repeat",

@@ -7,12 +7,12 @@
 //! between the first call and the first answer, and all answers are equal. Bulk ids have a checker
 //! of their own: they come from a counter that only grows, so no range overlaps another, and what
 //! is called later gets higher ones; each id's write joins the history of its key. Keys with
-//! conditions, batches or times to live are searched with all that matters to these (`parts`), those
-//! that a batch joins as one.
+//! conditions, batches or times to live are searched with all that matters to these (`parts`),
+//! those that a batch joins as one.
 //!
-//! The searches (`linearize/register.rs` for a key alone, `linearize/joined.rs` for keys that belong
-//! together) remember where they were. The number of states is bounded, and reaching the bound is a
-//! fault: undecided is not right.
+//! The searches (`linearize/register.rs` for a key alone, `linearize/joined.rs` for keys that
+//! belong together) remember where they were. The number of states is bounded, and reaching the
+//! bound is a fault: undecided is not right.
 //!
 //! On failure a history is narrowed: an answer is forgotten where the rest is wrong without it.
 //! What is left is shown, one line an operation, with the longest order that was found.
@@ -45,6 +45,8 @@ mod parts;
 mod register;
 #[path = "linearize/report.rs"]
 mod report;
+#[path = "linearize/ring.rs"]
+mod ring;
 #[path = "linearize/split.rs"]
 mod split;
 #[path = "linearize/windows.rs"]
