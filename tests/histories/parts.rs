@@ -226,8 +226,19 @@ const RIGHT: &[(&str, &str)] = &[
     ),
     (
         "an unknown one before what overwrites half of it",
-        "0..9 1 ATOMIC SET a x, SET b x -> unknown; 10..11 2 SET a y -> OK@5; 12..13 2 GET a -> y;
-         14..15 2 GET b -> x",
+        "0..9 1 ATOMIC SET a x, SET b x -> unknown; 10..11 2 SET a y -> OK@5; 12..13 2 GET b -> x;
+         14..15 2 GET a -> y",
+    ),
+    (
+        "the same value again",
+        "0..1 1 SET a x -> OK@1; 2..3 1 SET a y -> OK@2; 4..5 2 GET a -> y; 6..7 1 SET a x -> OK@3;
+         8..9 2 GET a -> x",
+    ),
+    (
+        "of two unknown ones that do the same, the later one first",
+        "0..1 1 SET a x -> OK@1; 2..3 1 EXPIRE a 10- -> unknown; 20..21 1 EXPIRE a 10- -> unknown;
+         21..22 2 TTL a -> LEFT@9; 23..24 2 SET a y -> OK@2; 25..26 2 TTL a -> LEFT@5;
+         27..28 2 GET a -> NOT_FOUND",
     ),
     (
         "unknown parts take effect apart",
@@ -276,6 +287,11 @@ const WRONG: &[(&str, Rule, &str)] = &[
         "one revision, two writes",
         Rule::Revision,
         "0..1 1 SET a x -> OK@1; 2..3 2 SET b y -> OK@1",
+    ),
+    (
+        "one revision, two values",
+        Rule::Revision,
+        "0..1 1 SET a x -> OK@1; 2..9 1 SET a y -> unknown; 10..11 2 GET a -> y@1",
     ),
     (
         "half of a batch was seen",
