@@ -162,6 +162,8 @@ impl<'a> Search<'a> {
             }
             match self.choice() {
                 Some(choice) => self.enter(choice),
+                // Chains may have been left out.
+                None if self.is_at_bound() => return Verdict::Undecided,
                 None => {
                     self.leave();
                     if self.levels.is_empty() {
