@@ -58,7 +58,7 @@ struct BruteForce {
     ops: Vec<Op>,
     /// Revisions that a write is known to have, and those of values.
     known: HashSet<u64>,
-    of_value: HashMap<Bytes, u64>,
+    of_value: HashMap<(Bytes, Bytes), u64>,
     is_placed: Vec<bool>,
 }
 
@@ -97,15 +97,16 @@ impl BruteForce {
         }
         let parts = ops.iter().flat_map(|op| &op.parts);
         let (mut known, mut of_value) = (HashSet::new(), HashMap::new());
-        for (_, told) in parts {
+        for (part, told) in parts {
             match told {
                 Some(Told::Stored(revision)) => _ = known.insert(*revision),
                 Some(Told::Found {
                     value,
                     revision: Some(revision),
-                }) if stores(&ops, value) => {
+                }) if is_stored_once(&ops, &part.key, value) => {
                     known.insert(*revision);
-                    of_value.entry(value.clone()).or_insert(*revision);
+                    let of = (part.key.clone(), value.clone());
+                    of_value.entry(of).or_insert(*revision);
                 }
                 _ => {}
             }
@@ -223,7 +224,10 @@ impl BruteForce {
             (Ask::Set { value, life }, _, _) => {
                 let revision = match told {
                     Some(Told::Stored(revision)) => Some(*revision),
-                    _ => self.of_value.get(value).copied(),
+                    _ => {
+                        let of = (part.key.clone(), value.clone());
+                        self.of_value.get(&of).copied()
+                    }
                 };
                 let message = Message {
                     value: value.clone(),
@@ -272,13 +276,13 @@ impl BruteForce {
     }
 }
 
-/// Whether one call, or the calls of one token, would store this.
-fn stores(ops: &[Op], value: &Bytes) -> bool {
-    let mut asks = ops
-        .iter()
-        .flat_map(|op| &op.parts)
-        .map(|(part, _)| &part.ask);
-    asks.any(|ask| matches!(ask, Ask::Set { value: stored, .. } if stored == value))
+/// Whether just one request would store this.
+fn is_stored_once(ops: &[Op], key: &Bytes, value: &Bytes) -> bool {
+    let parts = ops.iter().flat_map(|op| &op.parts);
+    let stores = |(part, _): &&(Part, Option<Told>)| {
+        part.key == *key && matches!(&part.ask, Ask::Set { value: stored, .. } if stored == value)
+    };
+    parts.filter(stores).count() == 1
 }
 
 /// Changes an answer, or when it came.
@@ -313,6 +317,30 @@ fn mutate(random: &mut fastrand::Rng, lines: &mut [Line]) {
         }
         _ => return,
     };
+}
+
+/// Leaves two values, so that writes share them.
+fn collapse(lines: &mut [Line]) {
+    let shared = |value: &mut Bytes| {
+        let sum: usize = value.iter().map(|byte| usize::from(*byte)).sum();
+        *value = Bytes::from(format!("w{}", sum % 2));
+    };
+    for line in lines {
+        if let Command::Parts { parts, .. } = &mut line.command {
+            for part in parts {
+                if let Ask::Set { value, .. } = &mut part.ask {
+                    shared(value);
+                }
+            }
+        }
+        if let Outcome::Told(told) = &mut line.outcome {
+            for told in told {
+                if let Told::Found { value, .. } = told {
+                    shared(value);
+                }
+            }
+        }
+    }
 }
 
 /// Has some calls asked again by their token.
@@ -371,6 +399,9 @@ fn checker_and_brute_force_agree_on_conditions_batches_and_times_to_live() {
         }
         for _ in 0..random.usize(..3) {
             mutate(&mut random, &mut lines);
+        }
+        if random.u32(..4) == 0 {
+            collapse(&mut lines);
         }
         for line in &mut lines {
             line.call += 10;

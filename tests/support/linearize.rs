@@ -45,6 +45,8 @@ mod parts;
 mod register;
 #[path = "linearize/report.rs"]
 mod report;
+#[path = "linearize/ring.rs"]
+mod ring;
 #[path = "linearize/split.rs"]
 mod split;
 #[path = "linearize/windows.rs"]
@@ -322,23 +324,37 @@ fn is_read(told: &Told) -> bool {
     matches!(told, Told::Found { .. } | Told::NotFound | Told::Failed)
 }
 
-/// No two writes have one revision.
+/// No two writes have one revision, and what was read under it is what was written.
 fn check_revisions(operations: &[Operation], requests: &[Request<'_>]) -> Result<(), Fault> {
     let mut stored: HashMap<u64, usize> = HashMap::new();
+    let mut named: HashMap<u64, (&Bytes, &Bytes, usize)> = HashMap::new();
     for request in requests {
-        let Outcome::Told(told) = request.outcome else {
+        let (Command::Parts { parts, .. }, Outcome::Told(told)) =
+            (request.command, request.outcome)
+        else {
             continue;
         };
-        for told in told {
-            if let Told::Stored(revision) = told
-                && let Some(other) = stored.insert(*revision, request.calls[0])
-            {
-                let calls = [&operations[other], &operations[request.calls[0]]];
-                return Err(Fault::of(
-                    Rule::Revision,
-                    "one revision, two writes:",
-                    &calls,
-                ));
+        let call = request.calls[0];
+        for (part, told) in parts.iter().zip(told) {
+            let (revision, value, before) = match (&part.ask, told) {
+                (history::Ask::Set { value, .. }, Told::Stored(revision)) => {
+                    (*revision, value, stored.insert(*revision, call))
+                }
+                (
+                    _,
+                    Told::Found {
+                        value,
+                        revision: Some(revision),
+                    },
+                ) => (*revision, value, None),
+                _ => continue,
+            };
+            let (key, shown, first) = *named.entry(revision).or_insert((&part.key, value, call));
+            let differs = (key, shown) != (&part.key, value);
+            if let Some(other) = before.or(differs.then_some(first)) {
+                let what = "one revision, two writes:";
+                let calls = [&operations[other], &operations[call]];
+                return Err(Fault::of(Rule::Revision, what, &calls));
             }
         }
     }

@@ -18,7 +18,6 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::rc::Rc;
 
 use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 
@@ -26,6 +25,7 @@ use super::super::history::Moment;
 use super::needs::Needs;
 use super::parts::{Act, Facts, Op, State};
 use super::register::{Verdict, mix};
+use super::ring::Ring;
 
 /// As many comparisons take as long as a state.
 const COMPARED_PER_STATE: usize = 2_000;
@@ -55,8 +55,8 @@ struct Level {
     state: State,
     /// What was placed to come here.
     placed: Vec<usize>,
-    /// Unknown requests used up.
-    used: Option<Rc<Used>>,
+    /// Unknown requests used up, by position.
+    used: Option<usize>,
     /// The next one to try without a chain: its position among the candidates, and its way.
     next: (usize, usize),
     /// Then those with chains.
@@ -65,10 +65,10 @@ struct Level {
     length: usize,
 }
 
-/// A list that grows at its head and shares its tail with others.
+/// The last unknown request used up, and by position those before it.
 struct Used {
     op: usize,
-    before: Option<Rc<Used>>,
+    before: Option<usize>,
 }
 
 /// The search.
@@ -76,9 +76,8 @@ pub(super) struct Search<'a> {
     ops: &'a [Op],
     facts: Facts,
     needs: Needs,
-    /// Those that must be placed: calls and ends in order, as a ring with a head.
-    next: Vec<usize>,
-    previous: Vec<usize>,
+    /// Those that must be placed and are not.
+    ring: Ring,
     /// The unknown ones on each slot, by their calls.
     unknown: Vec<Vec<usize>>,
     /// Of unknown ones that do the same, by the first of them: the one called first is the next.
@@ -90,7 +89,9 @@ pub(super) struct Search<'a> {
     /// Of the answered ones that are placed.
     hash: u128,
     /// What was used up, by what was placed and is stored.
-    visited: FxHashMap<u128, Vec<Option<Rc<Used>>>>,
+    visited: FxHashMap<u128, Vec<Option<usize>>>,
+    /// All lists of what was used up.
+    used: Vec<Used>,
     pub states: usize,
     states_max: usize,
     /// Comparisons with chains that were seen, which may take longer than all else.
@@ -115,34 +116,24 @@ impl<'a> Search<'a> {
                 None => op.slots().for_each(|slot| unknown[slot].push(index)),
             }
         }
-        events.sort_unstable();
         for one in &mut unknown {
             one.sort_unstable_by_key(|index| (ops[*index].call, *index));
             one.dedup();
         }
-        let head = 2 * ops.len();
-        let mut next = vec![head; head + 1];
-        let mut previous = next.clone();
-        let mut last = head;
-        for (_, event) in &events {
-            (next[last], previous[*event]) = (*event, last);
-            last = *event;
-        }
-        (next[last], previous[head]) = (head, last);
         Search {
             ops,
             facts: Facts::new(ops),
             needs: Needs::new(ops),
-            next,
-            previous,
             unknown,
             classes: classes(ops),
             is_placed: vec![false; ops.len()],
             required: events.len() / 2,
             left: events.len() / 2,
+            ring: Ring::new(events, ops.len()),
             levels: Vec::new(),
             hash: 0,
             visited: FxHashMap::default(),
+            used: Vec::new(),
             states: 0,
             states_max: usize::MAX,
             compared: 0,
@@ -171,6 +162,8 @@ impl<'a> Search<'a> {
             }
             match self.choice() {
                 Some(choice) => self.enter(choice),
+                // Chains may have been left out.
+                None if self.is_at_bound() => return Verdict::Undecided,
                 None => {
                     self.leave();
                     if self.levels.is_empty() {
@@ -343,11 +336,12 @@ impl<'a> Search<'a> {
     /// Goes on with a choice, unless that leads to nothing.
     fn enter(&mut self, choice: Choice) {
         let Choice { chain, op, state } = choice;
-        let mut used = self.levels.last().and_then(|level| level.used.clone());
+        let mut used = self.levels.last().and_then(|level| level.used);
         let mut placed = Vec::with_capacity(chain.len() + 1);
         for (op, _) in &chain {
             let (op, before) = (*op, used);
-            used = Some(Rc::new(Used { op, before }));
+            self.used.push(Used { op, before });
+            used = Some(self.used.len() - 1);
             placed.push(op);
         }
         placed.extend(Some(op).filter(|op| *op < self.ops.len()));
@@ -384,29 +378,24 @@ impl<'a> Search<'a> {
         };
         let hash = u128::from(half(1)) << 64 | u128::from(half(0x9e37_79b9_7f4a_7c15));
         let before = self.visited.entry(self.hash ^ hash).or_default();
-        let is_less = |used: &Option<Rc<Used>>| {
-            let mut used = used;
-            while let Some(one) = used {
-                if !self.is_placed[one.op] {
-                    return false;
-                }
-                used = &one.before;
-            }
-            true
+        let is_less = |of: &Option<usize>| {
+            let used = |position: Option<usize>| position.map(|position| &self.used[position]);
+            let mut all = std::iter::successors(used(*of), |one| used(one.before));
+            all.all(|one| self.is_placed[one.op])
         };
         if before.iter().any(is_less) {
             return true;
         }
-        before.push(level.used.clone());
+        before.push(level.used);
         self.states += 1;
         false
     }
 
     /// Places the reads that the present state satisfies: they change nothing.
     fn place_reads(&mut self) {
-        let mut event = self.next[self.next.len() - 1];
-        while event + 1 < self.next.len() && event.is_multiple_of(2) {
-            let (op, before) = (event / 2, self.previous[event]);
+        let mut event = self.ring.first();
+        while self.ring.is_call(event) {
+            let (op, before) = (event / 2, self.ring.before(event));
             let here = self.levels.len() - 1;
             let state = &self.levels[here].state;
             let is_satisfied = self.ops[op].is_read()
@@ -418,32 +407,23 @@ impl<'a> Search<'a> {
                 true => {
                     self.place(op);
                     self.levels[here].placed.push(op);
-                    self.next[before]
+                    self.ring.after(before)
                 }
-                false => self.next[event],
+                false => self.ring.after(event),
             };
         }
     }
 
     /// Answered ones that may come next: called before the first end. Those that end first, first.
     fn candidates(&self) -> Vec<usize> {
-        let mut found = Vec::new();
-        let mut event = self.next[self.next.len() - 1];
-        while event + 1 < self.next.len() && event.is_multiple_of(2) {
-            found.push(event / 2);
-            event = self.next[event];
-        }
+        let mut found: Vec<usize> = self.ring.candidates().collect();
         found.sort_unstable_by_key(|op| (self.ops[*op].end, *op));
         found
     }
 
     /// The first end of one that is not placed.
     fn first_end(&self) -> Option<Moment> {
-        let mut event = self.next[self.next.len() - 1];
-        while event + 1 < self.next.len() && event.is_multiple_of(2) {
-            event = self.next[event];
-        }
-        self.ops.get(event / 2).and_then(|op| op.end)
+        self.ring.ends_first().and_then(|op| self.ops[op].end)
     }
 
     fn until(&self) -> Option<u64> {
@@ -456,27 +436,20 @@ impl<'a> Search<'a> {
         if self.ops[op].end.is_some() {
             self.left -= 1;
             self.hash ^= mix(0, op, 0);
-            for event in [2 * op, 2 * op + 1] {
-                let (previous, next) = (self.previous[event], self.next[event]);
-                (self.next[previous], self.previous[next]) = (next, previous);
-            }
+            self.ring.take(op);
         }
     }
 
     /// Goes back by a choice and what followed from it.
     fn leave(&mut self) {
         let level = self.levels.pop().expect("entered before");
-        // In reverse, so that each finds its neighbours as it left them.
         for op in level.placed.into_iter().rev() {
             self.is_placed[op] = false;
             self.needs.take_back(&self.ops[op]);
             if self.ops[op].end.is_some() {
                 self.left += 1;
                 self.hash ^= mix(0, op, 0);
-                for event in [2 * op + 1, 2 * op] {
-                    let (previous, next) = (self.previous[event], self.next[event]);
-                    (self.next[previous], self.previous[next]) = (event, event);
-                }
+                self.ring.put_back(op);
             }
         }
     }

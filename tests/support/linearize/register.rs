@@ -1,7 +1,7 @@
 //! The search for an order of the operations on one key.
 //!
 //! It is a depth-first one that places an operation at a time and remembers which sets of placed
-//! operations it has seen with which value (by a 128-bit hash, so a collision is out of reach).
+//! operations it has seen with which value, by a 128-bit hash: a collision is out of reach.
 //! Three things keep it small without losing an order: a read that the present value satisfies is
 //! placed at once; unknown writes, which can wait for ever, are placed only just before an
 //! operation that needs them; values that nobody read are one value. Neither the stack nor the work
@@ -10,6 +10,7 @@
 use rustc_hash::FxHashSet;
 
 use super::super::history::Moment;
+use super::ring::Ring;
 use super::split::{ABSENT, Action, Step, UNREAD, Value};
 
 /// States that a try to narrow a failure may visit, where giving up costs only a longer report.
@@ -52,9 +53,8 @@ struct Placed {
 pub(super) struct Search {
     /// Those that must be placed have an end.
     steps: Vec<Step>,
-    /// Events in order, as a ring: 2i is the call of step i, 2i + 1 its end, the last one the head.
-    next: Vec<usize>,
-    previous: Vec<usize>,
+    /// Those of them that are not placed.
+    ring: Ring,
     /// By value.
     spares: Vec<Spares>,
     /// Values that have spares, without [`ABSENT`].
@@ -101,28 +101,17 @@ impl Search {
                 (None, Action::See(_) | Action::Take) => {}
             }
         }
-        events.sort_unstable();
         spares
             .iter_mut()
             .for_each(|spares| spares.calls.sort_unstable());
         let has_spares = |value: &Value| !spares[*value].calls.is_empty();
         let spare_values = (UNREAD..spares.len()).filter(has_spares).collect();
-        let head = 2 * steps.len();
-        let mut next = vec![head; head + 1];
-        let mut previous = next.clone();
-        let mut last = head;
-        for (_, event) in &events {
-            (next[last], previous[*event]) = (*event, last);
-            last = *event;
-        }
-        (next[last], previous[head]) = (head, last);
         Search {
+            required: events.len() / 2,
+            ring: Ring::new(events, steps.len()),
             steps,
-            next,
-            previous,
             spares,
             spare_values,
-            required: events.len() / 2,
             value: ABSENT,
             placed: Vec::new(),
             hash: 0,
@@ -134,7 +123,7 @@ impl Search {
     /// Looks for an order of all steps, or stops where `depth` of them are placed.
     pub fn run(&mut self, states_max: usize, depth: Option<usize>) -> Verdict {
         self.place_reads();
-        let mut from = (self.first(), 0);
+        let mut from = (self.ring.first(), 0);
         loop {
             self.deepest = self.deepest.max(self.placed.len());
             if self.placed.len() == self.required {
@@ -150,7 +139,7 @@ impl Search {
                     if self.visited.len() > states_max {
                         return Verdict::Undecided;
                     }
-                    from = (self.first(), 0);
+                    from = (self.ring.first(), 0);
                     continue;
                 }
             }
@@ -161,19 +150,9 @@ impl Search {
         }
     }
 
-    /// The first event of a step not yet placed, which is a call, or the head.
-    fn first(&self) -> usize {
-        self.next[self.next.len() - 1]
-    }
-
-    /// Whether it is a call. Only steps called before the first end can be the next ones.
-    fn is_call(&self, event: usize) -> bool {
-        event + 1 < self.next.len() && event.is_multiple_of(2)
-    }
-
     /// The first way to place a step, from this event and its way on.
     fn choice(&self, (mut event, mut way): (usize, usize)) -> Option<Placed> {
-        while self.is_call(event) {
+        while self.ring.is_call(event) {
             if let Some(spare) = self.way(event / 2, way) {
                 return Some(Placed {
                     step: event / 2,
@@ -182,7 +161,7 @@ impl Search {
                     way: Some(way),
                 });
             }
-            (event, way) = (self.next[event], 0);
+            (event, way) = (self.ring.after(event), 0);
         }
         None
     }
@@ -214,20 +193,16 @@ impl Search {
         let Some((call, _)) = spares.calls.get(spares.used) else {
             return false;
         };
-        let mut event = self.first();
-        while self.is_call(event) {
-            event = self.next[event];
-        }
-        let end = self.steps.get(event / 2).and_then(|step| step.end);
+        let end = self.ring.ends_first().and_then(|step| self.steps[step].end);
         end.is_none_or(|end| *call < end)
     }
 
     /// Places the reads that the present value satisfies. They change nothing, so there is no
     /// order that only exists with one of them later.
     fn place_reads(&mut self) {
-        let mut event = self.first();
-        while self.is_call(event) {
-            let before = self.previous[event];
+        let mut event = self.ring.first();
+        while self.ring.is_call(event) {
+            let before = self.ring.before(event);
             if self.steps[event / 2].action == Action::See(self.value) {
                 self.place(Placed {
                     step: event / 2,
@@ -235,9 +210,9 @@ impl Search {
                     spare: None,
                     way: None,
                 });
-                event = self.next[before];
+                event = self.ring.after(before);
             } else {
-                event = self.next[event];
+                event = self.ring.after(event);
             }
         }
     }
@@ -252,21 +227,14 @@ impl Search {
             Action::Write(value) | Action::See(value) => value,
             Action::Take | Action::Clear => ABSENT,
         };
-        for event in [2 * placed.step, 2 * placed.step + 1] {
-            let (previous, next) = (self.previous[event], self.next[event]);
-            (self.next[previous], self.previous[next]) = (next, previous);
-        }
+        self.ring.take(placed.step);
         self.placed.push(placed);
     }
 
     /// Takes back the last choice and what followed from it; says from where to choose again.
     fn undo(&mut self) -> Option<(usize, usize)> {
         while let Some(placed) = self.placed.pop() {
-            // In reverse, so that each finds its neighbours as it left them.
-            for event in [2 * placed.step + 1, 2 * placed.step] {
-                let (previous, next) = (self.previous[event], self.next[event]);
-                (self.next[previous], self.previous[next]) = (event, event);
-            }
+            self.ring.put_back(placed.step);
             self.value = placed.before;
             self.hash ^= mix(0, placed.step, 0);
             if let Some(value) = placed.spare {

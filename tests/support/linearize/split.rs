@@ -158,8 +158,7 @@ struct Piece<'a> {
 }
 
 /// Those of a request: all of it, but of an unknown one whose parts take effect each on its own any
-/// may have been left out, so each may come by itself. Reads of which nothing is known are
-/// left out.
+/// may have been left out, so each may come by itself. Reads that told nothing do not count.
 fn pieces<'a>((index, request): (usize, &'a Request<'a>)) -> Vec<Piece<'a>> {
     let Command::Parts { parts, is_atomic } = request.command else {
         return Vec::new();
