@@ -340,10 +340,13 @@ fn check_revisions(operations: &[Operation], requests: &[Request<'_>]) -> Result
                 (history::Ask::Set { value, .. }, Told::Stored(revision)) => {
                     (*revision, value, stored.insert(*revision, call))
                 }
-                (_, Told::Found { value, revision }) => match revision {
-                    Some(revision) => (*revision, value, None),
-                    None => continue,
-                },
+                (
+                    _,
+                    Told::Found {
+                        value,
+                        revision: Some(revision),
+                    },
+                ) => (*revision, value, None),
                 _ => continue,
             };
             let (key, shown, first) = *named.entry(revision).or_insert((&part.key, value, call));
