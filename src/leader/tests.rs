@@ -384,8 +384,8 @@ fn a_journal_that_fails_while_running_acknowledges_nothing_and_ends_the_leader()
     rig.whole(2, &leader);
     let mut client = leader.client();
     assert_eq!(client.one("SET a 1"), "OK");
-    // Whatever it is written for: the journal's own idle mark, or the message. The first ones may be
-    // of a file that is made in advance, of which nothing depends yet.
+    // Whatever it is written for: the journal's own idle mark, or the message. The first ones may
+    // be of a file that is made in advance, on which nothing depends yet.
     (0..4).for_each(|after| disk.fail(Operation::Sync, after, Fault::Io));
     let reply = client.one("SET a 2");
     assert!(reply.starts_with("ERROR"), "{reply}");
