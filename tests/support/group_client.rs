@@ -136,7 +136,9 @@ impl GroupClient {
         });
         if let Asked::Reply(reply) = &asked {
             if let Some(leader) = reply.strip_prefix(NOT_LEADER) {
-                self.0.follow(leader);
+                // Of a bulk write it is also said what of it is stored.
+                let leader = leader.split(" (").next();
+                self.0.follow(leader.unwrap_or_default());
             } else if reply == "ERROR: no leader elected" || reply.contains("may or may not") {
                 self.0.leave();
             }
