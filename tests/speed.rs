@@ -34,8 +34,8 @@ const RATIO_SECONDS: f64 = if IS_DEBUG { 0.3 } else { 1.5 };
 
 const TRIES: usize = if IS_DEBUG { 1 } else { 3 };
 
-/// The same of a comparison of both protocols, whose limit holds on a shared machine too: a disk that
-/// stalls in most rounds of one side and not of the other says nothing of either.
+/// The same of a comparison of both protocols, whose limit holds on a shared machine too: a disk
+/// that stalls in most rounds of one side and not of the other says nothing of either.
 const PROTOCOL_TRIES: usize = if IS_DEBUG { 1 } else { 8 };
 
 /// Rounds of a ratio.
