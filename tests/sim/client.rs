@@ -509,22 +509,7 @@ impl World {
 
     /// Has all keys read once more.
     pub fn read_all(&mut self) {
-        let mut keys: Vec<Bytes> = Vec::new();
-        for operation in self.history.operations() {
-            match (&operation.command, &operation.outcome) {
-                (Command::Set { key, .. }, _) => keys.push(key.clone()),
-                (Command::Parts { parts, .. }, _) => {
-                    keys.extend(parts.iter().map(|part| part.key.clone()));
-                }
-                (Command::Bulk { count, .. }, Outcome::Ids { first, .. }) => {
-                    let ids = *first..first + count;
-                    keys.extend(ids.map(|id| Bytes::from(id.to_string())));
-                }
-                _ => {}
-            }
-        }
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = self.history.keys();
         let count = self.clients.len();
         for (number, key) in keys.into_iter().enumerate() {
             self.clients[number % count].to_read.push(key);

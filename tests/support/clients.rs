@@ -400,7 +400,7 @@ impl Done {
     /// history. Gives how many keys there are.
     pub fn read_all(&mut self, client: &mut GroupClient, timeout: Duration) -> usize {
         client.command("COUNT", timeout);
-        let keys = self.keys();
+        let keys = self.history.keys();
         let mut history = History::default();
         let leader = client.connection().expect("it has answered");
         for keys in keys.chunks(CHECK_PIPELINE) {
@@ -423,25 +423,6 @@ impl Done {
         let before = std::mem::take(&mut self.history);
         self.history = History::merged([before, history]);
         keys.len()
-    }
-
-    fn keys(&self) -> Vec<Bytes> {
-        let mut keys: Vec<Bytes> = Vec::new();
-        for operation in self.history.operations() {
-            match (&operation.command, &operation.outcome) {
-                (Command::Set { key, .. }, _) => keys.push(key.clone()),
-                (Command::Parts { parts, .. }, _) => {
-                    keys.extend(parts.iter().map(|part| part.key.clone()));
-                }
-                (Command::Bulk { .. }, Outcome::Ids { first, last }) => {
-                    keys.extend((*first..=*last).map(|id| Bytes::from(id.to_string())));
-                }
-                _ => {}
-            }
-        }
-        keys.sort_unstable();
-        keys.dedup();
-        keys
     }
 
     /// Every answer was allowed.

@@ -353,6 +353,26 @@ impl History {
         History { operations, events }
     }
 
+    /// Every key that was written, may have been, or was given out, in order.
+    pub fn keys(&self) -> Vec<Bytes> {
+        let mut keys: Vec<Bytes> = Vec::new();
+        for operation in &self.operations {
+            match (&operation.command, &operation.outcome) {
+                (Command::Set { key, .. }, _) => keys.push(key.clone()),
+                (Command::Parts { parts, .. }, _) => {
+                    keys.extend(parts.iter().map(|part| part.key.clone()));
+                }
+                (Command::Bulk { .. }, Outcome::Ids { first, last }) => {
+                    keys.extend((*first..=*last).map(|id| Bytes::from(id.to_string())));
+                }
+                _ => {}
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
     /// All calls.
     pub fn operations(&self) -> &[Operation] {
         &self.operations

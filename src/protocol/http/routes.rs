@@ -23,6 +23,9 @@ const PAGE_KEYS_DEFAULT: u32 = 100;
 /// The longest body behind a head that asks for none: it is dropped.
 const IGNORED_BODY_BYTES_MAX: usize = 8 * 1024;
 
+/// So much of an unknown parameter's name is told: twice the longest of ours, and more.
+const NAME_CHARS_SHOWN: usize = 32;
+
 /// What there is, and by which methods it is asked.
 pub const RESOURCES: &[(&str, &str)] = &[
     ("/kv/{key}", "GET, HEAD, PUT, DELETE"),
@@ -161,7 +164,7 @@ fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Probl
     let fields = &head.fields;
     match head.method {
         Method::Get | Method::Head => {
-            query.end()?;
+            query.end("none")?;
             let reading = Reading {
                 key: key.clone(),
                 accept: Accept::read(fields.accept.as_deref())?,
@@ -174,7 +177,7 @@ fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Probl
         }
         Method::Put => {
             let ttl = query.take("ttl")?;
-            query.end()?;
+            query.end("ttl")?;
             let ttl_ms = ttl.as_deref().map(batch::parse_ttl).transpose();
             let ttl_ms = ttl_ms.map_err(|error| query_problem(error.to_string()))?;
             let (token, condition) = write_options(head)?;
@@ -194,7 +197,7 @@ fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Probl
             })
         }
         Method::Delete => {
-            query.end()?;
+            query.end("none")?;
             let (token, condition) = write_options(head)?;
             let write = Write::Delete {
                 key,
@@ -258,7 +261,7 @@ fn length_is_said(head: &Head) -> Result<(), Problem> {
 }
 
 fn post_batch(head: &Head, query: Query<'_>) -> Result<Call, Problem> {
-    query.end()?;
+    query.end("none")?;
     if media_type(head)? != Some("application/json") {
         let detail = "a batch is application/json";
         return Err(Problem::with(Kind::UnsupportedMediaType, detail));
@@ -271,7 +274,7 @@ fn list(mut query: Query<'_>) -> Result<Call, Problem> {
     let prefix = query.take("prefix")?.unwrap_or_default();
     let after = query.take("after")?;
     let limit = query.take("limit")?;
-    query.end()?;
+    query.end("prefix, after, limit")?;
     let limit = limit.map_or(Some(PAGE_KEYS_DEFAULT), |text| text.parse().ok());
     let Some(limit @ 1..=PAGE_KEYS_MAX) = limit else {
         return Err(query_problem(format!("limit is 1 to {PAGE_KEYS_MAX}")));
@@ -291,7 +294,7 @@ fn list(mut query: Query<'_>) -> Result<Call, Problem> {
 }
 
 fn document(which: Document, query: Query<'_>) -> Result<Call, Problem> {
-    query.end()?;
+    query.end("none")?;
     Ok(Call::Local(Form::Document(which)))
 }
 
@@ -301,7 +304,7 @@ fn check(probe: Probe, mut query: Query<'_>) -> Result<Call, Problem> {
     while let Some(names) = query.take_one("exclude") {
         excluded.extend(names.split(',').map(str::to_owned));
     }
-    query.end()?;
+    query.end("verbose, exclude")?;
     let is_verbose = match verbose.as_deref() {
         None | Some("false") => false,
         Some("" | "true") => true,
@@ -357,10 +360,14 @@ impl<'a> Query<'a> {
     }
 
     /// Refuses what was not taken: a misspelt name would else be no parameter at all.
-    fn end(&self) -> Result<(), Problem> {
+    fn end(&self, accepted: &str) -> Result<(), Problem> {
         match self.parameters.first() {
             None => Ok(()),
-            Some(_) => Err(query_problem("there is an unknown parameter")),
+            Some((name, _)) => {
+                let name: String = name.chars().take(NAME_CHARS_SHOWN).collect();
+                let detail = format!("unknown parameter {name}, accepted: {accepted}");
+                Err(query_problem(detail))
+            }
         }
     }
 }
