@@ -37,6 +37,8 @@ use super::history::{self, Command, History, Moment, Operation, Outcome, Told};
 mod decide;
 #[path = "linearize/joined.rs"]
 mod joined;
+#[path = "linearize/narrow.rs"]
+mod narrow;
 #[path = "linearize/needs.rs"]
 mod needs;
 #[path = "linearize/parts.rs"]

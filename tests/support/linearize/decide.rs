@@ -6,6 +6,7 @@
 //! is searched as far as the bound allows.
 
 use super::joined::Search;
+use super::narrow::narrowed;
 use super::parts::Op;
 use super::register::Verdict;
 use super::windows::wrong_part;
@@ -71,35 +72,13 @@ fn decide_all(ops: &[Op], states_max: usize) -> (Verdict, usize) {
     unreachable!("the last try leaves nothing out")
 }
 
-/// Leaves out what a failure does not need, as long as the rest is still wrong: a read is dropped,
-/// a write becomes unknown.
+/// Leaves out what a failure does not need: a read is dropped, a write becomes unknown.
 pub(super) fn narrow(ops: &[Op]) -> Vec<Op> {
-    let mut ops = ops.to_vec();
-    let mut tries = 0;
-    let mut chunk = ops.len();
-    loop {
-        let mut needed: Vec<usize> = (0..ops.len()).collect();
-        needed.retain(|index| ops[*index].end.is_some());
-        chunk = (chunk / 2).clamp(1, needed.len().max(1));
-        let mut is_smaller = false;
-        for some in needed.chunks(chunk) {
-            let mut fewer = ops.clone();
-            for index in some {
-                let op = &mut fewer[*index];
-                op.end = None;
-                op.acts.iter_mut().for_each(|act| act.told = None);
-            }
-            tries += 1;
-            if tries > NARROWING_TRIES_MAX {
-                return ops;
-            }
-            if Search::new(&fewer).run(NARROWING_STATES_MAX, None) == Verdict::Wrong {
-                ops = fewer;
-                is_smaller = true;
-            }
-        }
-        if chunk == 1 && !is_smaller {
-            return ops;
-        }
-    }
+    let forget = |op: &mut Op| {
+        op.end = None;
+        op.acts.iter_mut().for_each(|act| act.told = None);
+    };
+    let is_wrong = |ops: &[Op]| Search::new(ops).run(NARROWING_STATES_MAX, None) == Verdict::Wrong;
+    let is_answered = |op: &Op| op.end.is_some();
+    narrowed(ops, NARROWING_TRIES_MAX, is_answered, forget, is_wrong)
 }

@@ -10,6 +10,7 @@
 use rustc_hash::FxHashSet;
 
 use super::super::history::Moment;
+use super::narrow::narrowed;
 use super::ring::Ring;
 use super::split::{ABSENT, Action, Step, UNREAD, Value};
 
@@ -279,37 +280,16 @@ pub(super) fn mix(kind: u64, a: usize, b: usize) -> u128 {
     u128::from(half(0x243f_6a88_85a3_08d3)) << 64 | u128::from(half(0x1319_8a2e_0370_7344))
 }
 
-/// Leaves out what the failure does not need: a read is dropped, a write is made unknown, as long
-/// as the rest is still wrong. Both only allow more orders, so what is left is wrong by itself.
+/// Leaves out what a failure does not need: a read is dropped, a write is made unknown.
 pub(super) fn narrow(steps: &[Step]) -> Vec<Step> {
-    let mut steps = steps.to_vec();
-    let mut tries = 0;
-    let mut chunk = steps.len();
-    loop {
-        let mut needed: Vec<usize> = (0..steps.len()).collect();
-        needed.retain(|index| steps[*index].end.is_some());
-        chunk = (chunk / 2).clamp(1, needed.len().max(1));
-        let mut is_smaller = false;
-        for some in needed.chunks(chunk) {
-            let mut fewer = steps.clone();
-            for index in some {
-                let step = &mut fewer[*index];
-                step.end = None;
-                if step.action == Action::Take {
-                    step.action = Action::Clear;
-                }
-            }
-            tries += 1;
-            if tries > NARROWING_TRIES_MAX {
-                return steps;
-            }
-            if Search::new(&fewer).run(NARROWING_STATES_MAX, None) == Verdict::Wrong {
-                steps = fewer;
-                is_smaller = true;
-            }
+    let forget = |step: &mut Step| {
+        step.end = None;
+        if step.action == Action::Take {
+            step.action = Action::Clear;
         }
-        if chunk == 1 && !is_smaller {
-            return steps;
-        }
-    }
+    };
+    let is_wrong =
+        |steps: &[Step]| Search::new(steps).run(NARROWING_STATES_MAX, None) == Verdict::Wrong;
+    let is_answered = |step: &Step| step.end.is_some();
+    narrowed(steps, NARROWING_TRIES_MAX, is_answered, forget, is_wrong)
 }
