@@ -227,6 +227,23 @@ impl fmt::Display for Fence {
     }
 }
 
+/// An entry of the leaders' log, by the term of the leader that made it and its index. Ordered as
+/// Raft compares logs: of two logs the one whose last entry is higher is more up to date. Zeros are
+/// no entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition {
+    /// The Raft term of the entry.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of term {}", self.index, self.term)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

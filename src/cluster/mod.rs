@@ -391,6 +391,7 @@ mod tests {
             records: 0,
             bytes: 0,
             free,
+            seen: Default::default(),
         }
     }
 

@@ -123,6 +123,7 @@ impl goldenscript::Runner for Runner {
                     records,
                     bytes,
                     free,
+                    seen: Default::default(),
                 };
                 cluster.heartbeat(MemberId(*id), &counters, now);
             }

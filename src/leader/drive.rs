@@ -415,7 +415,7 @@ fn refusal(response: Response) -> Refusal {
         | Response::Fetch(_)
         | Response::Release
         | Response::Register
-        | Response::Heartbeat
+        | Response::Heartbeat(_)
         | Response::Snapshot
         | Response::Join(_)
         | Response::Forward(_)

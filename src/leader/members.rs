@@ -6,7 +6,7 @@ use log::{info, warn};
 
 use crate::clock::Clock;
 use crate::group::{IncomingChunk, ProposalOutcome};
-use crate::ids::{MemberId, PeerId};
+use crate::ids::{LogPosition, MemberId, PeerId};
 use crate::leader::desk::Desk;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
@@ -108,6 +108,7 @@ impl MemberService {
             rpc: self.shared.rpc_address.clone(),
             client: self.shared.client_address.clone(),
             http: self.shared.http_address.clone(),
+            has_log: !is_free,
         })
     }
 
@@ -202,7 +203,7 @@ impl Service for MemberService {
                     .cluster
                     .lock()
                     .heartbeat(id, &counters, now);
-                responder.send(Response::Heartbeat);
+                responder.send(Response::Heartbeat(LogPosition::default()));
             }
             Request::Store(_) | Request::Fetch(_) | Request::Release(_) => {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());

@@ -185,7 +185,12 @@ impl Peers {
         let request = Request::Join(JoinRequest { founders });
         match link.call_wait(0, request, own.clock.now() + JOIN_TIMEOUT)? {
             Response::Join(answer) => {
-                let JoinAnswer { rpc, client, http } = answer;
+                let JoinAnswer {
+                    rpc,
+                    client,
+                    http,
+                    has_log: _,
+                } = answer;
                 let address = PeerAddress {
                     name,
                     rpc,

@@ -396,7 +396,7 @@ impl Ticket {
             }
             Response::Fetch(_)
             | Response::Register
-            | Response::Heartbeat
+            | Response::Heartbeat(_)
             | Response::Snapshot
             | Response::Join(_)
             | Response::Forward(_)

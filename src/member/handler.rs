@@ -194,7 +194,7 @@ impl FetchWorker {
             Response::Store(_)
             | Response::Release
             | Response::Register
-            | Response::Heartbeat
+            | Response::Heartbeat(_)
             | Response::Snapshot
             | Response::Join(_)
             | Response::Forward(_)

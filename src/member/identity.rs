@@ -5,6 +5,7 @@
 //! | `cluster.id` | see `disk::cluster_file` | at the first start |
 //! | `member.id` | version 1, u64 member id | last of all when an identity is made; at each start |
 //! | `incarnation` | version 1, u64 count of starts | at each start, and when refused |
+//! | `committed` | see `member::witness` | now and then |
 //! | `fence` | see `replica::fence` | before the effect of what raises it; at each start |
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.

@@ -34,6 +34,7 @@ pub mod handler;
 pub mod identity;
 pub mod registration;
 pub mod server;
+pub mod witness;
 
 #[cfg(test)]
 mod tests;

@@ -11,13 +11,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
+
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
+use crate::ids::Fence;
 use crate::member::identity;
+use crate::member::witness::Witness;
 use crate::rpc::LocalIdentity;
 use crate::rpc::greeting::{Expected, GreetingError};
 use crate::rpc::link::{CallError, Link};
-use crate::rpc::message::{HeartbeatRequest, Refusal, RegisterRequest, Request, Response, Role};
+use crate::rpc::message::{
+    HeartbeatRequest, Refusal, RegisterRequest, Request, Response, Role, Seen,
+};
 use crate::rpc::tls::TlsContext;
 use crate::storage::Reader;
 use crate::threads::StopSignal;
@@ -45,14 +51,20 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Registration {
     /// What this member says in its Hello.
     pub identity: LocalIdentity,
-    /// What it registers.
-    pub request: RegisterRequest,
+    /// Where leaders reach this member's RPC, `host:port`.
+    pub address: String,
+    /// Its placement zone, empty for none.
+    pub zone: String,
     /// Our certificate.
     pub tls: Arc<TlsContext>,
     /// For deadlines.
     pub clock: Arc<dyn Clock>,
     /// Where the counters come from.
     pub reader: Arc<dyn Reader>,
+    /// The highest fence executed, as the append thread shares it.
+    pub fence: Arc<RwLock<Fence>>,
+    /// What leaders said is committed.
+    pub witness: Arc<Witness>,
     /// The disk whose free space is told, and a directory on it.
     pub disk: (Arc<dyn FileSystem>, PathBuf),
     /// Ends the thread.
@@ -114,7 +126,7 @@ impl Registration {
         let mut registered = false;
         while !self.stop.is_stopped() {
             if !registered {
-                registered = self.call(&link, Request::Register(self.request.clone()))?;
+                registered = self.call(&link, Request::Register(self.registration()))?;
                 if registered {
                     let name = &link.peer().name;
                     log::info!("registered with leader {name} ({leader})");
@@ -136,7 +148,11 @@ impl Registration {
     fn call(&self, link: &Link, request: Request) -> Result<bool, End> {
         let deadline = self.clock.now() + CALL_TIMEOUT;
         match link.call_wait(0, request, deadline)? {
-            Response::Register | Response::Heartbeat => Ok(true),
+            Response::Register => Ok(true),
+            Response::Heartbeat(committed) => {
+                self.witness.told(committed, self.clock.now());
+                Ok(true)
+            }
             Response::Refused(Refusal::NotLeader | Refusal::Busy) => Ok(false),
             Response::Refused(refusal) => Err(End::from(refusal)),
             Response::Store(_)
@@ -151,6 +167,22 @@ impl Registration {
         }
     }
 
+    fn registration(&self) -> RegisterRequest {
+        RegisterRequest {
+            address: self.address.clone(),
+            zone: self.zone.clone(),
+            seen: self.seen(),
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        Seen {
+            fence: *self.fence.read(),
+            revision: self.reader.highest(),
+            committed: self.witness.committed(),
+        }
+    }
+
     fn counters(&self) -> HeartbeatRequest {
         let counters = self.reader.counters();
         let (fs, dir) = &self.disk;
@@ -162,6 +194,7 @@ impl Registration {
             records: counters.records,
             bytes: counters.bytes,
             free,
+            seen: self.seen(),
         }
     }
 

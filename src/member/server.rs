@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{Clock, SystemClock};
 use crate::disk::cluster_file;
@@ -23,8 +23,9 @@ use crate::member::append::Appender;
 use crate::member::handler::Handler;
 use crate::member::identity::{self, Identity};
 use crate::member::registration::Registration;
+use crate::member::witness::Witness;
 use crate::rpc::LocalIdentity;
-use crate::rpc::message::{RegisterRequest, Role};
+use crate::rpc::message::Role;
 use crate::rpc::server::{Limits, Server};
 use crate::rpc::tls::TlsContext;
 use crate::storage::opening::{self, Store, StoreOptions};
@@ -63,6 +64,7 @@ pub struct Member {
     threads: Threads,
     /// `beat-N`.
     beats: Threads,
+    witness: Arc<Witness>,
     outcome: Outcome,
     /// Held as long as the data directory is in use.
     _lock: DirLock,
@@ -103,7 +105,9 @@ impl Member {
         let (store, identity) = open_store(&fs, settings)?;
         let reader = store.engine.reader();
         let disk = (Arc::clone(&fs), Arc::clone(&clock));
-        let (handler, threads) = start_workers(settings, disk, store, identity.fence, outcome)?;
+        let witness = Arc::new(Witness::open(Arc::clone(&fs), dir)?);
+        let (handler, fence, threads) =
+            start_workers(settings, disk, store, identity.fence, outcome)?;
         let local = local_identity(settings, &identity);
         let server = Server::start(
             listener,
@@ -117,13 +121,13 @@ impl Member {
         let address = settings.rpc_advertise.clone();
         let registration = Registration {
             identity: local,
-            request: RegisterRequest {
-                address: address.unwrap_or_else(|| server.local_addr().to_string()),
-                zone: settings.zone.clone(),
-            },
+            address: address.unwrap_or_else(|| server.local_addr().to_string()),
+            zone: settings.zone.clone(),
             tls: Arc::clone(&tls),
             clock: Arc::clone(&clock),
             reader: Arc::clone(&reader),
+            fence,
+            witness: Arc::clone(&witness),
             disk: (fs, dir.to_owned()),
             stop: outcome.stop.clone(),
         };
@@ -136,6 +140,7 @@ impl Member {
             reader,
             threads,
             beats,
+            witness,
             outcome: outcome.clone(),
             _lock: lock,
         })
@@ -168,6 +173,7 @@ impl Member {
         let beats = self
             .beats
             .join(self.clock.as_ref(), deadline + BEAT_STOP_TIMEOUT);
+        self.witness.save();
         self.outcome.into_result()?;
         let late = [stopped.err(), closed.err(), beats.err()]
             .into_iter()
@@ -210,7 +216,7 @@ fn start_workers(
     store: Store,
     fence: Fence,
     outcome: &Outcome,
-) -> anyhow::Result<(Arc<Handler>, Threads)> {
+) -> anyhow::Result<(Arc<Handler>, Arc<RwLock<Fence>>, Threads)> {
     let limits = &settings.limits;
     let reader = store.engine.reader();
     let fence_file = (fs, identity::fence_path(&settings.data_dir));
@@ -222,7 +228,8 @@ fn start_workers(
         (limits.append_queue_requests, limits.append_queue_bytes),
     );
     let fence = appender.shared_fence();
-    let (handler, worker) = Handler::new(queue, reader, fence, limits.read_queue_requests);
+    let shared_fence = Arc::clone(&fence);
+    let (handler, worker) = Handler::new(queue, reader, shared_fence, limits.read_queue_requests);
     let handler = Arc::new(handler);
     let mut threads = Threads::default();
     threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
@@ -250,7 +257,7 @@ fn start_workers(
         };
         threads.push(outcome.spawn("compact", body)?);
     }
-    Ok((handler, threads))
+    Ok((handler, fence, threads))
 }
 
 /// Starts a registration with each leader address.

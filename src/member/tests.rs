@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::clock::{Clock, SystemClock};
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
-use crate::ids::{ClusterId, Fence, Key, Revision};
+use crate::ids::{ClusterId, Fence, Key, LogPosition, Revision};
 use crate::member::server::Member;
 use crate::member::{Limits, Settings};
 use crate::rpc::greeting::Expected;
@@ -275,7 +275,7 @@ impl Service for FakeLeader {
     fn handle(&self, _: &PeerInfo, _: CallInfo, request: Request, responder: Responder) {
         responder.send(match request {
             Request::Register(_) => self.answer.clone(),
-            _ => Response::Heartbeat,
+            _ => Response::Heartbeat(LogPosition::default()),
         });
         _ = self.told.try_send(request);
     }
@@ -320,10 +320,13 @@ fn a_member_registers_and_sends_its_counters() {
             records,
             bytes,
             free,
+            seen,
         } = heartbeat;
         assert!(free > 0);
         if records == 2 {
             assert_eq!(bytes, 18);
+            assert_eq!(seen.fence, fence(1, 1));
+            assert_eq!(seen.revision, Some(revision(2)));
             break;
         }
     }

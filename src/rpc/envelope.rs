@@ -14,11 +14,11 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::ids::{CallId, Fence, Key, Revision};
+use crate::ids::{CallId, Fence, Key, LogPosition, Revision};
 use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
 use crate::rpc::message::{
     FetchRequest, FetchResult, HeartbeatRequest, Hello, RegisterRequest, ReleaseRequest, Request,
-    Response, StoreRecord, StoreRequest, StoreResult,
+    Response, Seen, StoreRecord, StoreRequest, StoreResult,
 };
 
 mod forward;
@@ -151,6 +151,7 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
                 records: request.records,
                 bytes: request.bytes,
                 free: request.free,
+                seen: to_seen(request.seen)?,
             }))
         }
         Some(WireBody::StoreResponse(response)) => {
@@ -161,7 +162,9 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
         }
         Some(WireBody::ReleaseResponse(_)) => Body::Response(Response::Release),
         Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
-        Some(WireBody::HeartbeatResponse(_)) => Body::Response(Response::Heartbeat),
+        Some(WireBody::HeartbeatResponse(response)) => {
+            Body::Response(Response::Heartbeat(to_position(response.committed)))
+        }
         Some(WireBody::RaftRequest(request)) => {
             Body::Request(Request::Raft(peers::to_raft(request)?))
         }
@@ -231,11 +234,13 @@ fn from_request(request: Request) -> WireBody {
         Request::Register(request) => WireBody::RegisterRequest(wire::RegisterRequest {
             address: request.address,
             zone: request.zone,
+            seen: Some(from_seen(request.seen)),
         }),
         Request::Heartbeat(request) => WireBody::HeartbeatRequest(wire::HeartbeatRequest {
             records: request.records,
             bytes: request.bytes,
             free: request.free,
+            seen: Some(from_seen(request.seen)),
         }),
         Request::Raft(request) => WireBody::RaftRequest(peers::from_raft(request)),
         Request::Snapshot(chunk) => WireBody::SnapshotRequest(peers::from_chunk(chunk)),
@@ -255,7 +260,9 @@ fn from_response(response: Response) -> WireBody {
         }),
         Response::Release => WireBody::ReleaseResponse(wire::ReleaseResponse {}),
         Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
-        Response::Heartbeat => WireBody::HeartbeatResponse(wire::HeartbeatResponse {}),
+        Response::Heartbeat(committed) => WireBody::HeartbeatResponse(wire::HeartbeatResponse {
+            committed: Some(from_position(committed)),
+        }),
         Response::Snapshot => WireBody::SnapshotResponse(wire::SnapshotResponse {}),
         Response::Join(answer) => WireBody::JoinResponse(peers::from_join_answer(answer)),
         Response::Forward(replies) => WireBody::ForwardResponse(forward::from_replies(replies)),
@@ -367,7 +374,42 @@ fn to_register_request(request: wire::RegisterRequest) -> Checked<RegisterReques
         "register_request.address",
     )?;
     let zone = to_label(request.zone, 0, ZONE_BYTES_MAX, "register_request.zone")?;
-    Ok(RegisterRequest { address, zone })
+    let seen = to_seen(request.seen)?;
+    Ok(RegisterRequest {
+        address,
+        zone,
+        seen,
+    })
+}
+
+fn from_seen(seen: Seen) -> wire::Seen {
+    wire::Seen {
+        fence: Some(from_fence(seen.fence)),
+        revision: seen.revision.map_or(0, Revision::as_u64),
+        committed: Some(from_position(seen.committed)),
+    }
+}
+
+/// Missing parts are nothing seen.
+fn to_seen(seen: Option<wire::Seen>) -> Checked<Seen> {
+    let seen = seen.unwrap_or_default();
+    Ok(Seen {
+        fence: seen.fence.map_or(Ok(Fence::default()), |fence| {
+            to_fence(Some(fence), "seen.fence")
+        })?,
+        revision: (seen.revision != 0).then_some(Revision::from_u64(seen.revision)),
+        committed: to_position(seen.committed),
+    })
+}
+
+fn from_position(position: LogPosition) -> wire::LogPosition {
+    let LogPosition { term, index } = position;
+    wire::LogPosition { term, index }
+}
+
+fn to_position(position: Option<wire::LogPosition>) -> LogPosition {
+    let wire::LogPosition { term, index } = position.unwrap_or_default();
+    LogPosition { term, index }
 }
 
 fn from_store_result(result: StoreResult) -> i32 {
@@ -531,6 +573,7 @@ mod tests {
                 WireBody::RegisterRequest(wire::RegisterRequest {
                     address: "host: 1".to_owned(),
                     zone: String::new(),
+                    seen: None,
                 }),
                 "register_request.address has white space",
             ),
@@ -590,6 +633,7 @@ mod tests {
                 rpc: rpc.to_owned(),
                 client: client.to_owned(),
                 http: String::new(),
+                has_log: false,
             })
         }
         let long = "h".repeat(NAME_BYTES_MAX + 1);
@@ -819,6 +863,19 @@ mod tests {
             (any::<u64>(), any::<u64>()).prop_map(|(term, link)| Fence { term, link })
         }
 
+        fn position() -> impl Strategy<Value = LogPosition> {
+            any::<(u64, u64)>().prop_map(|(term, index)| LogPosition { term, index })
+        }
+
+        fn seen() -> impl Strategy<Value = Seen> {
+            let revision = proptest::option::of((1..=u64::MAX).prop_map(Revision::from_u64));
+            (fence(), revision, position()).prop_map(|(fence, revision, committed)| Seen {
+                fence,
+                revision,
+                committed,
+            })
+        }
+
         fn revision() -> impl Strategy<Value = Revision> {
             any::<u64>().prop_map(Revision::from_u64)
         }
@@ -837,13 +894,22 @@ mod tests {
             let release = (fence(), vec(revision(), 0..5)).prop_map(|(fence, revisions)| {
                 Request::Release(ReleaseRequest { fence, revisions })
             });
-            let register = ("[a-z]{1,9}:[0-9]{1,4}", "[a-z]{0,9}")
-                .prop_map(|(address, zone)| Request::Register(RegisterRequest { address, zone }));
-            let heartbeat = any::<(u64, u64, u64)>().prop_map(|(records, bytes, free)| {
+            let register = ("[a-z]{1,9}:[0-9]{1,4}", "[a-z]{0,9}", seen()).prop_map(
+                |(address, zone, seen)| {
+                    Request::Register(RegisterRequest {
+                        address,
+                        zone,
+                        seen,
+                    })
+                },
+            );
+            let counters = (any::<(u64, u64, u64)>(), seen());
+            let heartbeat = counters.prop_map(|((records, bytes, free), seen)| {
                 Request::Heartbeat(HeartbeatRequest {
                     records,
                     bytes,
                     free,
+                    seen,
                 })
             });
             let bytes = || vec(any::<u8>(), 1..40).prop_map(Bytes::from);
@@ -1065,10 +1131,17 @@ mod tests {
                 vec(fetched, 0..5).prop_map(Response::Fetch),
                 Just(Response::Release),
                 Just(Response::Register),
-                Just(Response::Heartbeat),
+                position().prop_map(Response::Heartbeat),
                 Just(Response::Snapshot),
                 ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}", "[a-z:0-9]{0,20}").prop_map(
-                    |(rpc, client, http)| Response::Join(JoinAnswer { rpc, client, http })
+                    |(rpc, client, http)| {
+                        Response::Join(JoinAnswer {
+                            has_log: !http.is_empty(),
+                            rpc,
+                            client,
+                            http,
+                        })
+                    }
                 ),
                 vec(reply(), 1..5).prop_map(Response::Forward),
                 (any::<bool>(), "[a-z:0-9]{1,20}", "[a-z:0-9]{0,20}").prop_map(

@@ -268,7 +268,7 @@ impl Pending {
             (Kind::Forward, Response::Forward(replies)) => self.results.contains(&replies.len()),
             (Kind::Release, Response::Release)
             | (Kind::Register, Response::Register)
-            | (Kind::Heartbeat, Response::Heartbeat)
+            | (Kind::Heartbeat, Response::Heartbeat(_))
             | (Kind::Snapshot, Response::Snapshot)
             | (Kind::Join, Response::Join(_))
             | (Kind::Standing, Response::Standing(_)) => true,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
+use crate::ids::{ClusterId, Fence, Key, LogPosition, MemberId, PeerId, Revision};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 
@@ -172,8 +172,8 @@ pub enum Response {
     Release,
     /// The member is in the registry.
     Register,
-    /// Noted.
-    Heartbeat,
+    /// Noted. The last entry that is known to be committed; none unless the active leader answers.
+    Heartbeat(LogPosition),
     /// The chunk is taken; after the last one, the whole file is.
     Snapshot,
     /// It belongs to the group, and says where it is reached.
@@ -260,6 +260,20 @@ pub struct RegisterRequest {
     pub address: String,
     /// Placement zone, empty for none.
     pub zone: String,
+    /// What it has seen of leaders.
+    pub seen: Seen,
+}
+
+/// What a member has seen of the leaders that wrote to it. A leader that was started from an older
+/// copy of its directory does not know that any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The highest fence that it has executed.
+    pub fence: Fence,
+    /// The highest revision of the records that it holds.
+    pub revision: Option<Revision>,
+    /// The furthest entry of the leaders' log that it was told is committed.
+    pub committed: LogPosition,
 }
 
 /// A member's counters.
@@ -271,6 +285,8 @@ pub struct HeartbeatRequest {
     pub bytes: u64,
     /// Free bytes of the disk.
     pub free: u64,
+    /// What it has seen of leaders.
+    pub seen: Seen,
 }
 
 /// Raft messages for the peer, in the order in which they were made.
@@ -312,6 +328,8 @@ pub struct JoinAnswer {
     pub client: String,
     /// By clients over HTTP, `host:port`; empty: not.
     pub http: String,
+    /// It was in a group before: its log is not empty.
+    pub has_log: bool,
 }
 
 /// How a leader stands to the group that it asks.

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, SystemClock};
-use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
+use crate::ids::{ClusterId, Fence, Key, LogPosition, MemberId, PeerId, Revision};
 use crate::protocol::reply::Reply;
 use crate::rpc::LocalIdentity;
 use crate::rpc::PeerInfo;
@@ -115,7 +115,7 @@ fn answering() -> Arc<Recorder> {
             }
             Request::Release(_) => Response::Release,
             Request::Register(_) => Response::Register,
-            Request::Heartbeat(_) => Response::Heartbeat,
+            Request::Heartbeat(_) => Response::Heartbeat(LogPosition::default()),
             Request::Snapshot(_) => Response::Snapshot,
             Request::Forward(batch) => Response::Forward(vec![Reply::Deleted; batch.reply_count()]),
             Request::Standing => Response::Refused(Refusal::NotLeader),
@@ -124,6 +124,7 @@ fn answering() -> Arc<Recorder> {
                 rpc: "h:1".to_owned(),
                 client: "h:2".to_owned(),
                 http: String::new(),
+                has_log: false,
             }),
         });
     })

@@ -364,6 +364,14 @@ impl Reader for Shared {
         self.written.length(revision)
     }
 
+    fn highest(&self) -> Option<Revision> {
+        let buffer = self.buffer.read();
+        let records = buffer.records.iter();
+        let live = records.filter_map(|(revision, record)| record.is_some().then_some(*revision));
+        // A release may wait in the buffer: then this is too high by a record that is forgotten.
+        live.max().max(self.written.highest())
+    }
+
     fn counters(&self) -> Counters {
         self.buffer.read().counters
     }

@@ -189,6 +189,10 @@ impl Reader for Shared {
         Some(self.index.read().entries.get(&revision)?.length())
     }
 
+    fn highest(&self) -> Option<Revision> {
+        Some(*self.index.read().entries.last_key_value()?.0)
+    }
+
     fn counters(&self) -> Counters {
         self.index.read().counters
     }

@@ -168,13 +168,18 @@ impl LocationIndex {
         self.counters
     }
 
+    /// The highest revision.
+    pub fn highest(&self) -> Option<Revision> {
+        let (high, chunk) = self.chunks.last_key_value()?;
+        let slot = chunk.last()?;
+        Some(revision_of(*high, slot.low))
+    }
+
     /// All entries in the order of their revisions.
     pub fn iter(&self) -> impl Iterator<Item = (Revision, Place)> + '_ {
         self.chunks.iter().flat_map(|(high, chunk)| {
-            chunk.iter().map(move |slot| {
-                let revision = high << CHUNK_BITS | u64::from(slot.low);
-                (Revision::from_u64(revision), slot.place)
-            })
+            let entry = |slot: &Slot| (revision_of(*high, slot.low), slot.place);
+            chunk.iter().map(entry)
         })
     }
 
@@ -183,6 +188,10 @@ impl LocationIndex {
         let slots: usize = self.chunks.values().map(Vec::capacity).sum();
         slots * size_of::<Slot>() + self.chunks.len() * size_of::<(u64, Vec<Slot>)>()
     }
+}
+
+fn revision_of(high: u64, low: u16) -> Revision {
+    Revision::from_u64(high << CHUNK_BITS | u64::from(low))
 }
 
 fn split(revision: Revision) -> (u64, u16) {
@@ -275,6 +284,7 @@ mod tests {
                 let bytes = map.values().map(|place| u64::from(place.payload_bytes)).sum();
                 let records = map.len() as u64;
                 prop_assert_eq!(index.counters(), Counters { records, bytes });
+                prop_assert_eq!(index.highest(), index.iter().map(|(revision, _)| revision).max());
                 prop_assert!(index.iter().eq(map));
                 for (revision, copies) in dead {
                     for _ in 0..copies {

@@ -277,6 +277,10 @@ impl Reader for Shared {
         Some(place.payload_bytes)
     }
 
+    fn highest(&self) -> Option<Revision> {
+        self.index.read().highest()
+    }
+
     fn counters(&self) -> Counters {
         self.index.read().counters()
     }

@@ -126,6 +126,9 @@ pub trait Reader: Send + Sync {
 
     /// The sizes as of the last commit.
     fn counters(&self) -> Counters;
+
+    /// The highest revision of the live records as of the last commit.
+    fn highest(&self) -> Option<Revision>;
 }
 
 /// A record is there and cannot be returned.

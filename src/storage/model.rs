@@ -140,6 +140,10 @@ impl Reader for ModelReader {
         Some(u32::try_from(payload.len()).unwrap_or(u32::MAX))
     }
 
+    fn highest(&self) -> Option<Revision> {
+        self.records.read().keys().max().copied()
+    }
+
     fn counters(&self) -> Counters {
         let records = self.records.read();
         Counters {

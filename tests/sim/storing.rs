@@ -9,7 +9,7 @@ use tolerex::disk::mem::Loss;
 use tolerex::ids::{CallId, MemberId};
 use tolerex::rpc::PeerInfo;
 use tolerex::rpc::link::{CallError, Completion};
-use tolerex::rpc::message::{Refusal, RegisterRequest, Request, Response, Role};
+use tolerex::rpc::message::{Refusal, RegisterRequest, Request, Response, Role, Seen};
 use tolerex::rpc::server::{CallInfo, Responder, Service};
 
 use crate::events::{Ends, Event, Out};
@@ -440,6 +440,7 @@ impl World {
         let request = Request::Register(RegisterRequest {
             address: format!("{}:1", info.name),
             zone: String::new(),
+            seen: Seen::default(),
         });
         running.service.handle(&info, call, request, responder);
         let (leader, member) = (ends.leader, ends.member);

@@ -123,6 +123,7 @@ pub(super) fn from_join_answer(answer: JoinAnswer) -> wire::JoinResponse {
         rpc: answer.rpc,
         client: answer.client,
         http: answer.http,
+        has_log: answer.has_log,
     }
 }
 
@@ -132,6 +133,7 @@ pub(super) fn to_join_answer(response: wire::JoinResponse) -> Checked<JoinAnswer
         rpc: address(response.rpc, "join_response.rpc")?,
         client: address(response.client, "join_response.client")?,
         http: to_label(response.http, 0, NAME_BYTES_MAX, "join_response.http")?,
+        has_log: response.has_log,
     })
 }
 

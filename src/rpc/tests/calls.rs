@@ -240,7 +240,7 @@ fn calls_expire_while_the_peer_does_not_read_and_a_full_queue_is_busy() {
 fn a_dropped_responder_refuses_and_a_wrong_answer_ends_the_link() {
     let fixture = fixture();
     let server = fixture.serve(recorder(|_, request, responder| match request {
-        Request::Store(_) => responder.send(Response::Heartbeat),
+        Request::Store(_) => responder.send(Response::Heartbeat(LogPosition::default())),
         _ => drop(responder),
     }));
     let link = fixture.dial(&server, 1);
