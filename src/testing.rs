@@ -31,9 +31,9 @@
 //! write to the system and do not sync, since the directory does not outlive a test; messages are
 //! up to 1 MiB.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ use crate::clock::{Clock, SystemClock, sleep};
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::{Sources, tolerance};
+use crate::disk::private;
 use crate::ids::ClusterId;
 use crate::leader::server::Leader;
 use crate::member::server::Member;
@@ -111,10 +112,8 @@ impl Cluster {
         }
         let dir = Dir::make()?;
         certs::init(&dir.path.join("certs"))?;
-        fs::write(
-            dir.path.join("tolerance.conf"),
-            tolerance::render(tolerance),
-        )?;
+        private::create(&dir.path.join("tolerance.conf"))?
+            .write_all(tolerance::render(tolerance).as_bytes())?;
         let leaders = (1..=leaders).map(|number| (args::Role::Leader, number));
         let all = leaders.chain((1..=members).map(|number| (args::Role::Member, number)));
         let nodes = all.map(|(role, number)| Node::new(role, number)).collect();
@@ -392,7 +391,7 @@ impl Dir {
     fn make() -> Result<Dir> {
         let random = getrandom::u64().map_err(|error| anyhow!("no random numbers: {error}"))?;
         let path = std::env::temp_dir().join(format!("tolerex-{random:016x}"));
-        let made = DirBuilder::new().mode(0o700).create(&path);
+        let made = private::create_dir(&path);
         made.with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Dir { path })
     }

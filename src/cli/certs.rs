@@ -1,18 +1,19 @@
 //! `tolerex certs`: a development certificate authority, and one certificate a process.
 //!
-//! | file | holds | mode |
-//! |---|---|---|
-//! | `ca.crt`, `NAME.crt` | certificate, PEM | 0644 |
-//! | `ca.key`, `NAME.key` | ECDSA P-256 key, PKCS#8 PEM | 0600 from the moment it exists |
+//! | file | holds |
+//! |---|---|
+//! | `ca.crt`, `NAME.crt` | certificate, PEM |
+//! | `ca.key`, `NAME.key` | ECDSA P-256 key, PKCS#8 PEM |
+//!
+//! Directory and files are for their owner only from the moment they exist ([`private`]).
 //!
 //! The CN of a certificate is the process's role, which decides what it may do; its first SAN is
 //! the node's name, followed by `localhost`, both loopback addresses and those given. A file that
 //! exists is never overwritten. Certificates last ten years: they are for development, where
 //! nothing renews them.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use super::args::{CertsAction, Role};
 use super::exit::{ToolError, print};
 use crate::clock::{Clock, SystemClock};
 use crate::config::kinds::is_name;
+use crate::disk::private;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -35,7 +37,13 @@ const LIFETIME: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 /// Runs `tolerex certs init|issue`.
 pub fn run(action: &CertsAction) -> Result<(), ToolError> {
     let made = match action {
-        CertsAction::Init { dir } => init(dir)?,
+        CertsAction::Init { dir } => {
+            let made = init(dir)?;
+            for warning in private::warnings(dir, &[]) {
+                _ = writeln!(io::stderr(), "warning: {warning}");
+            }
+            made
+        }
         CertsAction::Issue {
             dir,
             name,
@@ -59,7 +67,7 @@ pub fn run(action: &CertsAction) -> Result<(), ToolError> {
 
 /// Makes the authority in `dir`; gives the files made.
 pub fn init(dir: &Path) -> Result<[PathBuf; 2]> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    private::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut params = CertificateParams::new(Vec::new())?;
     params
         .distinguished_name
@@ -134,17 +142,13 @@ fn write_pair(dir: &Path, stem: &str, certificate: &str, key: &KeyPair) -> Resul
             bail!("{} exists and is left as it is", path.display());
         }
     }
-    write_new(&pem, &key.serialize_pem(), 0o600)?;
-    write_new(&crt, certificate, 0o644)?;
+    write_new(&pem, &key.serialize_pem())?;
+    write_new(&crt, certificate)?;
     Ok([crt, pem])
 }
 
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let opened = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path);
+fn write_new(path: &Path, text: &str) -> Result<()> {
+    let opened = private::options().write(true).create_new(true).open(path);
     let mut file = match opened {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             bail!("{} exists and is left as it is", path.display())

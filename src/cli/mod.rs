@@ -26,18 +26,23 @@ use args::{Cli, Command, LeaderCli, MemberCli};
 use exit::ToolError;
 use up::control::{self, Verb};
 
+use crate::disk::private;
+
 /// The `tolerex` binary.
 pub fn main() -> ExitCode {
+    private::restrict_umask();
     exit::finish(run(Cli::parse().command))
 }
 
 /// The `leader` binary: `tolerex leader`.
 pub fn leader_main() -> ExitCode {
+    private::restrict_umask();
     exit::finish(process::run_leader(&LeaderCli::parse().args))
 }
 
 /// The `member` binary: `tolerex member`.
 pub fn member_main() -> ExitCode {
+    private::restrict_umask();
     exit::finish(process::run_member(&MemberCli::parse().args))
 }
 

@@ -29,6 +29,7 @@ use crate::config::{ConfigError, Loaded, Sources, Tls};
 use crate::coordinator;
 use crate::disk::cluster_file;
 use crate::disk::fs::OsFileSystem;
+use crate::disk::private;
 use crate::group::Bootstrap;
 use crate::ids::ClusterId;
 use crate::leader::{self, server::Leader as LeaderServer};
@@ -120,6 +121,8 @@ trait Settings: Sized + 'static {
     fn name(&self) -> &str;
     fn log_level(&self) -> LevelFilter;
     fn metrics_bind(&self) -> Option<SocketAddr>;
+    fn data_dir(&self) -> &Path;
+    fn tls(&self) -> &Tls;
 }
 
 impl Settings for LeaderConfig {
@@ -137,6 +140,14 @@ impl Settings for LeaderConfig {
 
     fn metrics_bind(&self) -> Option<SocketAddr> {
         self.metrics_bind
+    }
+
+    fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    fn tls(&self) -> &Tls {
+        &self.tls
     }
 }
 
@@ -156,6 +167,14 @@ impl Settings for MemberConfig {
     fn metrics_bind(&self) -> Option<SocketAddr> {
         self.metrics_bind
     }
+
+    fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    fn tls(&self) -> &Tls {
+        &self.tls
+    }
 }
 
 fn run<S, C: Settings>(
@@ -174,6 +193,9 @@ fn run<S, C: Settings>(
     if config.metrics_bind().is_some() {
         log::warn!("metrics_bind is given; metrics are not served yet");
     }
+    private::warnings(config.data_dir(), &[&config.tls().key])
+        .iter()
+        .for_each(|warning| log::warn!("{warning}"));
     let (stop, reload) = (StopSignal::default(), Reload::default());
     let signals = watch_signals(&stop, {
         let reload = reload.clone();

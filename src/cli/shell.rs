@@ -10,7 +10,6 @@
 //! That no leader is found, or that the outcome of a write is unknown, is said, and the next
 //! command is tried again; from a pipe it is the end, since what follows may build on it.
 
-use std::fs;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
@@ -22,6 +21,7 @@ use super::cluster;
 use super::exit::{ToolError, print};
 use crate::client::{Client, Patience, without_prefixes};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
+use crate::disk::private;
 
 /// Lines kept in the history file.
 const HISTORY_LINES_MAX: usize = 1000;
@@ -131,7 +131,7 @@ fn history_path() -> Option<PathBuf> {
         _ => PathBuf::from(std::env::var_os("HOME")?).join(".local/state"),
     };
     let dir = state.join("tolerex");
-    fs::create_dir_all(&dir).ok()?;
+    private::create_dir_all(&dir).ok()?;
     Some(dir.join("history"))
 }
 

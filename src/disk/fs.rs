@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::private;
+
 /// Files by path. Shared by threads.
 pub trait FileSystem: Send + Sync {
     /// Makes a file and opens it for reading and writing; an error if it exists.
@@ -77,13 +79,13 @@ pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The operating system's files.
+/// The operating system's files. What it creates is for the process's user only.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsFileSystem;
 
 impl FileSystem for OsFileSystem {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let mut options = fs::OpenOptions::new();
+        let mut options = private::options();
         let file = options.read(true).write(true).create_new(true).open(path)?;
         Ok(Arc::new(OsFile(file)))
     }
@@ -126,7 +128,7 @@ impl FileSystem for OsFileSystem {
         }
         let parent = dir.parent().unwrap_or(Path::new(""));
         self.create_dir_all(parent)?;
-        match fs::create_dir(dir) {
+        match private::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }

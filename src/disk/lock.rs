@@ -2,11 +2,13 @@
 //!
 //! The operating system gives the lock up when the process ends, however it ends; the file stays.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+
+use super::private;
 
 /// The name of the file in the directory.
 pub const LOCK_NAME: &str = "LOCK";
@@ -47,7 +49,7 @@ impl DirLock {
             dir: dir.to_owned(),
             source,
         };
-        let mut options = OpenOptions::new();
+        let mut options = private::options();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(dir.join(LOCK_NAME)).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

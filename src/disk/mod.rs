@@ -51,6 +51,7 @@ pub mod lock;
 pub mod log;
 pub mod mem;
 mod opening;
+pub mod private;
 pub mod reader;
 pub mod record;
 pub mod recovery;

@@ -21,6 +21,7 @@ mod members;
 mod minority;
 mod once;
 mod placement;
+mod private;
 mod races;
 mod readme;
 mod refusals;

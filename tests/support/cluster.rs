@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -105,6 +106,13 @@ impl Ports {
     }
 }
 
+/// A new directory with the mode that `up` gives to one, or it would warn.
+fn private_dir() -> TempDir {
+    let mode = fs::Permissions::from_mode(tolerex::disk::private::DIR_MODE);
+    let dir = tempfile::Builder::new().permissions(mode).tempdir();
+    dir.expect("a directory")
+}
+
 /// How many leaders these flags of `tolerex up` ask for.
 fn leaders_of(flags: &[&str]) -> u16 {
     let mut rest = flags.iter().skip_while(|flag| **flag != "--leaders");
@@ -117,6 +125,8 @@ pub struct Cluster {
     dir: TempDir,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    /// What a shell does before it becomes `up`: a umask, a limit, an ignored signal.
+    prelude: Option<String>,
     /// A directory in it that is a disk of its own, and that disk's size in bytes.
     small_disk: Option<(String, u64)>,
     ports: Ports,
@@ -146,23 +156,40 @@ impl Cluster {
         is_allowed.then(|| Cluster::start_on(flags, &[], Some((dir.to_owned(), bytes))))
     }
 
+    /// The same, with `up` run by a shell after it has executed `prelude`.
+    pub fn start_after(prelude: &str, flags: &[&str], environment: &[(&str, &str)]) -> Cluster {
+        let mut cluster = Cluster::new(flags, environment, None);
+        cluster.prelude = Some(prelude.to_owned());
+        cluster.up();
+        cluster
+    }
+
     fn start_on(
         flags: &[&str],
         environment: &[(&str, &str)],
         small_disk: Option<(String, u64)>,
     ) -> Cluster {
+        let mut cluster = Cluster::new(flags, environment, small_disk);
+        cluster.up();
+        cluster
+    }
+
+    fn new(
+        flags: &[&str],
+        environment: &[(&str, &str)],
+        small_disk: Option<(String, u64)>,
+    ) -> Cluster {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let mut cluster = Cluster {
+        Cluster {
             environment: environment.iter().map(owned).collect(),
-            dir: tempfile::tempdir().expect("a directory"),
+            dir: private_dir(),
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            prelude: None,
             small_disk,
             ports: Ports::find_for(leaders_of(flags)),
             up: None,
             drain: None,
-        };
-        cluster.up();
-        cluster
+        }
     }
 
     /// Starts it again after [`Cluster::stop`] or [`Cluster::kill_all`].
@@ -183,9 +210,14 @@ impl Cluster {
     }
 
     fn try_up(&mut self) -> Result<(), String> {
-        let mut command = match &self.small_disk {
-            None => Command::new(TOLEREX),
-            Some((dir, bytes)) => {
+        let mut command = match (&self.small_disk, &self.prelude) {
+            (None, None) => Command::new(TOLEREX),
+            (None, Some(prelude)) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &format!("{prelude}; exec \"$@\""), "sh", TOLEREX]);
+                command
+            }
+            (Some((dir, bytes)), _) => {
                 let dir = self.dir.path().join(dir);
                 fs::create_dir_all(&dir).expect("a directory");
                 let script = "mount -t tmpfs -o size=$1 none \"$2\" && shift 2 && exec \"$@\"";
@@ -206,7 +238,8 @@ impl Cluster {
             .arg(self.dir.path())
             .args(&self.flags)
             .envs(self.environment.iter().cloned());
-        let errors = fs::File::create(self.errors_path()).expect("a file");
+        // As private as what `up` makes, or it would warn.
+        let errors = tolerex::disk::private::create(&self.errors_path()).expect("a file");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

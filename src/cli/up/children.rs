@@ -5,7 +5,7 @@
 //! One that dies is reported and not restarted. The log is renamed to `NAME.log.1` at a start when
 //! it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not cut.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
+use crate::disk::private;
 
 /// A log longer than this is put aside at the next start. Days at level `info`.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -53,7 +54,7 @@ impl Running {
             let old = planned.data_dir.join(format!("{}.log.1", planned.name));
             fs::rename(&log, old).context("cannot put a log aside")?;
         }
-        let opened = OpenOptions::new().create(true).append(true).open(&log);
+        let opened = private::options().create(true).append(true).open(&log);
         let output = opened.with_context(|| format!("cannot write {}", log.display()))?;
         let log_start = output.metadata().map(|meta| meta.len()).unwrap_or(0);
         let executable = std::env::current_exe().context("cannot find this executable")?;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::private;
+
 /// The file's name within a data directory.
 pub const FILE: &str = "cluster.json";
 
@@ -96,7 +98,7 @@ impl Manifest {
         text.push('\n');
         let (path, new) = (data_dir.join(FILE), data_dir.join("cluster.json.new"));
         let replace = || {
-            let mut file = File::create(&new)?;
+            let mut file = private::create(&new)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;

@@ -20,7 +20,7 @@ pub mod readiness;
 pub mod setup;
 mod wish;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +35,7 @@ use super::args::UpArgs;
 use super::exit::ToolError;
 use super::signals::SignalWatch;
 use crate::clock::{Clock, SystemClock};
+use crate::disk::private;
 use crate::threads::{StopSignal, Thread};
 use children::Running;
 use control::{Control, Request, Verb};
@@ -81,6 +82,9 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
     )?;
     let dir = make_dir(&args.data_dir)?;
     let _lock = lock(&dir)?;
+    private::warnings(&dir, &[])
+        .iter()
+        .for_each(|warning| warn(&format!("warning: {warning}")));
     let existing = Manifest::read(&dir)?;
     let processes = setup::plan(args, &dir, existing.as_ref())?;
     if let Some(existing) = &existing {
@@ -403,7 +407,7 @@ impl Up {
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    let make = || fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
+    let make = || private::create_dir_all(dir).and_then(|()| dir.canonicalize());
     let dir = make().with_context(|| format!("cannot create {}", dir.display()))?;
     // Paths are handed to children as flags and stand in cluster.json.
     anyhow::ensure!(dir.to_str().is_some(), "{} is not UTF-8", dir.display());
@@ -413,7 +417,7 @@ fn make_dir(dir: &Path) -> anyhow::Result<PathBuf> {
 /// Keeps any other `up` away from the directory while the file is open.
 fn lock(dir: &Path) -> Result<File, ToolError> {
     let path = dir.join("up.lock");
-    let opened = OpenOptions::new()
+    let opened = private::options()
         .create(true)
         .truncate(false)
         .write(true)

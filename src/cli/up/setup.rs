@@ -15,7 +15,6 @@
 //! Files that exist are kept, so that an interrupted set-up is continued by the next `up`, and what
 //! else lies in the directory is left alone.
 
-use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +28,7 @@ use super::ports::{self, Addresses};
 use crate::config::leader::LeaderConfig;
 use crate::config::{Sources, tolerance};
 use crate::disk::fs::OsFileSystem;
+use crate::disk::private;
 use crate::ids::ClusterId;
 use crate::storage::opening;
 
@@ -199,7 +199,8 @@ pub fn prepare(
 ) -> Result<Plan> {
     check_engine(args, &processes)?;
     let config = dir.join("config");
-    fs::create_dir_all(&config).with_context(|| format!("cannot create {}", config.display()))?;
+    private::create_dir_all(&config)
+        .with_context(|| format!("cannot create {}", config.display()))?;
     let warnings = prepare_tolerance(args, &config, existing.is_some())?;
     let certs = dir.join("certs");
     if !has_pair(&certs, "ca") {
@@ -236,7 +237,7 @@ pub fn prepare(
         let text = render_config(args, dir, planned, &processes, cluster_id);
         write_if_absent(&config_path(dir, &planned.name), &text)?;
         let data_dir = &planned.data_dir;
-        let made = fs::create_dir_all(data_dir);
+        let made = private::create_dir_all(data_dir);
         made.with_context(|| format!("cannot create {}", data_dir.display()))?;
     }
     Ok(Plan {
@@ -407,7 +408,7 @@ pub fn leader_addresses(all: &[Planned]) -> String {
 }
 
 fn write_if_absent(path: &Path, text: &str) -> Result<()> {
-    let write = || match OpenOptions::new().write(true).create_new(true).open(path) {
+    let write = || match private::options().write(true).create_new(true).open(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
         Ok(mut file) => file
@@ -419,6 +420,8 @@ fn write_if_absent(path: &Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::super::exit::Exit;
     use super::*;
     use crate::config::member::{EngineKind, MemberConfig, WriteMode};
