@@ -1,7 +1,8 @@
 //! `tolerex leader` and `tolerex member`: settings, logging, signals, and the server itself.
 //!
 //! SIGTERM and SIGINT set the stop signal, SIGHUP reads the settings again and hands them to the
-//! running server. When the server serves, one line
+//! running server, also where it was ignored at the start (`nohup`): that keeps a process from
+//! ending with its terminal, and a reload ends nothing. When the server serves, one line
 //! `ready rpc=ADDRESS hatokuse=ADDRESS http=ADDRESS` stands on standard output (a member has only
 //! the first), with the real ports where 0 was asked for.
 //!
@@ -21,7 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{Leader, Member, ServerArgs};
 use super::exit::ToolError;
-use super::signals::SignalWatch;
+use super::signals::{MEANINGLESS, SignalWatch};
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
@@ -397,12 +398,16 @@ fn watch_signals(
     on_hangup: impl Fn() + Send + 'static,
 ) -> anyhow::Result<SignalWatch> {
     let stop = stop.clone();
-    SignalWatch::start(&[SIGTERM, SIGINT, SIGHUP], move |signal| {
-        if signal == SIGHUP {
-            on_hangup();
-        } else {
+    let signals = [&[SIGTERM, SIGINT, SIGHUP], &MEANINGLESS[..]].concat();
+    SignalWatch::start(&signals, move |signal| match signal {
+        SIGHUP => on_hangup(),
+        SIGTERM | SIGINT if stop.is_stopped() => {
+            log::info!("signal {signal}: stopping already; SIGQUIT or SIGKILL end it at once");
+        }
+        SIGTERM | SIGINT => {
             log::info!("told to stop by signal {signal}");
             stop.stop();
         }
+        _ => log::warn!("signal {signal} means nothing to a server"),
     })
 }

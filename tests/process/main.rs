@@ -25,6 +25,7 @@ mod private;
 mod races;
 mod readme;
 mod refusals;
+mod signals;
 mod stalls;
 mod tool;
 

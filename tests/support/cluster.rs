@@ -133,6 +133,8 @@ pub struct Cluster {
     up: Option<Child>,
     /// Takes what `up` still prints, so that it never waits for us.
     drain: Option<Thread>,
+    /// The line by which `up` said that it is ready.
+    ready: String,
 }
 
 impl Cluster {
@@ -189,6 +191,7 @@ impl Cluster {
             ports: Ports::find_for(leaders_of(flags)),
             up: None,
             drain: None,
+            ready: String::new(),
         }
     }
 
@@ -248,7 +251,7 @@ impl Cluster {
         let stdout = child.stdout.take().expect("piped");
         match first_line(stdout, READY_TIMEOUT) {
             Some((line, drain)) if line.starts_with("ready: ") => {
-                (self.up, self.drain) = (Some(child), Some(drain));
+                (self.up, self.drain, self.ready) = (Some(child), Some(drain), line);
                 Ok(())
             }
             line => {
@@ -258,6 +261,11 @@ impl Cluster {
                 Err(format!("{line}\n{errors}\n{}", self.logs()))
             }
         }
+    }
+
+    /// The line by which `up` said that it is ready.
+    pub fn ready_line(&self) -> &str {
+        &self.ready
     }
 
     /// What `up` wrote to standard error in this run.
@@ -421,8 +429,19 @@ impl Cluster {
 
     /// Stops all in order; gives the exit status of `up`.
     pub fn stop(&mut self) -> ExitStatus {
+        self.signal_up(Signal::TERM);
+        self.wait_for_end()
+    }
+
+    /// Sends a signal to `up`.
+    pub fn signal_up(&self, signal: Signal) {
+        let up = self.up.as_ref().expect("it runs");
+        send(up.id(), signal).expect("it runs");
+    }
+
+    /// Waits until `up` has ended.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
         let mut up = self.up.take().expect("it runs");
-        send(up.id(), Signal::TERM).expect("it runs");
         let mut status = None;
         wait_until("the cluster stops", STOP_TIMEOUT, || {
             status = up.try_wait().expect("our child");

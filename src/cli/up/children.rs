@@ -2,7 +2,7 @@
 //!
 //! They are started from our own executable, in process groups of their own (a Ctrl-C at the
 //! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`.
-//! One that dies is reported and not restarted. The log is renamed to `NAME.log.1` at a start when
+//! One that dies, or cannot be started, is reported and not restarted. The log is renamed to `NAME.log.1` at a start when
 //! it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not cut.
 
 use std::fs::{self, File};
@@ -31,11 +31,12 @@ const LOG_HEAD_BYTES: u64 = 64 << 10;
 /// How many lines are shown when a process has died.
 const LOG_TAIL_LINES: usize = 8;
 
-/// A child that was started.
+/// A child that was started, or could not be.
 pub struct Running {
     /// What it is.
     pub planned: Planned,
-    child: Child,
+    /// `None` if it could not be started.
+    child: Option<Child>,
     /// Its end, once it was seen.
     status: Option<ExitStatus>,
     /// What `cluster.json` says of it.
@@ -70,7 +71,7 @@ impl Running {
             .with_context(|| format!("cannot start {}", planned.name))?;
         Ok(Running {
             planned: planned.clone(),
-            child,
+            child: Some(child),
             status: None,
             state: State::Running,
             log,
@@ -78,9 +79,21 @@ impl Running {
         })
     }
 
-    /// Its pid, also after its end.
+    /// A process that could not be started, and counts as died.
+    pub fn unstarted(planned: &Planned) -> Running {
+        Running {
+            planned: planned.clone(),
+            child: None,
+            status: None,
+            state: State::Died,
+            log: planned.data_dir.join(format!("{}.log", planned.name)),
+            log_start: 0,
+        }
+    }
+
+    /// Its pid, also after its end; 0 if it was not started.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().map_or(0, Child::id)
     }
 
     /// Its row in `cluster.json`.
@@ -90,7 +103,7 @@ impl Running {
 
     /// Whether its end was not seen yet.
     pub fn is_running(&self) -> bool {
-        self.status.is_none()
+        self.child.is_some() && self.status.is_none()
     }
 
     /// Whether it ended by itself.
@@ -128,6 +141,7 @@ impl Running {
         // An error means that the child cannot be waited for: it is ours, so it cannot happen.
         let status = self
             .child
+            .as_mut()?
             .try_wait()
             .expect("our own child can be waited for")?;
         (self.status, self.state) = (Some(status), state);
@@ -136,7 +150,7 @@ impl Running {
 
     /// Sends a signal, if it still runs. Its pid is not reused before its end was seen.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
         if let (true, Some(pid)) = (self.is_running(), pid) {
             // It may have ended by itself meanwhile.
             _ = kill_process(pid, signal);

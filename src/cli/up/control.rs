@@ -5,17 +5,21 @@
 //! data directory with mode 0600: whoever may use it could as well send signals. A request is the
 //! line `VERB NAME`, the answer a line `EXITCODE TEXT`, when the process has ended or serves.
 //!
-//! The thread `control` of `up` takes one connection at a time and hands each request to `main`.
+//! The thread `control` of `up` takes one connection at a time and hands each request to `main`. It
+//! is told to end through a pair of sockets of its own, so that its end does not depend on the
+//! file; a file that somebody removed (a cleaner of /tmp) is made again within [`LOOK_INTERVAL`].
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use crossbeam_channel::{Sender, bounded};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 
 use super::super::args::ProcessArgs;
@@ -30,6 +34,9 @@ const LINE_BYTES_MAX: u64 = 16 << 10;
 
 /// How long a request may take to come, once somebody has connected. Meanwhile others wait.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often the thread looks whether the socket's file is still there.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long `main` may take for a request: its own limits are 10 s.
 const WORK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -77,25 +84,22 @@ pub struct Request {
 pub struct Control {
     stop: StopSignal,
     thread: Thread,
-    dir: fs::File,
+    /// Closed, it ends the thread's wait for a connection.
+    waker: Option<UnixStream>,
 }
 
 impl Control {
     /// Opens the socket of a data directory, whose lock is held, and starts the thread.
     pub fn start(dir: &Path, on_request: impl Fn(Request) + Send + 'static) -> Result<Control> {
         let handle = fs::File::open(dir).context("cannot open the data directory")?;
-        // That of an `up` that was killed. The lock says that no other one lives.
-        _ = fs::remove_file(dir.join(FILE));
-        let before = rustix::process::umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
-        let bound = UnixListener::bind(short_path(&handle));
-        rustix::process::umask(before);
-        let listener = bound.context("cannot open the control socket")?;
+        let mut door = Door::open(handle).context("cannot open the control socket")?;
+        let (waker, woken) = UnixStream::pair().context("cannot make a pair of sockets")?;
         let stop = StopSignal::default();
         let body = {
             let stop = stop.clone();
             move || {
                 while !stop.is_stopped() {
-                    if let Ok((stream, _)) = listener.accept() {
+                    if let Some(stream) = door.wait(&woken) {
                         // Whoever does not wait for the answer does not want it.
                         _ = serve(&stream, &on_request);
                     }
@@ -106,15 +110,18 @@ impl Control {
         Ok(Control {
             stop,
             thread,
-            dir: handle,
+            waker: Some(waker),
         })
     }
 
-    /// Ends the thread. The events that it may be sending are to be taken meanwhile.
-    pub fn is_finished(&self) -> bool {
+    /// Tells the thread to end. The events that it may be sending are to be taken meanwhile.
+    pub fn stop(&mut self) {
         self.stop.stop();
-        // Wakes it from its wait for somebody to connect.
-        _ = UnixStream::connect(short_path(&self.dir));
+        self.waker = None;
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
 
@@ -122,6 +129,69 @@ impl Control {
     pub fn finish(self, dir: &Path) {
         self.thread.join();
         _ = fs::remove_file(dir.join(FILE));
+    }
+}
+
+/// The listening socket, and its file in the data directory.
+struct Door {
+    dir: fs::File,
+    listener: UnixListener,
+    /// The file's inode number, by which another file of the name is told from ours.
+    inode: u64,
+}
+
+impl Door {
+    /// Replaces the file, which is that of an `up` that was killed: the lock says that no other
+    /// one lives.
+    fn open(dir: fs::File) -> io::Result<Door> {
+        let path = short_path(&dir);
+        _ = fs::remove_file(&path);
+        let before = rustix::process::umask(Mode::XUSR | Mode::RWXG | Mode::RWXO);
+        let bound = UnixListener::bind(&path);
+        rustix::process::umask(before);
+        let listener = bound?;
+        listener.set_nonblocking(true)?;
+        let inode = fs::symlink_metadata(&path)?.ino();
+        Ok(Door {
+            dir,
+            listener,
+            inode,
+        })
+    }
+
+    /// The next connection; `None` after [`LOOK_INTERVAL`], or when `woken` is closed.
+    fn wait(&mut self, woken: &UnixStream) -> Option<UnixStream> {
+        let timeout = Timespec::try_from(LOOK_INTERVAL).ok();
+        let mut fds = [
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(woken, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => {
+                self.keep();
+                return None;
+            }
+            Ok(_) => {}
+            // A signal; or the kernel has no memory for it, which is no reason to spin.
+            Err(_) => crate::clock::sleep(Duration::from_millis(10)),
+        }
+        let (stream, _) = self.listener.accept().ok()?;
+        stream.set_nonblocking(false).ok()?;
+        Some(stream)
+    }
+
+    /// Makes the file again if it is gone.
+    fn keep(&mut self) {
+        let found = fs::symlink_metadata(short_path(&self.dir));
+        if found.is_ok_and(|meta| meta.ino() == self.inode) {
+            return;
+        }
+        // If that fails, as in a directory that was removed, the next look tries again.
+        if let Ok(dir) = self.dir.try_clone()
+            && let Ok(door) = Door::open(dir)
+        {
+            *self = door;
+        }
     }
 }
 
@@ -236,7 +306,7 @@ mod tests {
             };
             request.answer.send(answer).expect("somebody waits");
         });
-        let control = control.expect("a socket");
+        let mut control = control.expect("a socket");
         let mode = fs::metadata(long.join(FILE))
             .expect("a socket")
             .permissions()
@@ -257,6 +327,7 @@ mod tests {
             let expected = expected.map(|(exit, text)| ToolError::new(exit, text));
             assert_eq!(found, expected, "{verb:?} {name}");
         }
+        control.stop();
         while !control.is_finished() {
             crate::clock::sleep(Duration::from_millis(5));
         }

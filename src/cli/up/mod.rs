@@ -7,11 +7,15 @@
 //! single ones are stopped and started on demand ([`control`]), and a terminal shows how they are
 //! ([`live`]).
 //!
-//! Threads: `main` starts and watches the children; `signal`, `ready`, `control` and, on a
-//! terminal, `table` send it events through one bounded queue.
+//! A process that cannot be started, or dies, is reported, and the others go on.
+//!
+//! Threads: `main` starts and watches the children; `ready`, `control` and, on a terminal, `table`
+//! send it events through one bounded queue, `signal` through one of its own ([`ending`]). At the
+//! end the children go first: none of the threads can keep `main` from stopping them.
 
 pub mod children;
 pub mod control;
+mod ending;
 pub mod leftover;
 pub mod live;
 pub mod manifest;
@@ -29,16 +33,15 @@ use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::UpArgs;
 use super::exit::ToolError;
-use super::signals::SignalWatch;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::private;
 use crate::threads::{StopSignal, Thread};
 use children::Running;
 use control::{Control, Request, Verb};
+use ending::Ending;
 use manifest::{Manifest, Role, State};
 use readiness::Readiness;
 use setup::Plan;
@@ -56,14 +59,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Events that may wait for `main`, which takes them within [`CHILD_POLL_INTERVAL`]. When it is
-/// full a signal is dropped (enough of them wait already), a table too (the next one comes), and
-/// `ready` and `control` wait.
+/// full a table is dropped (the next one comes), and `ready` and `control` wait.
 const EVENTS_MAX: usize = 16;
 
 /// What `main` waits for.
 enum Event {
-    /// The user wants the end; a second time, at once.
-    Stop,
     /// What the leader says of the cluster.
     Status(Readiness),
     /// The same for a person.
@@ -100,7 +100,7 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         .for_each(|warning| warn(&format!("warning: {warning}")));
 
     let (sender, events) = bounded(EVENTS_MAX);
-    let signals = watch_signals(sender.clone())?;
+    let (ending, signals) = Ending::watch()?;
     let mut up = Up {
         children: Vec::with_capacity(plan.processes.len()),
         before: existing.unwrap_or_default(),
@@ -109,6 +109,8 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         wish: None,
         table: None,
         events,
+        ending,
+        helpers: Helpers::default(),
     };
     // Children must not outlive an error on the way, so all ends lead through `stop`.
     let served = up.start().and_then(|()| up.serve(sender));
@@ -129,6 +131,36 @@ struct Up {
     /// On a terminal, once the cluster is ready.
     table: Option<live::Table>,
     events: Receiver<Event>,
+    ending: Ending,
+    helpers: Helpers,
+}
+
+/// The threads that send events.
+#[derive(Default)]
+struct Helpers {
+    stop: StopSignal,
+    threads: Vec<Thread>,
+    control: Option<Control>,
+}
+
+impl Helpers {
+    /// Tells all to end. Their last events may wait for room in the queue.
+    fn stop(&mut self) {
+        self.stop.stop();
+        self.control.iter_mut().for_each(Control::stop);
+    }
+
+    fn are_finished(&self) -> bool {
+        let control = self.control.as_ref();
+        control.is_none_or(Control::is_finished) && self.threads.iter().all(Thread::is_finished)
+    }
+
+    fn join(&mut self, dir: &Path) {
+        self.threads.drain(..).for_each(Thread::join);
+        if let Some(control) = self.control.take() {
+            control.finish(dir);
+        }
+    }
 }
 
 impl Up {
@@ -136,12 +168,18 @@ impl Up {
         // The set-up is complete, whatever becomes of the start.
         self.write_manifest()?;
         for planned in &self.plan.processes {
-            self.children
-                .push(Running::start(&self.plan, planned, &self.args)?);
+            let made = private::create_dir_all(&planned.data_dir)
+                .with_context(|| format!("cannot create {}", planned.data_dir.display()));
+            let started = made.and_then(|()| Running::start(&self.plan, planned, &self.args));
+            let child = started.unwrap_or_else(|error| {
+                warn(&format!("{} died at its start: {error:#}", planned.name));
+                Running::unstarted(planned)
+            });
+            self.children.push(child);
             // At once: the next `up` must find it if we are killed now.
             self.write_manifest()?;
         }
-        for child in &self.children {
+        for child in self.children.iter().filter(|child| child.is_running()) {
             let planned = &child.planned;
             let (name, role, pid) = (&planned.name, planned.role.as_str(), child.pid());
             let mut line = format!(
@@ -161,61 +199,38 @@ impl Up {
 
     /// Watches until the user wants the end, or no child is left.
     fn serve(&mut self, sender: Sender<Event>) -> Result<(), ToolError> {
-        let stop = StopSignal::default();
-        let threads = self.start_threads(&stop, &sender)?;
+        self.start_threads(&sender)?;
         let wishes = Control::start(&self.plan.dir, move |request| {
-            // The receiver lives as long as this thread, which `serve` joins.
+            // The receiver lives as long as this thread, which `stop` joins.
             _ = sender.send(Event::Wish(request));
         });
-        let control = wishes.map_err(|error| {
-            warn(&format!(
+        match wishes {
+            Ok(control) => self.helpers.control = Some(control),
+            Err(error) => warn(&format!(
                 "warning: stop, kill and start do not work: {error:#}"
-            ))
-        });
-        let result = self.watch_children();
-        self.table = None;
-        stop.stop();
-        // Whoever waits for an answer learns that it is over.
-        self.wish = None;
-        // The last events may be waiting for room.
-        let is_finished = || {
-            let control = control.as_ref().ok();
-            control.is_none_or(Control::is_finished) && threads.iter().all(Thread::is_finished)
-        };
-        while !is_finished() {
-            drop(self.events.recv_timeout(CHILD_POLL_INTERVAL));
+            )),
         }
-        threads.into_iter().for_each(Thread::join);
-        if let Ok(control) = control {
-            control.finish(&self.plan.dir);
-        }
-        result
+        self.watch_children()
     }
 
     /// Starts the threads that ask the leader how it is.
-    fn start_threads(
-        &self,
-        stop: &StopSignal,
-        sender: &Sender<Event>,
-    ) -> Result<Vec<Thread>, ToolError> {
+    fn start_threads(&mut self, sender: &Sender<Event>) -> Result<(), ToolError> {
         let ready = sender.clone();
-        let mut threads = vec![readiness::watch(
-            &self.plan,
-            stop.clone(),
-            move |readiness| {
-                // The receiver lives as long as this thread, which `serve` joins.
-                _ = ready.send(Event::Status(readiness));
-            },
-        )?];
+        let stop = self.helpers.stop.clone();
+        let thread = readiness::watch(&self.plan, stop, move |readiness| {
+            // The receiver lives as long as this thread, which `stop` joins.
+            _ = ready.send(Event::Status(readiness));
+        })?;
+        self.helpers.threads.push(thread);
         if self.is_live() {
             let sender = sender.clone();
             let addresses = self.plan.client_addresses();
-            let table = live::watch(addresses, stop.clone(), move |table| {
+            let table = live::watch(addresses, self.helpers.stop.clone(), move |table| {
                 _ = sender.try_send(Event::Table(table));
             });
-            threads.push(table?);
+            self.helpers.threads.push(table?);
         }
-        Ok(threads)
+        Ok(())
     }
 
     /// Whether somebody looks at a live table.
@@ -230,7 +245,6 @@ impl Up {
         let (mut is_ready, mut is_late) = (false, false);
         loop {
             match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
-                Ok(Event::Stop) => return Ok(()),
                 Ok(Event::Status(readiness)) => {
                     newest = readiness;
                     if newest.is_gathered {
@@ -245,6 +259,9 @@ impl Up {
                 Ok(Event::Wish(request)) => self.take_wish(request, clock.now())?,
                 Err(_) => {}
             }
+            if self.ending.is_wanted() {
+                return Ok(());
+            }
             self.bury_dead()?;
             self.follow_wish(clock.now());
             // Those that were told to end may be started again.
@@ -258,11 +275,19 @@ impl Up {
                 is_late = true;
                 warn(&newest.complaint());
             }
-            if newest.serves() && (is_late || newest.missing.is_empty()) {
+            // Those that have died are not waited for: that was reported.
+            let mut missing = newest.missing.iter();
+            let is_complete = missing.all(|name| self.has_died(name));
+            if newest.serves() && (is_late || is_complete) {
                 is_ready = true;
                 self.announce(&newest)?;
             }
         }
+    }
+
+    fn has_died(&self, name: &str) -> bool {
+        let mut children = self.children.iter();
+        children.any(|child| child.planned.name == name && child.has_died())
     }
 
     /// Reports children that have died, and notes it in `cluster.json`.
@@ -308,9 +333,13 @@ impl Up {
             1 => String::new(),
             leaders => format!(" of {leaders} leaders"),
         };
-        let noun = if members == 1 { "member" } else { "members" };
+        let members = match self.plan.of_role(Role::Member).count() {
+            1 => format!("{members} member"),
+            expected if expected == members => format!("{members} members"),
+            expected => format!("{members} of {expected} members"),
+        };
         print(&format!(
-            "ready: {address}{of}, {members} {noun}, tolerance {tolerance} ({lost} may be lost); \
+            "ready: {address}{of}, {members}, tolerance {tolerance} ({lost} may be lost); \
              try: printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
         ));
         Ok(())
@@ -318,6 +347,10 @@ impl Up {
 
     /// Ends all children, leaders first. A second wish for the end hurries.
     fn stop(&mut self) -> Result<(), ToolError> {
+        self.table = None;
+        self.helpers.stop();
+        // Whoever waits for an answer learns that it is over.
+        self.wish = None;
         let mut is_clean = true;
         for role in [Role::Leader, Role::Member] {
             self.signal(role, Signal::TERM);
@@ -325,6 +358,10 @@ impl Up {
             self.signal(role, Signal::CONT);
             is_clean &= self.wait_for(role);
         }
+        while !self.helpers.are_finished() {
+            drop(self.events.recv_timeout(CHILD_POLL_INTERVAL));
+        }
+        self.helpers.join(&self.plan.dir);
         self.write_manifest()?;
         if is_clean {
             self.say("stopped");
@@ -358,11 +395,8 @@ impl Up {
             if !of_role.any(Running::is_running) {
                 return is_clean;
             }
-            let hurried = matches!(
-                self.events.recv_timeout(CHILD_POLL_INTERVAL),
-                Ok(Event::Stop)
-            );
-            if !killed && (hurried || clock.now() >= deadline) {
+            drop(self.events.recv_timeout(CHILD_POLL_INTERVAL));
+            if !killed && (self.ending.is_urgent() || clock.now() >= deadline) {
                 warn(&format!("killing each {} that still runs", role.as_str()));
                 self.signal(role, Signal::KILL);
                 killed = true;
@@ -430,13 +464,6 @@ fn lock(dir: &Path) -> Result<File, ToolError> {
         error => ToolError::failed(format!("cannot lock {}: {error}", path.display())),
     })?;
     Ok(file)
-}
-
-fn watch_signals(sender: Sender<Event>) -> anyhow::Result<SignalWatch> {
-    // A closed terminal (SIGHUP) is an end too. When the queue is full `main` has enough of them.
-    SignalWatch::start(&[SIGTERM, SIGINT, SIGHUP], move |_| {
-        _ = sender.try_send(Event::Stop)
-    })
 }
 
 /// Writes a line to standard output. That nobody reads it must not end the cluster.

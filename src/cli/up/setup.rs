@@ -8,7 +8,7 @@
 //! | `config/tolerance.conf` | the tolerance, as the leader reads it |
 //! | `config/bootstrapped` | the leader group exists: it is never bootstrapped again |
 //! | `config/gathered` | all leaders had a vote once: none is added again by itself |
-//! | `NAME/` | data of each process, and its log `NAME.log` |
+//! | `NAME/` | data of each process, and its log `NAME.log`; made by its start |
 //! | `up.lock` | locked by the running `tolerex up` |
 //! | `up.sock` | where `tolerex stop`, `kill` and `start` reach it |
 //!
@@ -236,9 +236,6 @@ pub fn prepare(
         }
         let text = render_config(args, dir, planned, &processes, cluster_id);
         write_if_absent(&config_path(dir, &planned.name), &text)?;
-        let data_dir = &planned.data_dir;
-        let made = private::create_dir_all(data_dir);
-        made.with_context(|| format!("cannot create {}", data_dir.display()))?;
     }
     Ok(Plan {
         bootstrap: !bootstrapped_path(dir).exists(),
@@ -509,12 +506,7 @@ mod tests {
             (member.io, member.engine),
             (WriteMode::Buffered, EngineKind::Files)
         );
-        for path in [
-            &leader.tls.ca,
-            &leader.tls.key,
-            &member.tls.cert,
-            &member.data_dir,
-        ] {
+        for path in [&leader.tls.ca, &leader.tls.key, &member.tls.cert] {
             assert!(path.exists(), "{}", path.display());
         }
     }

@@ -15,6 +15,11 @@ use crate::clock::Instant;
 /// How long a single process may take to stop, or to serve after its start.
 const WISH_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a process that is to be started, and still runs, is given to end before the answer is
+/// that it runs already. One that was just killed, by whomever, ends within a few milliseconds; the
+/// kernel takes longer to free the memory of a big one.
+const DYING_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// What was wished for a process, while it is being done.
 pub(super) struct Wish {
     pub(super) verb: Verb,
@@ -22,12 +27,16 @@ pub(super) struct Wish {
     pub(super) place: usize,
     deadline: Instant,
     answer: Sender<Answer>,
+    /// It is started once it has ended: it may have been killed just now.
+    awaits_end: bool,
 }
 
 impl Up {
     /// Begins what is wished for a process, or says at once why not.
     pub(super) fn take_wish(&mut self, request: Request, now: Instant) -> Result<(), ToolError> {
         let Request { verb, name, answer } = request;
+        // What is said of a process is to be true now, not at the last look.
+        self.bury_dead()?;
         // An answer that nobody waits for any more is dropped.
         let refuse = |error| _ = answer.try_send(Err(error));
         let names: Vec<&str> = self
@@ -47,51 +56,78 @@ impl Up {
             ));
             return Ok(());
         }
+        let awaits_end = verb == Verb::Start && child.is_running();
         match (verb, child.is_running()) {
             (Verb::Stop | Verb::Kill, false) => {
                 refuse(ToolError::failed(format!("{name} does not run")));
                 return Ok(());
             }
-            (Verb::Start, true) => {
-                let text = format!("{name} runs already, pid {}", child.pid());
-                refuse(ToolError::failed(text));
-                return Ok(());
-            }
+            (Verb::Start, true) => {}
             (Verb::Stop, true) => {
                 child.signal(Signal::TERM);
                 child.signal(Signal::CONT);
             }
             (Verb::Kill, true) => child.signal(Signal::KILL),
             (Verb::Start, false) => {
-                match Running::start(&self.plan, &self.plan.processes[place], &self.args) {
-                    Ok(running) => *child = running,
-                    Err(error) => {
-                        refuse(error.into());
-                        return Ok(());
-                    }
+                if let Err(error) = self.start_again(place) {
+                    refuse(error);
+                    return Ok(());
                 }
-                self.write_manifest()?;
             }
         }
+        let timeout = if awaits_end {
+            DYING_TIMEOUT
+        } else {
+            WISH_TIMEOUT
+        };
         self.wish = Some(Wish {
             verb,
             place,
-            deadline: now + WISH_TIMEOUT,
+            deadline: now + timeout,
             answer,
+            awaits_end,
         });
         Ok(())
     }
 
+    /// Starts a process that does not run.
+    fn start_again(&mut self, place: usize) -> Result<(), ToolError> {
+        let planned = &self.plan.processes[place];
+        self.children[place] = Running::start(&self.plan, planned, &self.args)?;
+        self.write_manifest()
+    }
+
+    /// Starts the process that was awaited to end, once it has; the error if that failed.
+    fn start_ended(&mut self, now: Instant) -> Option<ToolError> {
+        let wish = self.wish.as_mut().filter(|wish| wish.awaits_end)?;
+        let place = wish.place;
+        if self.children[place].is_running() {
+            return None;
+        }
+        (wish.awaits_end, wish.deadline) = (false, now + WISH_TIMEOUT);
+        self.start_again(place).err()
+    }
+
     /// Answers the wish once it is fulfilled, or cannot be.
     pub(super) fn follow_wish(&mut self, now: Instant) {
+        let failure = self.start_ended(now);
         let Some(wish) = &self.wish else {
             return;
         };
+        if let Some(error) = failure {
+            _ = wish.answer.try_send(Err(error));
+            self.wish = None;
+            return;
+        }
         let child = &self.children[wish.place];
         let (name, pid, log) = (&child.planned.name, child.pid(), child.log().display());
         let is_late = now >= wish.deadline;
         let answer = match (wish.verb, child.is_running()) {
             (Verb::Stop | Verb::Kill, false) => Ok(format!("{name} (pid {pid}) has ended")),
+            (Verb::Start, true) if wish.awaits_end && is_late => {
+                Err(format!("{name} runs already, pid {pid}"))
+            }
+            (Verb::Start, true) if wish.awaits_end => return,
             (Verb::Start, true) if child.is_ready() => Ok(format!("{name} runs, pid {pid}")),
             (Verb::Start, false) => Err(format!("{name} died at its start, see {log}")),
             (Verb::Stop | Verb::Kill, true) if is_late => {
