@@ -2,8 +2,9 @@
 //!
 //! They are started from our own executable, in process groups of their own (a Ctrl-C at the
 //! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`.
-//! One that dies, or cannot be started, is reported and not restarted. The log is renamed to `NAME.log.1` at a start when
-//! it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not cut.
+//! One that dies, or cannot be started, is reported and not restarted. The log is renamed to
+//! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not
+//! cut.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
