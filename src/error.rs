@@ -1,10 +1,54 @@
-//! Error classes by what the caller can do: the three outcomes of a request and their reasons.
-//! Pure.
+//! Error classes by what the caller can do: the three outcomes of a request and their reasons, and
+//! which errors of the operating system may be tried again. Pure.
 //!
 //! A layer with more to say has its own enum and keeps its `source`; what reaches a client is a
 //! [`Failure`], which all client protocols share.
 
 use std::fmt;
+use std::io;
+
+/// Why the operating system refused a call that may succeed later. The work that needed the call is
+/// refused or waits, and no process ends because of it.
+///
+/// Every other error is final for the file or socket that it concerns (EIO above all). So is every
+/// failed sync, whatever its number: `disk::fs` hands those out as errors without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// ENOSPC, EDQUOT: the disk, or this user's share of it, is full.
+    Space,
+    /// EMFILE, ENFILE: the process, or the system, has no file descriptor left.
+    Descriptors,
+    /// ENOMEM, ENOBUFS: the kernel has no memory for it.
+    Memory,
+    /// EAGAIN, EINTR: not now (EAGAIN: too many threads or processes, where one is started).
+    Moment,
+}
+
+impl Shortage {
+    /// What `error` says is short; `None` if it is final.
+    pub fn of(error: &io::Error) -> Option<Shortage> {
+        use rustix::io::Errno;
+        let number = error.raw_os_error().map(Errno::from_raw_os_error);
+        match (number, error.kind()) {
+            (Some(Errno::MFILE | Errno::NFILE), _) => Some(Shortage::Descriptors),
+            (Some(Errno::NOBUFS), _) | (_, io::ErrorKind::OutOfMemory) => Some(Shortage::Memory),
+            (_, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Some(Shortage::Space),
+            (_, io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Some(Shortage::Moment),
+            (_, _) => None,
+        }
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Shortage::Space => "no space left on the disk",
+            Shortage::Descriptors => "no file descriptor is free",
+            Shortage::Memory => "the system has no memory left",
+            Shortage::Moment => "the system cannot do it now",
+        })
+    }
+}
 
 /// Why a request was not done. [`Failure::outcome`] says what may have happened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +176,31 @@ impl fmt::Display for Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_shortages_may_be_tried_again() {
+        use Shortage::{Descriptors, Memory, Moment, Space};
+        use rustix::io::Errno;
+        for (errno, expected) in [
+            (Errno::NOSPC, Some(Space)),
+            (Errno::DQUOT, Some(Space)),
+            (Errno::MFILE, Some(Descriptors)),
+            (Errno::NFILE, Some(Descriptors)),
+            (Errno::NOMEM, Some(Memory)),
+            (Errno::NOBUFS, Some(Memory)),
+            (Errno::AGAIN, Some(Moment)),
+            (Errno::INTR, Some(Moment)),
+            (Errno::IO, None),
+            (Errno::ROFS, None),
+            (Errno::ACCESS, None),
+            (Errno::NOENT, None),
+            (Errno::BADF, None),
+        ] {
+            assert_eq!(Shortage::of(&errno.into()), expected, "{errno:?}");
+        }
+        let wrapped = io::Error::other(io::Error::from(Errno::NOSPC));
+        assert_eq!(Shortage::of(&wrapped), None, "as a failed sync is told");
+    }
 
     #[test]
     fn failures_read_as_the_text_protocol_promises() {

@@ -19,7 +19,7 @@
 //!                 storage/                             (I/O through disk::FileSystem only)
 //!  2  mechanisms  rpc/   net/   disk/
 //!  1  formats     protocol/                            pure
-//!  0  base        error  ids  clock  threads  logging  config  faults
+//!  0  base        error  ids  clock  threads  logging  config  faults  resources
 //! ```
 //!
 //! Sideways: `cluster` uses `metadata` (the registry), nothing else. `group` and `coordinator` meet
@@ -37,6 +37,7 @@ pub mod error;
 pub mod faults;
 pub mod ids;
 pub mod logging;
+pub mod resources;
 pub mod threads;
 
 pub mod protocol;

@@ -123,7 +123,7 @@ impl Run {
         if self.log.end().segment > before {
             self.promised = self.groups.len();
         }
-        if !matches!(result, Err(LogError::Full)) {
+        if !matches!(result, Err(LogError::Refused(_))) {
             self.groups.push(group);
         }
         result
@@ -399,7 +399,7 @@ fn a_known_synced_position_told_only_behind_the_cut_still_holds_after_it() {
 fn live(run: &mut Run, filler: bool) -> Result<(), LogError> {
     for step in 0..6 {
         match run.write(&[100 + step * 300, 20]) {
-            Err(LogError::Full) => {}
+            Err(LogError::Refused(_)) => {}
             other => other?,
         }
         if step % 2 == 0 {
@@ -464,7 +464,7 @@ fn a_full_disk_refuses_groups_and_leaves_the_log_valid() {
         for _ in 0..6 {
             match run.write(&[700, 20]) {
                 Ok(()) => run.sync().expect("synced"),
-                Err(LogError::Full) => refused += 1,
+                Err(LogError::Refused(_)) => refused += 1,
                 Err(error) => panic!("{error}"),
             }
             run.idle().expect("idle");
@@ -557,7 +557,7 @@ impl Run {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Write(sizes) => match self.write(sizes) {
-                Ok(()) | Err(LogError::Full) => {}
+                Ok(()) | Err(LogError::Refused(_)) => {}
                 Err(error) => panic!("{error}"),
             },
             Step::Sync => self.sync().expect("synced"),

@@ -171,7 +171,7 @@ fn full_disk(cluster: &Cluster) {
         reply.starts_with("ERROR: not enough alive members"),
         "{reply}"
     );
-    assert!(says("disk full: stores are refused"));
+    assert!(says("no space left on the disk: stores are refused"));
     for key in 80..250 {
         let found = client.get_bytes(&key.to_string()).expect("readable");
         assert_eq!(found, Some(payload(key).into_bytes()), "{key}");
@@ -183,6 +183,6 @@ fn full_disk(cluster: &Cluster) {
         Duration::from_secs(20),
         || client.command("SET 1000 x") == "OK",
     );
-    assert!(says("the disk has space again"));
+    assert!(says("stores are taken again"));
     assert_eq!(missing(cluster, 80).len(), 80);
 }

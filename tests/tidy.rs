@@ -10,7 +10,15 @@ use std::path::{Path, PathBuf};
 /// The layer table of `src/lib.rs`: rows from the bottom up. A module may use those of lower rows.
 const LAYERS: &[&[&str]] = &[
     &[
-        "error", "ids", "clock", "threads", "logging", "metrics", "config", "faults",
+        "error",
+        "ids",
+        "clock",
+        "threads",
+        "logging",
+        "metrics",
+        "config",
+        "faults",
+        "resources",
     ],
     &["protocol"],
     &["rpc", "net", "disk"],

@@ -27,6 +27,7 @@ use exit::ToolError;
 use up::control::{self, Verb};
 
 use crate::disk::private;
+use crate::resources::descriptors::Descriptors;
 
 /// The `tolerex` binary.
 pub fn main() -> ExitCode {
@@ -61,7 +62,10 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Kill(args) => control::run(Verb::Kill, &args),
         Command::Start(args) => control::run(Verb::Start, &args),
         Command::Shell { at } => shell::run(&at),
-        Command::Bench(args) => load::run(&args),
+        Command::Bench(args) => {
+            Descriptors::raise();
+            load::run(&args)
+        }
         Command::Certs { action } => certs::run(&action),
         Command::Completions { shell } => completions(shell),
     }

@@ -37,6 +37,7 @@ use crate::leader::{self, server::Leader as LeaderServer};
 use crate::logging;
 use crate::member::{self, server::Member as MemberServer};
 use crate::net;
+use crate::resources::descriptors::Descriptors;
 use crate::rpc::tls::TlsSettings;
 use crate::threads::{self, StopSignal};
 
@@ -180,13 +181,14 @@ impl Settings for MemberConfig {
 
 fn run<S, C: Settings>(
     args: &ServerArgs<S>,
-    serve: impl FnOnce(C, &StopSignal, &Reload<C>) -> Result<(), ToolError>,
+    serve: impl FnOnce(C, Descriptors, &StopSignal, &Reload<C>) -> Result<(), ToolError>,
 ) -> Result<(), ToolError> {
     let sources = args.sources();
     let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
     let config = loaded.config;
     logging::init(config.name(), config.log_level()).context("cannot start logging")?;
     threads::exit_on_panic();
+    let descriptors = Descriptors::raise();
     loaded
         .warnings
         .iter()
@@ -204,7 +206,7 @@ fn run<S, C: Settings>(
     })?;
     // From here on SIGTERM, from whomever, is an orderly stop.
     let followed = follow_parent(args.supervised).map_err(ToolError::from);
-    let result = followed.and_then(|()| serve(config, &stop, &reload));
+    let result = followed.and_then(|()| serve(config, descriptors, &stop, &reload));
     signals.finish();
     result
 }
@@ -212,10 +214,13 @@ fn run<S, C: Settings>(
 /// Runs the leader's threads until `stop` and an orderly end.
 fn serve_leader(
     config: LeaderConfig,
+    descriptors: Descriptors,
     stop: &StopSignal,
     reload: &Reload<LeaderConfig>,
 ) -> Result<(), ToolError> {
-    let leader = LeaderServer::start(leader_settings(&config)?, stop.clone())?;
+    let mut settings = leader_settings(&config)?;
+    fit_connections(&mut settings.net, descriptors);
+    let leader = LeaderServer::start(settings, stop.clone())?;
     let control = leader.control();
     reload.on_reload(move |config| {
         control.reload_certificates();
@@ -233,6 +238,21 @@ fn serve_leader(
     }
     .announce();
     Ok(leader.wait()?)
+}
+
+/// Takes no more clients than leave descriptors for files and links.
+fn fit_connections(net: &mut net::Limits, descriptors: Descriptors) {
+    let wanted = net.connections_max;
+    net.connections_max = descriptors.fit(wanted);
+    if net.connections_max < wanted {
+        log::warn!(
+            "connections_max is {wanted}, and this process may have {} files and sockets open: {} \
+             clients are served at a time; raise the limit (ulimit -n, LimitNOFILE) to {} for all",
+            descriptors.limit,
+            net.connections_max,
+            Descriptors::needed(wanted)
+        );
+    }
 }
 
 /// What a leader is told at its start, from its configuration.
@@ -294,6 +314,7 @@ pub(crate) fn leader_settings(
 /// Runs the member's threads until `stop` and an orderly end.
 fn serve_member(
     config: MemberConfig,
+    _descriptors: Descriptors,
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> Result<(), ToolError> {

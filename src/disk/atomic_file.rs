@@ -1,8 +1,9 @@
 //! A small file that is replaced as a whole: after a crash it has the old content or the new.
 //!
 //! Written beside its place (`<name>.tmp`), synced, renamed, its directory synced; when `write`
-//! returns, the new content is durable. After an error of `write` either content may be there, and
-//! the unfinished file is removed, so that it takes no space of a full disk.
+//! returns, the new content is durable. After [`LogError::Refused`] the old content is there, after
+//! any other error of `write` either may be; the unfinished file is removed, so that it takes no
+//! space of a full disk.
 //!
 //! Little-endian:
 //!
@@ -114,8 +115,7 @@ pub fn write(fs: &dyn FileSystem, path: &Path, content: &[u8]) -> Result<(), Log
         let file = fs.create(beside)?;
         file.write_all_at(&bytes, 0)?;
         file.sync_all()?;
-        fs.rename(beside, path)?;
-        sync_names(fs, path.parent().unwrap_or(Path::new("")))
+        fs.rename_durably(beside, path)
     };
     replace().map_err(|source| {
         // If it cannot be removed, the next write does it.
@@ -123,12 +123,6 @@ pub fn write(fs: &dyn FileSystem, path: &Path, content: &[u8]) -> Result<(), Log
         log::trace!("{} removed: {removed:?}", beside.display());
         LogError::from_io("write", path.display().to_string(), source)
     })
-}
-
-/// Makes the names in a directory durable. A failure is final whatever its reason, as other names
-/// may be lost with this one: it is never told as a full disk, on which one would go on.
-pub(crate) fn sync_names(fs: &dyn FileSystem, dir: &Path) -> io::Result<()> {
-    fs.sync_dir(dir).map_err(io::Error::other)
 }
 
 fn checksum(header: &[u8], content: &[u8]) -> u32 {

@@ -2,13 +2,15 @@
 
 use std::io;
 
+use crate::error::Shortage;
+
 /// An error of the `disk` layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// There is no space for the group: it is forgotten, the log stays valid, a later group may
-    /// succeed.
-    #[error("no space left on the disk")]
-    Full,
+    /// The operating system has no space, descriptor or memory for it now: the group is forgotten,
+    /// the log stays valid, a later group may succeed.
+    #[error("{0}")]
+    Refused(Shortage),
     /// Bytes on disk are not what was written. Other records are not affected.
     #[error("{file} is damaged at offset {offset}: {what}")]
     Damaged {
@@ -44,23 +46,20 @@ pub enum LogError {
     Poisoned,
 }
 
-/// Whether an error says that there is no space, for this user or for all.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
-}
-
 impl LogError {
-    /// The error of an operating system call, with [`LogError::Full`] told apart.
+    /// Whether the system refused something that may succeed later.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self, LogError::Refused(_))
+    }
+
+    /// The error of an operating system call, with [`LogError::Refused`] told apart.
     pub(crate) fn from_io(
         action: &'static str,
         file: impl Into<String>,
         source: io::Error,
     ) -> Self {
-        if is_full(&source) {
-            return LogError::Full;
+        if let Some(shortage) = Shortage::of(&source) {
+            return LogError::Refused(shortage);
         }
         LogError::Io {
             action,

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::error::is_full;
 use super::fs::{File, FileSystem};
+use crate::error::Shortage;
 use crate::threads::StopSignal;
 
 /// The name of the file that is being filled.
@@ -31,7 +31,7 @@ const STEP_PAUSE: Duration = Duration::from_millis(1);
 /// How often the filler looks whether a file is wanted. A segment lasts much longer at any load.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long the filler stays away after it found the disk short of space.
+/// How long the filler stays away after it could not make or fill a file.
 const SHORT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where the next file stands.
@@ -92,12 +92,13 @@ impl Filler {
         while !stop.wait_timeout(POLL_INTERVAL) {
             match self.fill(stop) {
                 Ok(_) => {}
-                Err(error) if is_full(&error) => {
-                    log::debug!("no space to fill a segment ahead in {}", self.dir.display());
-                    stop.wait_timeout(SHORT_PAUSE);
-                }
                 Err(error) => {
-                    log::warn!(
+                    let level = match Shortage::of(&error) {
+                        Some(_) => log::Level::Debug,
+                        None => log::Level::Warn,
+                    };
+                    log::log!(
+                        level,
                         "cannot fill a segment ahead in {}: {error}",
                         self.dir.display()
                     );

@@ -2,6 +2,13 @@
 //!
 //! Durability is explicit: data is durable once [`File::sync_data`] returned, a name once
 //! [`FileSystem::sync_dir`] of its directory did. [`crate::disk::mem`] takes both at their word.
+//!
+//! A failed sync is final, whatever its reason: what it should have made durable may be lost while
+//! it is still seen. So it is an error without a number, which [`Shortage::of`] takes for none that
+//! may be tried again. A directory that cannot be opened for its sync is another matter: nothing
+//! was tried.
+//!
+//! [`Shortage::of`]: crate::error::Shortage::of
 
 use std::fs;
 use std::io;
@@ -21,6 +28,10 @@ pub trait FileSystem: Send + Sync {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Gives a file another name, replacing a file that has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// As [`FileSystem::rename`] within one directory, and makes it durable. Opens the directory
+    /// first: after an error that is a [`Shortage`](crate::error::Shortage) nothing was renamed.
+    /// After any other one the file may be seen under both names, and no name is durable.
+    fn rename_durably(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file's name.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Whether a file has this name.
@@ -114,6 +125,12 @@ impl FileSystem for OsFileSystem {
         fs::rename(from, to)
     }
 
+    fn rename_durably(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let dir = open_dir(to.parent().unwrap_or(Path::new("")))?;
+        fs::rename(from, to)?;
+        synced(dir.sync_all())
+    }
+
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
     }
@@ -128,26 +145,38 @@ impl FileSystem for OsFileSystem {
         }
         let parent = dir.parent().unwrap_or(Path::new(""));
         self.create_dir_all(parent)?;
+        // First, as the next attempt finds the directory and takes its name for durable.
+        let above = open_dir(parent)?;
         match private::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        self.sync_dir(parent)
+        synced(above.sync_all())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let here = dir.as_os_str().is_empty();
-        fs::File::open(if here { Path::new(".") } else { dir })?.sync_all()
+        synced(open_dir(dir)?.sync_all())
     }
 
     fn sync_everything(&self, dir: &Path) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(fs::File::open(dir)?)?)
+        let dir = open_dir(dir)?;
+        synced(rustix::fs::syncfs(dir).map_err(io::Error::from))
     }
 
     fn free_space(&self, dir: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+}
+
+fn open_dir(dir: &Path) -> io::Result<fs::File> {
+    let here = dir.as_os_str().is_empty();
+    fs::File::open(if here { Path::new(".") } else { dir })
+}
+
+/// Takes its number from the error of a sync; see the header of this file.
+pub(crate) fn synced(result: io::Result<()>) -> io::Result<()> {
+    result.map_err(io::Error::other)
 }
 
 struct OsFile(fs::File);
@@ -170,11 +199,11 @@ impl File for OsFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        synced(self.0.sync_data())
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        self.0.sync_all()
+        synced(self.0.sync_all())
     }
 }
 
@@ -198,7 +227,9 @@ mod tests {
         assert_eq!(&buffer[..8], b"\0\0\0hello");
         file.set_len(4).expect("cut");
         assert_eq!(read_all(&*file).expect("read"), b"\0\0\0h");
-        fs.rename(&dir.join("x"), &dir.join("y")).expect("renamed");
+        fs.rename(&dir.join("x"), &dir.join("z")).expect("renamed");
+        let (from, to) = (dir.join("z"), dir.join("y"));
+        fs.rename_durably(&from, &to).expect("renamed");
         fs.sync_dir(&dir).expect("synced");
         fs.sync_everything(&dir).expect("synced");
         assert_eq!(fs.list(&dir).expect("listed"), ["y"]);

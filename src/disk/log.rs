@@ -13,8 +13,9 @@
 //! written as a whole, and refused as a whole when there is no space.
 //!
 //! On failure: a failed write or sync poisons the log, because what is on disk is not known any
-//! more ([`LogError::Io`] once, then [`LogError::Poisoned`]). No space is [`LogError::Full`]: the
-//! group's bytes are cut off again, durably, so that it cannot come back after a crash.
+//! more ([`LogError::Io`] once, then [`LogError::Poisoned`]). No space, descriptor or memory is
+//! [`LogError::Refused`]: the group's bytes are cut off again, durably, so that it cannot come back
+//! after a crash. If they cannot be cut off now, nothing is written until they are.
 //!
 //! Space: [`Log::write`] leaves `reserve_bytes` of the disk free, [`Log::write_reserved`] uses
 //! them. Looking at the free space costs one system call for a group that is not within space
@@ -36,7 +37,6 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::error::is_full;
 use super::filler::Slot;
 use super::fs::FileSystem;
 use super::opening::{Opened, VisitAll, make_segment, open_segments};
@@ -46,6 +46,7 @@ use super::recovery::mark;
 use super::segment::{
     DATA_START, GROUP_HEADER_BYTES, GroupHeader, Segment, SegmentHeader, align_up,
 };
+use crate::error::Shortage;
 
 /// Bytes of a staged group at most: with a segment's size it stays within a 32-bit offset. Owners
 /// stop far earlier.
@@ -113,6 +114,8 @@ pub struct Log {
     staged: Staged,
     /// A write or sync failed.
     poisoned: bool,
+    /// Bytes of a refused group may be behind `end`, to be cut off before the next write.
+    is_uncut: bool,
     slot: Arc<Slot>,
 }
 
@@ -182,6 +185,7 @@ impl Log {
             announced,
             epoch: tail.epoch,
             poisoned: false,
+            is_uncut: false,
             slot: Arc::new(Slot::default()),
         };
         Ok((log, recovery))
@@ -255,7 +259,7 @@ impl Log {
 
     /// Writes the staged group; it is then visible to readers, and durable after [`Log::sync`]. A
     /// group that does not fit the disk, or would use up the reserve, is forgotten:
-    /// [`LogError::Full`]. Nothing staged is no error.
+    /// [`LogError::Refused`]. Nothing staged is no error.
     pub fn write(&mut self) -> Result<(), LogError> {
         self.write_staged(self.options.reserve_bytes)
     }
@@ -303,6 +307,9 @@ impl Log {
 
     /// Writes whole sectors where the log ends.
     fn put(&mut self, bytes: &[u8], reserve: u64) -> Result<(), LogError> {
+        if self.is_uncut {
+            self.cut_refused()?;
+        }
         let start = u64::from(self.end.offset);
         let length = bytes.len() as u64;
         if start + length > self.allocated {
@@ -315,11 +322,13 @@ impl Log {
                 self.allocated = self.allocated.max(start + length);
                 Ok(())
             }
-            Err(error) if is_full(&error) => {
-                self.cut_refused()?;
-                Err(LogError::Full)
+            Err(source) => {
+                let error = self.failed("write", source);
+                if error.is_refused() {
+                    self.cut_refused()?;
+                }
+                Err(error)
             }
-            Err(source) => Err(self.poison("write", source)),
         }
     }
 
@@ -327,13 +336,15 @@ impl Log {
     fn cut_refused(&mut self) -> Result<(), LogError> {
         let end = u64::from(self.end.offset);
         let file = &self.current.file;
+        self.is_uncut = true;
         match file.set_len(end).and_then(|()| file.sync_data()) {
             Ok(()) => {
+                self.is_uncut = false;
                 self.allocated = end;
                 self.synced = self.end;
                 Ok(())
             }
-            Err(source) => Err(self.poison("cut", source)),
+            Err(source) => Err(self.failed("cut", source)),
         }
     }
 
@@ -343,7 +354,9 @@ impl Log {
             return Ok(());
         }
         match self.fs.free_space(&self.dir) {
-            Ok(free) if free < reserve.saturating_add(length) => Err(LogError::Full),
+            Ok(free) if free < reserve.saturating_add(length) => {
+                Err(LogError::Refused(Shortage::Space))
+            }
             // Unknown: the write itself will tell.
             Ok(_) | Err(_) => Ok(()),
         }
@@ -367,26 +380,11 @@ impl Log {
             epoch: self.epoch,
             previous_end: Some(self.end),
         };
-        let made = make_segment(&*self.fs, &self.dir, &header, filled).and_then(|made| {
-            let length = made.file.len();
-            let length = length.map_err(|source| LogError::Io {
-                action: "look at",
-                file: made.path.clone(),
-                source,
-            })?;
-            Ok((made, length))
-        });
+        let made = make_segment(&*self.fs, &self.dir, &header, filled);
         if taken {
             self.slot.want();
         }
-        let (made, allocated) = match made {
-            Ok(made) => made,
-            Err(LogError::Full) => return Err(LogError::Full),
-            Err(error) => {
-                self.poisoned = true;
-                return Err(error);
-            }
-        };
+        let (made, allocated) = made.inspect_err(|error| self.poisoned |= !error.is_refused())?;
         self.current = Arc::new(made);
         self.allocated = allocated;
         self.announced = self.end;
@@ -409,13 +407,14 @@ impl Log {
                 self.synced = self.end;
                 Ok(())
             }
-            Err(source) => Err(self.poison("sync", source)),
+            // Never a refusal, see `disk::fs`.
+            Err(source) => Err(self.failed("sync", source)),
         }
     }
 
     /// Syncs, and makes the known-synced position durable by an empty group, unless it is: when
     /// nothing was written for a while, and at a clean end. Does nothing while a group is staged.
-    /// On a full disk it leaves the empty group out.
+    /// When it is refused, on a full disk for one, it leaves the empty group out.
     pub fn idle(&mut self) -> Result<(), LogError> {
         self.check()?;
         if self.staged.count > 0 {
@@ -433,7 +432,7 @@ impl Log {
                 self.announced = told;
                 Ok(())
             }
-            Err(LogError::Full) => Ok(()),
+            Err(LogError::Refused(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -472,14 +471,11 @@ impl Log {
         }
     }
 
-    fn poison(&mut self, action: &'static str, source: std::io::Error) -> LogError {
-        self.poisoned = true;
-        let file = self.current.path.clone();
-        LogError::Io {
-            action,
-            file,
-            source,
-        }
+    /// The error of a call on the last segment, which poisons the log unless it is a refusal.
+    fn failed(&mut self, action: &'static str, source: std::io::Error) -> LogError {
+        let error = LogError::from_io(action, self.current.path.clone(), source);
+        self.poisoned |= !error.is_refused();
+        error
     }
 }
 

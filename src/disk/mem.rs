@@ -75,6 +75,9 @@ pub enum Fault {
     NoSpace,
     /// A write writes its first half, then EIO. As [`Fault::Io`] for other calls.
     ShortWrite,
+    /// EMFILE where the call opens something, ENOMEM elsewhere; nothing happens, except that a
+    /// write writes its first half. A failed sync loses what it should have synced.
+    Refused,
 }
 
 /// Something that is not durable yet.
@@ -137,6 +140,17 @@ impl MemFileSystem {
         self.disk.lock().capacity = capacity;
     }
 
+    /// Whether every call that opens something fails with EMFILE from now on, until it is told
+    /// otherwise.
+    pub fn set_out_of_descriptors(&self, is_out: bool) {
+        self.disk.lock().is_out_of_descriptors = is_out;
+    }
+
+    /// Which kind of call was made to fail last.
+    pub fn failed(&self) -> Option<Operation> {
+        self.disk.lock().failed
+    }
+
     /// Makes one call fail: the one after `after` more of its kind.
     pub fn fail(&self, operation: Operation, after: u64, fault: Fault) {
         self.disk.lock().armed.push(Armed {
@@ -151,9 +165,16 @@ impl MemFileSystem {
         self.disk.lock().calls
     }
 
-    /// Forgets the failures that have not happened yet.
+    /// Forgets the failures that have not happened yet; there are descriptors again.
     pub fn heal(&self) {
-        self.disk.lock().armed.clear();
+        let mut disk = self.disk.lock();
+        disk.armed.clear();
+        disk.is_out_of_descriptors = false;
+    }
+
+    /// Whether calls that open something fail.
+    pub fn is_out_of_descriptors(&self) -> bool {
+        self.disk.lock().is_out_of_descriptors
     }
 
     /// What a crash could lose now, in the order in which it was done.
@@ -264,6 +285,7 @@ impl FileSystem for MemFileSystem {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut disk = self.disk.lock();
         disk.check(Operation::Look)?;
+        disk.check_descriptors()?;
         if !disk.dirs.contains(dir) {
             return Err(not_found(dir));
         }
@@ -274,13 +296,19 @@ impl FileSystem for MemFileSystem {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.check(Operation::Rename)?;
-        let inode = *disk.names.get(from).ok_or_else(|| not_found(from))?;
-        disk.change_name(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
-        if let Some(file) = disk.files.get_mut(&inode) {
-            file.path = to.to_owned();
+        disk.rename(from, to)
+    }
+
+    fn rename_durably(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // The fault of the last step comes before the first one if the directory is not opened.
+        let mut disk = self.disk.lock();
+        let fault = disk.fault(Operation::SyncDir);
+        if let Some(fault) = fault.filter(|fault| *fault == Fault::Refused) {
+            return Err(fault_error(fault, Operation::SyncDir));
         }
-        disk.note(|| format!("rename {} {}", name_of(from), name_of(to)));
-        Ok(())
+        disk.check(Operation::Rename)?;
+        disk.rename(from, to)?;
+        disk.sync_names(to.parent().unwrap_or(Path::new("")), fault)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -309,23 +337,15 @@ impl FileSystem for MemFileSystem {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
-        let fault = disk.fault(Operation::SyncDir);
-        let (synced, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut disk.unsynced_names)
-            .into_iter()
-            .partition(|(_, change)| change.is_in(dir));
-        disk.unsynced_names = rest;
-        if let Some(fault) = fault {
-            return Err(fault_error(fault));
+        match disk.fault(Operation::SyncDir) {
+            Some(Fault::Refused) => Err(fault_error(Fault::Refused, Operation::SyncDir)),
+            fault => disk.sync_names(dir, fault),
         }
-        for (_, change) in synced {
-            change.apply(&mut disk.durable_names);
-        }
-        disk.note(|| "sync the directory".to_owned());
-        Ok(())
     }
 
     fn sync_everything(&self, _dir: &Path) -> io::Result<()> {
         let mut disk = self.disk.lock();
+        disk.check_descriptors()?;
         let files: Vec<u64> = disk.files.keys().copied().collect();
         files.into_iter().try_for_each(|inode| disk.sync(inode))?;
         for (_, change) in std::mem::take(&mut disk.unsynced_names) {
@@ -379,13 +399,13 @@ impl File for MemFile {
             let length = data.len();
             disk.note(|| format!("write {name} {offset}+{length}"));
             match disk.fault(Operation::Write) {
-                Some(fault @ (Fault::ShortWrite | Fault::NoSpace)) => {
+                Some(fault @ (Fault::ShortWrite | Fault::NoSpace | Fault::Refused)) => {
                     disk.write(self.inode, &data[..length / 2], offset);
-                    Err(fault_error(fault))
+                    Err(fault_error(fault, Operation::Write))
                 }
-                Some(fault @ Fault::Io) => Err(fault_error(fault)),
+                Some(fault @ Fault::Io) => Err(fault_error(fault, Operation::Write)),
                 None if disk.write(self.inode, data, offset) => Ok(()),
-                None => Err(fault_error(Fault::NoSpace)),
+                None => Err(fault_error(Fault::NoSpace, Operation::Write)),
             }
         })
     }

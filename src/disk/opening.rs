@@ -21,7 +21,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::{LogError, is_full};
+use super::error::LogError;
 use super::filler::FILL_NAME;
 use super::fs::{File, FileSystem, read_all, read_full_at};
 use super::log::segment_salt;
@@ -156,7 +156,7 @@ pub(crate) fn open_segments(
                 epoch: 1,
                 previous_end: None,
             };
-            let made = Arc::new(make_segment(fs, dir, &header, None)?);
+            let made = Arc::new(make_segment(fs, dir, &header, None)?.0);
             segments.insert(number, Arc::clone(&made));
             headers.insert(number, Some(header));
             let tail = Tail {
@@ -346,7 +346,8 @@ fn remove_for_good(
 }
 
 /// Writes both copies of a header, one after the other: there is an intact one at any time. When
-/// the first one is durable, so is what the header says. [`LogError::Full`]: nothing was written.
+/// the first one is durable, so is what the header says, and the second one may be left for the
+/// next opening to repair. [`LogError::Refused`]: the header says what it said before.
 pub(crate) fn write_header(
     file: &dyn File,
     path: &str,
@@ -361,8 +362,12 @@ pub(crate) fn write_header(
     };
     for (at, copy) in header.encode().chunks(SECTOR_BYTES).enumerate() {
         match file.write_all_at(copy, (at * SECTOR_BYTES) as u64) {
-            Err(error) if at == 0 && is_full(&error) => return Err(LogError::Full),
-            written => written.map_err(failed("write the header of"))?,
+            Ok(()) => {}
+            Err(source) => match LogError::from_io("write the header of", path, source) {
+                LogError::Refused(_) if at > 0 => return Ok(()),
+                // Part of a sector may be there: the other copy rules until this one is written.
+                error => return Err(error),
+            },
         }
         file.sync_data().map_err(failed("sync"))?;
     }
@@ -443,20 +448,20 @@ fn read_segment(
 
 /// Makes a segment, in a file filled ahead if there is one. The header is synced before the file
 /// gets its name, and the name before this returns: a segment's header is never torn.
-/// [`LogError::Full`] leaves nothing behind.
+/// Also tells the length of its file. [`LogError::Refused`] leaves nothing behind.
 pub(crate) fn make_segment(
     fs: &dyn FileSystem,
     dir: &Path,
     header: &SegmentHeader,
     filled: Option<Arc<dyn File>>,
-) -> Result<Segment, LogError> {
+) -> Result<(Segment, u64), LogError> {
     let temporary = dir.join(if filled.is_some() {
         FILL_NAME
     } else {
         NEW_NAME
     });
     let path = dir.join(file_name(header.number));
-    let prepare = || -> io::Result<Arc<dyn File>> {
+    let prepare = || -> io::Result<(Arc<dyn File>, u64)> {
         let file = match filled {
             Some(file) => file,
             None => {
@@ -468,33 +473,28 @@ pub(crate) fn make_segment(
         };
         file.write_all_at(&header.encode(), 0)?;
         file.sync_all()?;
-        fs.rename(&temporary, &path)?;
-        Ok(file)
+        let length = file.len()?;
+        // A name that is seen and not durable would be a segment after some crashes, and end the
+        // one before it where that did not end.
+        fs.rename_durably(&temporary, &path)?;
+        Ok((file, length))
     };
     let shown = path.display().to_string();
-    let file = prepare().map_err(|source| {
-        if is_full(&source) {
-            // If it cannot be removed now, the next attempt or opening does.
-            let removed = fs.remove(&temporary);
-            log::debug!("no space to make {shown} (remains removed: {removed:?})");
-        }
-        LogError::from_io("make", &shown, source)
+    let (file, length) = prepare().map_err(|source| {
+        let error = LogError::from_io("make", &shown, source);
+        // If it cannot be removed now, the next attempt or opening does. After a failed sync the
+        // name may be seen for as long as the machine runs and never be on the disk: the next
+        // opening must not trust it.
+        let is_named = !error.is_refused();
+        let removed = fs.remove(if is_named { &path } else { &temporary });
+        log::debug!("{error} (remains removed: {removed:?})");
+        error
     })?;
-    fs.sync_dir(dir).map_err(|source| {
-        // After a failed sync the name may be seen for as long as the machine runs and never be on
-        // the disk: the next opening must not trust it.
-        let removed = fs.remove(&path);
-        log::debug!("the name of {shown} is not durable (removed: {removed:?})");
-        LogError::Io {
-            action: "sync",
-            file: dir.display().to_string(),
-            source,
-        }
-    })?;
-    Ok(Segment {
+    let segment = Segment {
         number: header.number,
         path: shown,
         seed: Seed::of(header.salt),
         file,
-    })
+    };
+    Ok((segment, length))
 }

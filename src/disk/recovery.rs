@@ -27,13 +27,14 @@
 
 use std::fmt;
 
-use super::error::{LogError, is_full};
+use super::error::LogError;
 use super::fs::File;
 use super::record::{Location, Record, Seed, encoded_len_at};
 use super::segment::{
     DATA_START, FORMAT_VERSION, GROUP_HEADER_BYTES, GroupHeader, Position, SECTOR_BYTES,
     SegmentHeader,
 };
+use crate::error::Shortage;
 use crate::faults::{self, Fault};
 
 /// What opening a log found.
@@ -363,7 +364,7 @@ pub(crate) fn repair(
     let mark = mark(Seed::of(header.salt), position, position, scan.epoch + 1);
     match file.write_all_at(&mark, scan.end as u64) {
         Ok(()) => file.sync_data().map_err(failed("sync"))?,
-        Err(error) if is_full(&error) => {
+        Err(error) if Shortage::of(&error).is_some() => {
             // A full disk must not keep a log from opening: its releases make room. The cut is
             // durable without the mark; the known-synced position is told by the next group.
             file.set_len(scan.end as u64).map_err(failed("cut"))?;

@@ -35,8 +35,8 @@
 //!
 //! # Failure and durability
 //!
-//! When [`Journal::write`] returns `Durable`, all of it is. An error is final. `Full` leaves the
-//! journal as it was. Damage below the known-synced offset is refused at start, naming file and
+//! When [`Journal::write`] returns `Durable`, all of it is. An error is final. `Refused` leaves
+//! the journal as it was. Damage below the known-synced offset is refused at start, naming file and
 //! offset: a leader alone cannot know what stood there.
 //!
 //! Known limits: whole segments are cut, so a start reads up to one more than is needed.
@@ -50,6 +50,7 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions};
 use crate::disk::record::Record;
 use crate::disk::segment::SECTOR_BYTES;
+use crate::error::Shortage;
 use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::core::{HardState, Persist, Recovered};
@@ -109,8 +110,8 @@ pub enum JournalError {
 pub enum Written {
     /// It is on disk.
     Durable,
-    /// There is no space; nothing was written.
-    Full,
+    /// The system refused it; nothing was written.
+    Refused(Shortage),
 }
 
 /// An open journal.
@@ -194,8 +195,8 @@ impl Journal {
                 entries: Vec::new(),
                 hard_state: recovered.hard_state,
             };
-            if journal.write(&[reset])? == Written::Full {
-                return Err(LogError::Full.into());
+            if let Written::Refused(shortage) = journal.write(&[reset])? {
+                return Err(LogError::Refused(shortage).into());
             }
         }
         Ok((journal, Some(recovered)))
@@ -210,9 +211,9 @@ impl Journal {
     pub fn write(&mut self, writes: &[Persist]) -> Result<Written, JournalError> {
         match self.try_write(writes) {
             Ok(()) => Ok(Written::Durable),
-            Err(LogError::Full) => {
+            Err(LogError::Refused(shortage)) => {
                 self.log.discard();
-                Ok(Written::Full)
+                Ok(Written::Refused(shortage))
             }
             Err(error) => Err(error.into()),
         }
@@ -278,7 +279,7 @@ impl Journal {
         match self.log.drop_head(kept) {
             Ok(()) => self.segments = self.segments.split_off(&kept),
             // Nothing was dropped; the next cut takes these too.
-            Err(LogError::Full) => log::warn!("journal: no space to cut it"),
+            Err(LogError::Refused(shortage)) => log::warn!("journal: it is not cut: {shortage}"),
             Err(error) => return Err(error.into()),
         }
         Ok(())

@@ -14,10 +14,11 @@
 //! # Failure
 //!
 //! A failed write or sync is final: the thread reports it and ends, and no number it did not report
-//! will ever count as durable. A full disk is not a failure. What was appended cannot be taken
-//! back, so the thread tries the same write again every [`FULL_RETRY_INTERVAL`] until there is
-//! space; meanwhile the handle refuses proposals ([`Reason::DiskFull`]) and what waits goes on
-//! waiting, its clients running into their deadlines with an unknown outcome, which is what it is.
+//! will ever count as durable. Want of space, of a descriptor or of memory is not a failure. What
+//! was appended cannot be taken back, so the thread tries the same write again every
+//! [`RETRY_INTERVAL`] until it is taken; meanwhile the handle refuses proposals
+//! ([`Reason::DiskFull`]) and what waits goes on waiting, its clients running into their deadlines
+//! with an unknown outcome, which is what it is.
 //!
 //! [`Reason::DiskFull`]: crate::group::proposals::Reason::DiskFull
 
@@ -36,8 +37,8 @@ use crate::group::node::Event;
 /// How long without a write counts as idle.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
-/// How often to look whether a full disk has space again.
-const FULL_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// How often a write that was refused is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Bytes of entries after which a write takes in no more. At 500 MB/s it takes 16 ms; a larger one
 /// saves nothing and makes the first of its proposals wait longer.
@@ -142,21 +143,21 @@ impl<O> JournalThread<O> {
 
     /// Makes a group durable, however long the disk is full; `Closed` when told to end meanwhile.
     fn write(&self, group: &mut Vec<Persist>) -> Result<Option<Closed>, JournalError> {
-        if self.journal.lock().write(group)? == Written::Durable {
-            return Ok(None);
+        match self.journal.lock().write(group)? {
+            Written::Durable => return Ok(None),
+            Written::Refused(shortage) => log::error!("journal: {shortage}, writes wait"),
         }
-        log::error!("the journal's disk is full, writes wait for space");
         self.shared.disk_full.store(true, Ordering::Relaxed);
         loop {
             // What the Raft thread still hands over joins; it stops at its limit in flight.
-            match self.writes.recv_timeout(FULL_RETRY_INTERVAL) {
+            match self.writes.recv_timeout(RETRY_INTERVAL) {
                 Ok(Task::Write(write)) => group.push(write),
                 Ok(Task::Written) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(Some(Closed)),
             }
             self.cut()?;
             if self.journal.lock().write(group)? == Written::Durable {
-                log::info!("the journal's disk has space again");
+                log::info!("journal: it takes writes again");
                 self.shared.disk_full.store(false, Ordering::Relaxed);
                 return Ok(None);
             }

@@ -67,6 +67,7 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{LogError, LogOptions};
+use crate::error::Shortage;
 use crate::ids::PeerId;
 use crate::threads::StopSignal;
 
@@ -242,11 +243,13 @@ pub enum GroupError {
     /// The last snapshot is damaged, or one could not be written.
     #[error("snapshot: {0}")]
     Snapshot(#[source] LogError),
-    /// The disk is too full to start.
-    #[error("the disk of {dir} is full")]
-    DiskFull {
+    /// The system cannot give what a start needs.
+    #[error("cannot write in {dir}: {shortage}")]
+    Refused {
         /// The group's directory.
         dir: String,
+        /// What is short.
+        shortage: Shortage,
     },
     /// A directory or thread could not be made.
     #[error("cannot {action} {what}: {source}")]

@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::Instant;
+use crate::disk::fs::File;
 use crate::group::configuration::{Configuration, ConfigurationChange};
 use crate::group::core::{Batch, Core, CoreStatus, Outgoing, Persist, Progress};
 use crate::group::handle::{ChangeRequest, Completion, PendingRead, Proposal, ReadOutcome, Shared};
@@ -83,6 +84,8 @@ pub struct Node<S: StateMachine> {
     pub(super) applied: Position,
     /// A snapshot is installed, and the journal does not know yet.
     pub(super) installing: Option<u64>,
+    /// The last snapshot that came from a peer, until it is installed: its file is open.
+    pub(super) received: Option<(Position, Arc<dyn File>)>,
     pub(super) shared: Arc<Shared>,
     pub(super) proposals: Proposals<Waiter<S::Output>>,
     pub(super) reads: Reads<PendingRead>,
@@ -126,7 +129,10 @@ impl<S: StateMachine> Node<S> {
             // One of its own is being drawn from the state that would go. The next attempt of the
             // peer comes when that is done.
             Event::SnapshotReceived(_) if self.schedule.is_running() => {}
-            Event::SnapshotReceived(message) => log_dropped(self.core.step_snapshot(&message)),
+            Event::SnapshotReceived(received) => {
+                self.received = Some((received.position, received.file));
+                log_dropped(self.core.step_snapshot(&received.message));
+            }
             Event::SnapshotSent { to, arrived } => self.core.snapshot_sent(to, arrived),
             Event::Persisted {
                 number,
@@ -415,14 +421,19 @@ impl<S: StateMachine> Node<S> {
 
     /// Replaces the state by the snapshot of a peer.
     fn install(&mut self, position: Position) -> Result<(), GroupError> {
+        let received = self.received.take().filter(|(of, _)| *of == position);
         let machine = &mut self.machine;
         machine.reset();
         let found = self
             .files
-            .restore_received(position.index, &mut |piece| match piece {
-                Piece::Chunk(chunk) => machine.restore(chunk),
-                Piece::End { index } => machine.restored(index),
-            })
+            .restore_received(
+                position.index,
+                received.map(|(_, file)| file),
+                &mut |piece| match piece {
+                    Piece::Chunk(chunk) => machine.restore(chunk),
+                    Piece::End { index } => machine.restored(index),
+                },
+            )
             .map_err(GroupError::Snapshot)?;
         log::info!(
             "group: a peer's snapshot at index {} is installed",

@@ -49,12 +49,12 @@ pub struct Parts<S: StateMachine> {
 
 impl<S: StateMachine> Parts<S> {
     /// Makes writes of the node durable, in order and as one, as the `journal` thread does, and
-    /// returns what the node is to be told; none when the disk is full.
+    /// returns what the node is to be told; none when the system refuses it now.
     pub fn write(&mut self, writes: &[Persist]) -> Result<Option<Event<S::Output>>, JournalError> {
         let Some(last) = writes.last() else {
             return Ok(None);
         };
-        if self.journal.write(writes)? == Written::Full {
+        if self.journal.write(writes)? != Written::Durable {
             return Ok(None);
         }
         match self.shared.cut.swap(0, Ordering::AcqRel) {
@@ -106,6 +106,7 @@ impl<S: StateMachine> Parts<S> {
             schedule: Schedule::new(options.snapshot_bytes, snapshot_bytes, journal.bytes()),
             applied,
             installing: None,
+            received: None,
             shared: shared.clone(),
             proposals: Proposals::default(),
             reads: Reads::default(),
@@ -214,8 +215,8 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
                 entries: Vec::new(),
                 hard_state,
             };
-            if journal.write(&[first])? == Written::Full {
-                return Err(GroupError::DiskFull { dir });
+            if let Written::Refused(shortage) = journal.write(&[first])? {
+                return Err(GroupError::Refused { dir, shortage });
             }
             Recovered {
                 hard_state,

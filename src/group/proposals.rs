@@ -22,8 +22,8 @@ pub enum Reason {
     /// Too much waits already; try again.
     #[error("busy")]
     Busy,
-    /// The journal's disk is full; try again when there is space.
-    #[error("the journal's disk is full")]
+    /// The journal has no space, descriptor or memory; try again when there is some.
+    #[error("the journal is full for now")]
     DiskFull,
     /// The group has stopped.
     #[error("stopped")]

@@ -155,7 +155,7 @@ impl<S: StateMachine> RaftThread<S> {
         let disk = Arc::clone(&self.disk);
         if let Some(mut journal) = disk.try_lock().filter(|_| is_small) {
             let written = journal.write(std::slice::from_ref(&write));
-            // If the disk is full it waits for space over there.
+            // If it is refused it is tried again over there.
             if written.map_err(GroupError::Journal)? == Written::Durable {
                 let event = Event::Persisted {
                     number: write.number,

@@ -13,11 +13,11 @@
 //!
 //! # Failure
 //!
-//! No space is no failure: the snapshot is given up and tried again when the journal has grown by a
-//! quarter of what asks for one, or, for a peer that needs it, [`RETRY_AFTER`] later; the journal's
-//! reserve is left alone. Any other error ends the
-//! group, like one of the journal: a disk that fails is not trusted. Damage is refused at start,
-//! naming file and offset: with the journal behind it cut, nobody alone knows what stood there.
+//! No space, descriptor or memory is no failure: the snapshot is given up and tried again when the
+//! journal has grown by a quarter of what asks for one, or, for a peer that needs it,
+//! [`RETRY_AFTER`] later; the journal's reserve is left alone. Any other error ends the group, like
+//! one of the journal: a disk that fails is not trusted. Damage is refused at start, naming file
+//! and offset: with the journal behind it cut, nobody alone knows what stood there.
 //!
 //! A peer that lacks entries which this one holds no more gets the file ([`sending`]); the same
 //! thread takes the chunks that peers send ([`incoming`]).
@@ -204,7 +204,7 @@ impl SnapshotDesk {
             Task::Receive(chunk, done) => match self.incoming.take(&self.files, &chunk) {
                 Ok(received) => {
                     done(Ok(()));
-                    received.and(chunk.end).map(Event::SnapshotReceived)
+                    received.map(Event::SnapshotReceived)
                 }
                 Err(error) => {
                     log::warn!("snapshot of peer {}: {error}", chunk.from);
@@ -235,8 +235,8 @@ impl SnapshotDesk {
                     bytes,
                 }
             }
-            Ok(Written::Full) => {
-                log::error!("snapshot: there is no space for one");
+            Ok(Written::Refused(shortage)) => {
+                log::error!("snapshot: none now, it is tried again: {shortage}");
                 Event::SnapshotRefused
             }
             Ok(Written::Stopped) => return None,

@@ -131,6 +131,10 @@ impl Peers {
         let mut targets = self.targets.lock();
         let known = targets.heard.get(&peer);
         if known.is_some_and(|known| known.0 == address && known.1 == name) {
+            // A thread for it could not be started: it is tried again.
+            if self.own.get().is_some_and(|own| !own.pool.holds(peer)) {
+                self.dial(&targets);
+            }
             return;
         }
         info!("peer {name} ({peer}) is reached at {address}");

@@ -20,6 +20,7 @@ use crate::clock::{Clock, Instant};
 use crate::disk::atomic_file;
 use crate::disk::error::LogError;
 use crate::disk::fs::FileSystem;
+use crate::error::Shortage;
 use crate::faults::{self, Fault};
 use crate::ids::{CallId, Fence};
 use crate::replica::core::Replica;
@@ -287,14 +288,15 @@ impl Appender {
         }
         let saved = match self.replica.unsaved_fence() {
             Some(fence) => self.persist(fence)?,
-            None => true,
+            None => Ok(()),
         };
         let engine = self.engine.as_mut();
-        let answers = if saved {
-            self.replica.commit(engine)?
-        } else {
-            let reason = "no space left to record the fence".to_owned();
-            self.replica.refuse(engine, &Refusal::Other(reason))
+        let answers = match saved {
+            Ok(()) => self.replica.commit(engine)?,
+            Err(shortage) => {
+                let reason = format!("the fence cannot be recorded: {shortage}");
+                self.replica.refuse(engine, &Refusal::Other(reason))
+            }
         };
         for (ticket, response) in answers {
             self.note_space(&response);
@@ -325,8 +327,8 @@ impl Appender {
         }
     }
 
-    /// Makes a raised fence durable, then known to the readers; false if there is no space for it.
-    fn persist(&mut self, fence: Fence) -> Result<bool, Fatal> {
+    /// Makes a raised fence durable, then known to the readers, unless the system refuses it now.
+    fn persist(&mut self, fence: Fence) -> Result<Result<(), Shortage>, Fatal> {
         let (fs, path) = &self.fence_file;
         let written = match faults::has(Fault::FenceNotPersisted) {
             true => Ok(()),
@@ -334,7 +336,7 @@ impl Appender {
         };
         match written {
             Ok(()) => {}
-            Err(LogError::Full) => return Ok(false),
+            Err(LogError::Refused(shortage)) => return Ok(Err(shortage)),
             Err(error) => {
                 return Err(Fatal {
                     context: format!("cannot save fence {fence}"),
@@ -345,21 +347,22 @@ impl Appender {
         self.replica.persisted(fence);
         *self.shared_fence.write() = fence;
         log::info!("fence raised to {fence}");
-        Ok(true)
+        Ok(Ok(()))
     }
 
-    /// Says once when the disk becomes full, and once when it takes records again.
+    /// Says once when stores begin to be refused, and once when they are taken again.
     fn note_space(&mut self, response: &Response) {
         let Response::Store(results) = response else {
             return;
         };
         if results.contains(&StoreResult::DiskFull) {
             if !self.full {
-                log::error!("disk full: stores are refused, releases and fetches go on");
+                let shortage = self.engine.refusal();
+                log::error!("{shortage}: stores are refused, releases and fetches go on");
             }
             self.full = true;
         } else if self.full && results.contains(&StoreResult::Stored) {
-            log::info!("the disk has space again");
+            log::info!("stores are taken again");
             self.full = false;
         }
     }

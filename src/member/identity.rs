@@ -162,7 +162,7 @@ fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, Strin
         Err(
             error @ (LogError::Version { .. }
             | LogError::Io { .. }
-            | LogError::Full
+            | LogError::Refused(_)
             | LogError::Poisoned),
         ) => Err(error.into()),
     }

@@ -32,6 +32,8 @@ pub struct Listener {
     not_before: Instant,
     /// Whether there may be connections to accept.
     is_ready: bool,
+    /// Accepting fails, which was said.
+    is_failing: bool,
 }
 
 impl Listener {
@@ -42,6 +44,7 @@ impl Listener {
             sessions,
             not_before: Instant::default(),
             is_ready: true,
+            is_failing: false,
         }
     }
 
@@ -62,14 +65,19 @@ impl Listener {
         }
         for _ in 0..ACCEPTS_MAX {
             match self.socket.accept() {
-                Ok((stream, _)) => admit(stream, &*self.sessions, shared),
+                Ok((stream, _)) => {
+                    self.is_failing = false;
+                    admit(stream, &*self.sessions, shared);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.is_ready = false;
                     return;
                 }
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
-                    log::warn!("accepting pauses for {PAUSE:?}: {error}");
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        log::warn!("clients wait to be accepted: {error}");
+                    }
                     self.not_before = now + PAUSE;
                     return;
                 }

@@ -185,6 +185,12 @@ impl<T: Target> Pool<T> {
         }
     }
 
+    /// Whether a thread keeps a link to `target` open, or tries to: for want of one,
+    /// [`Pool::set`] may have done nothing.
+    pub fn holds(&self, target: T) -> bool {
+        self.shared.targets.lock().current.contains_key(&target)
+    }
+
     /// Closes the link and forgets the target. Does not block; the last event is `down`, soon.
     pub fn remove(&self, target: T) {
         let mut targets = self.shared.targets.lock();

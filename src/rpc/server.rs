@@ -253,9 +253,11 @@ impl Entry {
 impl Shared {
     /// The thread `accept-rpc`.
     fn accept_all(self: &Arc<Self>, listener: &TcpListener) {
+        let mut is_failing = false;
         while !self.stop.is_stopped() {
             match listener.accept() {
                 Ok((socket, address)) => {
+                    is_failing = false;
                     self.reap();
                     if let Err(reason) = self.begin(socket, address) {
                         log::warn!("refused {address}: {reason}");
@@ -264,7 +266,9 @@ impl Shared {
                 Err(_) if self.stop.is_stopped() => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => {
-                    log::error!("accepting rpc connections: {error}");
+                    if !std::mem::replace(&mut is_failing, true) {
+                        log::error!("rpc connections wait to be accepted: {error}");
+                    }
                     self.stop.wait_timeout(ACCEPT_PAUSE);
                 }
             }

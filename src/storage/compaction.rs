@@ -283,7 +283,7 @@ impl Compactor {
         };
         let (fs, dir) = self.remover.disk();
         match hints::write(fs, dir, &sealed, &entries) {
-            Err(LogError::Full) => {
+            Err(LogError::Refused(_)) => {
                 self.hinted.remove(&segment);
                 Ok(false)
             }

@@ -19,8 +19,9 @@
 //! record of it is there as a whole or not at all.
 //!
 //! A record found damaged stays in the index and on the disk, reported and never returned, until it
-//! is stored anew. No space refuses the stores of a group and removes what was written of them.
-//! After any other error each call fails.
+//! is stored anew. No space, descriptor or memory refuses the stores of a group and removes what
+//! was written of them; what the directories still owe is paid with the next group. After any other
+//! error each call fails.
 //!
 //! Known limits: a sync for each record is what it costs. Opening lists all files. A release whose
 //! sync failed may be undone by a power failure even after a restart; the audit repeats it.
@@ -34,9 +35,10 @@ use bytes::Bytes;
 use rustc_hash::FxHashSet;
 
 use crate::disk::atomic_file;
-use crate::disk::error::{LogError, is_full};
+use crate::disk::error::LogError;
 use crate::disk::fs::{File, FileSystem};
 use crate::disk::recovery::Recovery;
+use crate::error::Shortage;
 use crate::ids::{Key, Revision};
 use crate::storage::file_name;
 use crate::storage::files_index::{Arrival, Entry, Shared, dir_of};
@@ -75,6 +77,8 @@ pub struct FilesEngine {
     /// Which directories exist.
     made: BTreeSet<u8>,
     owed: Owed,
+    /// Why the last group was refused.
+    refusal: Shortage,
     /// A write or sync failed.
     poisoned: bool,
 }
@@ -113,6 +117,7 @@ impl FilesEngine {
             group: Group::default(),
             made,
             owed: Owed::default(),
+            refusal: Shortage::Space,
             poisoned: false,
         };
         Ok((engine, recovery))
@@ -189,8 +194,7 @@ impl FilesEngine {
             let old = old.map(|entry| self.shared.path(revision, &entry));
             if let Some(old) = old.filter(|old| *old != path) {
                 remove_if_there(self.fs.as_ref(), &old)?;
-                let dir = self.shared.dir_path(dir_of(revision));
-                atomic_file::sync_names(self.fs.as_ref(), &dir)?;
+                self.fs.sync_dir(&self.shared.dir_path(dir_of(revision)))?;
             }
             self.fs
                 .rename(&self.shared.unfinished_path(arrival), &path)?;
@@ -199,6 +203,13 @@ impl FilesEngine {
             self.owed.records.insert(revision);
         }
         Ok(())
+    }
+
+    /// Whether an error refuses a group; notes why.
+    fn refuses(&mut self, error: &io::Error) -> bool {
+        let shortage = Shortage::of(error);
+        self.refusal = shortage.unwrap_or(self.refusal);
+        shortage.is_some()
     }
 
     /// Removes what is there of a group that was refused, of which so many have their names.
@@ -225,13 +236,14 @@ impl FilesEngine {
     /// is left.
     fn store_all(&mut self, arrivals: &[Arrival]) -> io::Result<bool> {
         if !self.has_room(arrivals) {
+            self.refusal = Shortage::Space;
             return Ok(false);
         }
         let mut named = 0;
         let written = self.write_unfinished(arrivals);
         match written.and_then(|()| self.finish(arrivals, &mut named)) {
             Ok(()) => Ok(true),
-            Err(error) if is_full(&error) => {
+            Err(error) if self.refuses(&error) => {
                 self.tidy(arrivals, named)?;
                 Ok(false)
             }
@@ -251,7 +263,7 @@ impl FilesEngine {
                 Ok(()) => {}
                 Err(error) => {
                     self.shared.index.write().insert(*revision, entry);
-                    return if is_full(&error) {
+                    return if self.refuses(&error) {
                         Ok(false)
                     } else {
                         Err(error)
@@ -288,16 +300,16 @@ impl FilesEngine {
         Ok(())
     }
 
-    /// Makes durable what is not.
+    /// Makes durable what is not. After an error the rest is still owed.
     fn pay(&mut self) -> io::Result<()> {
-        let owed = std::mem::take(&mut self.owed);
-        if owed.everything {
+        if self.owed.everything {
             self.fs.sync_everything(&self.shared.dir)?;
-        } else {
-            for revision in owed.records {
-                let Some(entry) = self.shared.entry(revision) else {
-                    continue;
-                };
+            self.owed.everything = false;
+            self.owed.records.clear();
+            self.owed.dirs.clear();
+        }
+        while let Some(revision) = self.owed.records.first().copied() {
+            if let Some(entry) = self.shared.entry(revision) {
                 match self.fs.open(&self.shared.path(revision, &entry)) {
                     Ok(file) => file.sync_all()?,
                     // Somebody else removed it: damage, to be found when it is read.
@@ -305,13 +317,16 @@ impl FilesEngine {
                     Err(error) => return Err(error),
                 }
             }
-            for dir in owed.dirs {
-                self.fs.sync_dir(&self.shared.dir_path(dir))?;
-            }
+            self.owed.records.remove(&revision);
         }
-        for revision in owed.sides {
+        while let Some(dir) = self.owed.dirs.first().copied() {
+            self.fs.sync_dir(&self.shared.dir_path(dir))?;
+            self.owed.dirs.remove(&dir);
+        }
+        while let Some(revision) = self.owed.sides.first().copied() {
             // If it comes back in a crash, the next opening removes it.
             remove_if_there(self.fs.as_ref(), &self.shared.side_path(revision))?;
+            self.owed.sides.remove(&revision);
         }
         Ok(())
     }
@@ -332,15 +347,21 @@ impl FilesEngine {
         let removals: Vec<Revision> = removals.copied().collect();
         if !self.remove_all(&removals)? {
             self.tidy(arrived, arrived.len())?;
-            self.settle()?;
-            return Ok(Committed::Full);
+            // What cannot be settled now is settled with the next group.
+            return match self.settle() {
+                Err(error) if !self.refuses(&error) => Err(error),
+                Ok(()) | Err(_) => Ok(Committed::Full),
+            };
         }
         if let Err(error) = self.settle() {
             // The names may be seen for as long as the machine runs and never be on the disk: the
             // next opening must not call these records known.
             let tidied = self.tidy(arrived, arrived.len());
             log::debug!("a group failed, its files are removed: {tidied:?}");
-            return Err(error);
+            return match self.refuses(&error) {
+                true => tidied.map(|()| Committed::Full),
+                false => Err(error),
+            };
         }
         self.shared.publish(arrived);
         Ok(match has_space {
@@ -375,7 +396,10 @@ impl Engine for FilesEngine {
     fn commit(&mut self) -> Result<Committed, Fatal> {
         self.check()?;
         let changes = self.group.take();
-        if changes.is_empty() {
+        // A release that was refused while its directory could not be synced finds nothing to
+        // release when it comes again: the directory is owed.
+        let owes = self.options.synced && !self.owed.dirs.is_empty();
+        if changes.is_empty() && !owes {
             return Ok(Committed::Done);
         }
         let (mut arrivals, mut releases) = (Vec::new(), BTreeSet::new());
@@ -402,12 +426,23 @@ impl Engine for FilesEngine {
     fn idle(&mut self) -> Result<(), Fatal> {
         self.check()?;
         assert!(self.group.is_empty(), "idle with a group staged");
-        let paid = self.pay();
+        let paid = match self.pay() {
+            // It is paid when it is idle again, or with a group.
+            Err(error) if self.refuses(&error) => Ok(()),
+            paid => paid,
+        };
         self.fatal("sync", paid)
     }
 
+    fn refusal(&self) -> Shortage {
+        self.refusal
+    }
+
     fn close(&mut self) -> Result<(), Fatal> {
-        self.idle()?;
+        self.check()?;
+        assert!(self.group.is_empty(), "closed with a group staged");
+        let paid = self.pay();
+        self.fatal("sync", paid)?;
         let noted = files_recovery::note_synced(self.fs.as_ref(), &self.shared.dir);
         self.fatal("note the end", noted)
     }
@@ -427,7 +462,10 @@ pub(super) fn remove_if_there(fs: &dyn FileSystem, path: &Path) -> io::Result<()
 /// An error of `disk::atomic_file` as one of the operating system.
 pub(super) fn io_error(error: LogError) -> io::Error {
     match error {
-        LogError::Full => io::ErrorKind::StorageFull.into(),
+        LogError::Refused(Shortage::Space) => io::ErrorKind::StorageFull.into(),
+        LogError::Refused(Shortage::Descriptors) => rustix::io::Errno::MFILE.into(),
+        LogError::Refused(Shortage::Memory) => io::ErrorKind::OutOfMemory.into(),
+        LogError::Refused(Shortage::Moment) => io::ErrorKind::Interrupted.into(),
         LogError::Io { source, .. } => source,
         LogError::Damaged { .. } | LogError::Version { .. } | LogError::Poisoned => {
             io::Error::other(error)

@@ -97,7 +97,7 @@ pub fn read(
     decode(&content, segment, &path).map(Some)
 }
 
-/// Writes the hint of a segment, durably. On [`LogError::Full`] nothing is left of it.
+/// Writes the hint of a segment, durably. On [`LogError::Refused`] nothing is left of it.
 pub fn write(
     fs: &dyn FileSystem,
     dir: &Path,

@@ -37,6 +37,7 @@ use crate::disk::fs::FileSystem;
 use crate::disk::log::{Filler, Log, LogError, LogOptions, LogReader, Recovery};
 use crate::disk::record::{Location, Record};
 use crate::disk::segment;
+use crate::error::Shortage;
 use crate::faults::{self, Fault};
 use crate::ids::{Key, Revision};
 use crate::storage::compaction::Step;
@@ -65,6 +66,8 @@ pub struct LogEngine {
     shared: Arc<Shared>,
     /// Its changes are as the index takes them after the commit.
     group: Group<Change>,
+    /// Why the last group was refused.
+    refusal: Shortage,
 }
 
 /// What the engine shares with its readers and with compaction.
@@ -105,6 +108,7 @@ impl LogEngine {
             hinted,
             shared,
             group: Group::default(),
+            refusal: Shortage::Space,
         };
         Ok((engine, recovery))
     }
@@ -134,7 +138,10 @@ impl LogEngine {
         };
         match written {
             Ok(()) => {}
-            Err(LogError::Full) => return Ok(false),
+            Err(LogError::Refused(shortage)) => {
+                self.refusal = shortage;
+                return Ok(false);
+            }
             Err(error) => return Err(fatal("write a group", error)),
         }
         if !self.synced || faults::has(Fault::AcknowledgeBeforeSync) {
@@ -219,6 +226,10 @@ impl Engine for LogEngine {
         assert!(self.group.is_empty(), "idle with a group staged");
         let idle = self.log.idle();
         idle.map_err(|error| fatal("make the synced offset durable", error))
+    }
+
+    fn refusal(&self) -> Shortage {
+        self.refusal
     }
 
     fn compact(&mut self, step: &Step) -> Result<bool, Fatal> {
@@ -325,7 +336,7 @@ fn read_error(error: LogError) -> ReadError {
             context: format!("cannot {action} {file}"),
             source,
         },
-        LogError::Version { .. } | LogError::Full | LogError::Poisoned => ReadError::Io {
+        LogError::Version { .. } | LogError::Refused(_) | LogError::Poisoned => ReadError::Io {
             context: "cannot read a record".to_owned(),
             source: std::io::Error::other(error),
         },

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use crate::config::member::{EngineKind, WriteMode};
+use crate::error::Shortage;
 use crate::ids::{Key, Revision};
 
 /// The write side, owned by one thread.
@@ -70,6 +71,11 @@ pub trait Engine: Send {
         false
     }
 
+    /// What the last group that was refused wanted.
+    fn refusal(&self) -> Shortage {
+        Shortage::Space
+    }
+
     /// Does a step of the engine's compaction, in bounded time; nothing may be staged. False if the
     /// step could not be done now, and nothing changed. Engines without compaction have no steps.
     fn compact(&mut self, step: &compaction::Step) -> Result<bool, Fatal> {
@@ -97,7 +103,8 @@ pub enum Staged {
 pub enum Committed {
     /// All of it reached the write mode.
     Done,
-    /// There is no space for its stores, which are forgotten; its releases reached the write mode,
+    /// There is no space (or descriptor, or memory: [`Engine::refusal`]) for its stores, which are
+    /// forgotten; its releases reached the write mode,
     /// from the reserve if need be.
     StoresFull,
     /// There is no space even for its releases; all of the group is forgotten, but for releases

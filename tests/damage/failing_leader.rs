@@ -124,6 +124,8 @@ struct Life {
     attempted: u64,
     /// Writes and snapshots that found no space.
     refused: u64,
+    /// It has not come to an open journal.
+    starts: bool,
 }
 
 /// An open journal and the snapshots beside it.
@@ -142,6 +144,7 @@ impl Life {
             acknowledged: ORIGIN.index,
             attempted: ORIGIN.index,
             refused: 0,
+            starts: false,
         };
         let ended = life.rounds().is_err();
         (life, ended)
@@ -169,6 +172,7 @@ impl Life {
 
     /// Starts as a group does, and has the journal open.
     fn start(&mut self) -> Result<Open, Ended> {
+        self.starts = true;
         self.check_state(&self.fs.clone())?;
         let identity = Identity::read(&self.fs, Path::new(DIR)).map_err(ended)?;
         let owner = identity.expect("an identity").peer;
@@ -198,6 +202,7 @@ impl Life {
         let last = recovered.expect("a hard state").window.last_index();
         assert!((self.acknowledged..=self.attempted).contains(&last));
         self.acknowledged = last;
+        self.starts = false;
         Ok(Open { journal, files })
     }
 
@@ -223,7 +228,7 @@ impl Life {
                     self.acknowledged = last;
                     return Ok(());
                 }
-                Ok(Written::Full) => self.refused += 1,
+                Ok(Written::Refused(_)) => self.refused += 1,
                 Err(error) => {
                     assert!(journal.write(&writes).is_err(), "it goes on after an error");
                     assert!(journal.idle().is_err());
@@ -252,7 +257,7 @@ impl Life {
                 let cut = open.journal.cut(position.index);
                 cut.map_err(ended)
             }
-            Ok(SnapshotWritten::Full) => {
+            Ok(SnapshotWritten::Refused(_)) => {
                 self.refused += 1;
                 Ok(())
             }
@@ -312,6 +317,7 @@ impl Life {
                 acknowledged: last,
                 attempted: LAST + 10,
                 refused: 0,
+                starts: false,
             };
             life.goes_on();
         }
@@ -341,12 +347,19 @@ pub fn run(step: usize) -> u64 {
     let calls = whole.fs.calls();
     whole.check_images(0);
     let mut lives = 0;
-    for fault in [Fault::Io, Fault::NoSpace, Fault::ShortWrite] {
+    for fault in [Fault::Io, Fault::NoSpace, Fault::ShortWrite, Fault::Refused] {
         for call in (0..calls).step_by(step) {
             let (life, ended) = Life::live(call, fault);
             let _told = Told(fault, call, calls);
             assert!(ended || life.refused <= 1, "{} refused", life.refused);
             assert!(ended || life.acknowledged >= LAST);
+            // A start and a failed sync are what a shortage may end.
+            let is_final = life.starts || life.fs.failed() == Some(Operation::Sync);
+            let failed = life.fs.failed();
+            assert!(
+                !ended || fault != Fault::Refused || is_final,
+                "{failed:?} ends it"
+            );
             life.check_images(call);
             lives += 1;
         }

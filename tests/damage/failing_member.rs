@@ -80,6 +80,8 @@ struct Life {
     after_end: Knowledge,
     after_crash: Knowledge,
     refused: u64,
+    /// It starts or closes.
+    is_at_an_end: bool,
 }
 
 fn record(number: u64) -> (Revision, Key, Bytes) {
@@ -110,6 +112,7 @@ impl Life {
             after_end: Knowledge::new(),
             after_crash: Knowledge::new(),
             refused: 0,
+            is_at_an_end: false,
         };
         let ended = life.rounds().is_err();
         if ended {
@@ -164,9 +167,13 @@ impl Life {
             self.compact()?;
         }
         if round % 4 == 2 {
+            let failed = self.fs.failed();
             let idle = self.engine().idle();
             idle.map_err(|_| Ended)?;
-            self.settled();
+            // What was refused is synced later.
+            if self.fs.failed() == failed {
+                self.settled();
+            }
         }
         let flushed = self.engine().flush();
         flushed.map_err(|_| Ended)?;
@@ -182,6 +189,7 @@ impl Life {
 
     fn start(&mut self) -> Result<(), Ended> {
         self.store = None;
+        self.is_at_an_end = true;
         let fs: Arc<dyn FileSystem> = Arc::new(self.fs.clone());
         let started = start(&fs, Path::new(DIR), &self.setting.options());
         let (store, identity) = started.map_err(|_| Ended)?;
@@ -189,6 +197,7 @@ impl Life {
         self.compare_identity(&identity);
         self.identity = Some(identity);
         self.store = Some(store);
+        self.is_at_an_end = false;
         Ok(())
     }
 
@@ -269,6 +278,7 @@ impl Life {
     }
 
     fn close(&mut self) -> Result<(), Ended> {
+        self.is_at_an_end = true;
         let closed = self.engine().close();
         if closed.is_err() {
             self.store = None; // Nothing may be called behind it.
@@ -284,7 +294,7 @@ impl Life {
         let path = identity::fence_path(Path::new(DIR));
         match atomic_file::write(&self.fs, &path, &fence::encode(to)) {
             Ok(()) => self.fence = to,
-            Err(tolerex::disk::log::LogError::Full) => {}
+            Err(tolerex::disk::log::LogError::Refused(_)) => {}
             Err(_) => {
                 // The process ends; its engine does not know why.
                 self.store = None;
@@ -448,10 +458,17 @@ pub fn run(engine: EngineKind, io: WriteMode, step: usize) -> u64 {
     let calls = whole.fs.calls();
     whole.check_images(0, "nothing failed");
     let mut lives = 0;
-    for fault in [Fault::Io, Fault::NoSpace, Fault::ShortWrite] {
+    for fault in [Fault::Io, Fault::NoSpace, Fault::ShortWrite, Fault::Refused] {
         for call in (0..calls).step_by(step) {
             let what = format!("{engine}, {io}, {fault:?} of call {call} of {calls}");
             let (life, ended) = Life::live(setting, call, fault);
+            // A start, an orderly end and a failed sync are what a shortage may end.
+            let is_final = life.is_at_an_end || life.fs.failed() == Some(Operation::Sync);
+            assert!(
+                !ended || fault != Fault::Refused || is_final,
+                "{what}: {:?} ends it",
+                life.fs.failed()
+            );
             if !ended {
                 assert!(
                     life.refused <= 1,

@@ -12,6 +12,7 @@ mod client;
 mod conditions;
 mod cycles;
 mod damage;
+mod descriptors;
 mod failover;
 mod faults;
 mod forward;

@@ -15,6 +15,7 @@ pub const EXPECTED: &[&str] = &[
     "crash within a write",
     "disk fails",
     "disk full",
+    "disk out of descriptors",
     "disk rot",
     "disk short write",
     "disk slow",

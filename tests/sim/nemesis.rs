@@ -217,7 +217,7 @@ impl World {
 
     fn spoil(&mut self, node: usize, length: u64, lot: u64) {
         let (fs, until) = (self.disk_of(node), self.now + length);
-        let fault = match lot % 7 {
+        let fault = match lot % 8 {
             0 => Some((Fault::Io, "disk fails")),
             1 => Some((Fault::ShortWrite, "disk short write")),
             2 => Some((Fault::NoSpace, "disk full")),
@@ -232,7 +232,12 @@ impl World {
             }
             return;
         }
-        match lot % 7 {
+        match lot % 8 {
+            // Until the next time that this is looked at, or the process ends.
+            7 => {
+                self.saw("disk out of descriptors");
+                fs.set_out_of_descriptors(!fs.is_out_of_descriptors());
+            }
             // Full, until the next time that this is looked at.
             3 => match fs.free_space("".as_ref()).unwrap_or(0) {
                 u64::MAX => {

@@ -38,6 +38,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the thread looks whether the socket's file is still there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the thread pauses when it cannot accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long `main` may take for a request: its own limits are 10 s.
 const WORK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -175,7 +178,16 @@ impl Door {
             // A signal; or the kernel has no memory for it, which is no reason to spin.
             Err(_) => crate::clock::sleep(Duration::from_millis(10)),
         }
-        let (stream, _) = self.listener.accept().ok()?;
+        let (stream, _) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // For want of a descriptor it would fail again at once.
+                if error.kind() != ErrorKind::WouldBlock {
+                    crate::clock::sleep(ACCEPT_PAUSE);
+                }
+                return None;
+            }
+        };
         stream.set_nonblocking(false).ok()?;
         Some(stream)
     }

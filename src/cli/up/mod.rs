@@ -38,6 +38,7 @@ use super::args::UpArgs;
 use super::exit::ToolError;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::private;
+use crate::resources::descriptors::Descriptors;
 use crate::threads::{StopSignal, Thread};
 use children::Running;
 use control::{Control, Request, Verb};
@@ -74,6 +75,7 @@ enum Event {
 
 /// Runs `tolerex up` until it is told to stop.
 pub fn run(args: &UpArgs) -> Result<(), ToolError> {
+    Descriptors::raise();
     // What cannot be is refused before a directory is made for it.
     setup::plan(
         args,
@@ -107,6 +109,7 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         plan,
         args: args.clone(),
         wish: None,
+        owed: Owed::default(),
         table: None,
         events,
         ending,
@@ -119,6 +122,20 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
     served.and(stopped)
 }
 
+/// What is to be noted in the data directory. A cluster that runs does not end because it cannot be
+/// now, as on a full disk: each look at the children tries it again.
+#[derive(Default)]
+struct Owed {
+    /// `cluster.json` is not up to date.
+    manifest: bool,
+    /// The leader group exists.
+    bootstrapped: bool,
+    /// All leaders have had a vote.
+    gathered: bool,
+    /// The last attempt failed, which was said.
+    is_failing: bool,
+}
+
 /// A running local cluster.
 struct Up {
     plan: Plan,
@@ -128,6 +145,7 @@ struct Up {
     /// What `cluster.json` said of the last run.
     before: Manifest,
     wish: Option<Wish>,
+    owed: Owed,
     /// On a terminal, once the cluster is ready.
     table: Option<live::Table>,
     events: Receiver<Event>,
@@ -247,22 +265,21 @@ impl Up {
             match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
                 Ok(Event::Status(readiness)) => {
                     newest = readiness;
-                    if newest.is_gathered {
-                        setup::note_gathered(&self.plan.dir)?;
-                    }
+                    self.owed.gathered |= newest.is_gathered;
                 }
                 Ok(Event::Table(text)) => {
                     if let Some(table) = &mut self.table {
                         table.show(&text);
                     }
                 }
-                Ok(Event::Wish(request)) => self.take_wish(request, clock.now())?,
+                Ok(Event::Wish(request)) => self.take_wish(request, clock.now()),
                 Err(_) => {}
             }
             if self.ending.is_wanted() {
                 return Ok(());
             }
-            self.bury_dead()?;
+            self.bury_dead();
+            self.pay();
             self.follow_wish(clock.now());
             // Those that were told to end may be started again.
             if self.children.iter().all(Running::has_died) {
@@ -280,7 +297,7 @@ impl Up {
             let is_complete = missing.all(|name| self.has_died(name));
             if newest.serves() && (is_late || is_complete) {
                 is_ready = true;
-                self.announce(&newest)?;
+                self.announce(&newest);
             }
         }
     }
@@ -290,8 +307,33 @@ impl Up {
         children.any(|child| child.planned.name == name && child.has_died())
     }
 
-    /// Reports children that have died, and notes it in `cluster.json`.
-    fn bury_dead(&mut self) -> Result<(), ToolError> {
+    /// Notes what is owed, or says once that it cannot be done now.
+    fn pay(&mut self) {
+        let paid = self.try_pay();
+        if let (Err(error), false) = (&paid, self.owed.is_failing) {
+            warn(&format!("warning: {}; it is tried again", error.text));
+        }
+        self.owed.is_failing = paid.is_err();
+    }
+
+    fn try_pay(&mut self) -> Result<(), ToolError> {
+        if self.owed.manifest {
+            self.write_manifest()?;
+            self.owed.manifest = false;
+        }
+        if self.owed.bootstrapped {
+            setup::note_bootstrapped(&self.plan.dir)?;
+            self.owed.bootstrapped = false;
+        }
+        if self.owed.gathered {
+            setup::note_gathered(&self.plan.dir)?;
+            self.owed.gathered = false;
+        }
+        Ok(())
+    }
+
+    /// Reports children that have died; `cluster.json` is to say so.
+    fn bury_dead(&mut self) {
         let wish = self.wish.as_ref().filter(|wish| wish.verb != Verb::Start);
         let expected = wish.map(|wish| wish.place);
         let mut reports = Vec::new();
@@ -314,14 +356,12 @@ impl Up {
             table.hide();
         }
         reports.iter().for_each(|report| warn(report));
-        if has_ended {
-            self.write_manifest()?;
-        }
-        Ok(())
+        self.owed.manifest |= has_ended;
     }
 
-    fn announce(&mut self, readiness: &Readiness) -> Result<(), ToolError> {
-        setup::note_bootstrapped(&self.plan.dir)?;
+    fn announce(&mut self, readiness: &Readiness) {
+        self.owed.bootstrapped = true;
+        self.pay();
         // A leader that is started again finds the group that exists.
         self.plan.bootstrap = false;
         self.table = self.is_live().then(live::Table::default);
@@ -342,7 +382,6 @@ impl Up {
             "ready: {address}{of}, {members}, tolerance {tolerance} ({lost} may be lost); \
              try: printf 'SET 1 hello\\nGET 1\\n' | nc -N {ip} {port}"
         ));
-        Ok(())
     }
 
     /// Ends all children, leaders first. A second wish for the end hurries.

@@ -33,10 +33,10 @@ pub(super) struct Wish {
 
 impl Up {
     /// Begins what is wished for a process, or says at once why not.
-    pub(super) fn take_wish(&mut self, request: Request, now: Instant) -> Result<(), ToolError> {
+    pub(super) fn take_wish(&mut self, request: Request, now: Instant) {
         let Request { verb, name, answer } = request;
         // What is said of a process is to be true now, not at the last look.
-        self.bury_dead()?;
+        self.bury_dead();
         // An answer that nobody waits for any more is dropped.
         let refuse = |error| _ = answer.try_send(Err(error));
         let names: Vec<&str> = self
@@ -47,20 +47,20 @@ impl Up {
         let Some(place) = names.iter().position(|known| *known == name) else {
             let text = format!("there is no {name}; accepted: {}", names.join(", "));
             refuse(ToolError::usage(text));
-            return Ok(());
+            return;
         };
         let child = &mut self.children[place];
         if self.wish.is_some() {
             refuse(ToolError::failed(
                 "another process is being stopped or started",
             ));
-            return Ok(());
+            return;
         }
         let awaits_end = verb == Verb::Start && child.is_running();
         match (verb, child.is_running()) {
             (Verb::Stop | Verb::Kill, false) => {
                 refuse(ToolError::failed(format!("{name} does not run")));
-                return Ok(());
+                return;
             }
             (Verb::Start, true) => {}
             (Verb::Stop, true) => {
@@ -71,7 +71,7 @@ impl Up {
             (Verb::Start, false) => {
                 if let Err(error) = self.start_again(place) {
                     refuse(error);
-                    return Ok(());
+                    return;
                 }
             }
         }
@@ -87,14 +87,15 @@ impl Up {
             answer,
             awaits_end,
         });
-        Ok(())
+        self.pay();
     }
 
     /// Starts a process that does not run.
     fn start_again(&mut self, place: usize) -> Result<(), ToolError> {
         let planned = &self.plan.processes[place];
         self.children[place] = Running::start(&self.plan, planned, &self.args)?;
-        self.write_manifest()
+        self.owed.manifest = true;
+        Ok(())
     }
 
     /// Starts the process that was awaited to end, once it has; the error if that failed.

@@ -5,7 +5,7 @@
 //! removal happens as a whole or not at all, needs no space, and what is missing without such a
 //! word is damage.
 //!
-//! After an error other than [`LogError::Full`] the log is poisoned.
+//! After an error other than [`LogError::Refused`] the log is poisoned.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Log {
     }
 
     /// Removes all segments before `first_kept` from the log, durably, and then their files. Syncs
-    /// first: what made them needless may not be durable yet. On [`LogError::Full`] nothing is
+    /// first: what made them needless may not be durable yet. On [`LogError::Refused`] nothing is
     /// removed. One whose successor's header is damaged stays, with those behind it.
     pub fn drop_head(&mut self, first_kept: u32) -> Result<(), LogError> {
         let gone: Vec<u32> = self.headers.range(..first_kept).map(|(&n, _)| n).collect();
@@ -55,7 +55,14 @@ impl Log {
         for &number in &gone {
             self.forget(number);
         }
-        remove_files(&*self.fs, &self.dir, &gone).inspect_err(|_| self.poisoned = true)
+        match remove_files(&*self.fs, &self.dir, &gone) {
+            // They are not part of the log any more: the next opening removes them.
+            Err(LogError::Refused(shortage)) => {
+                log::debug!("files of removed segments stay for now: {shortage}");
+                Ok(())
+            }
+            removed => removed.inspect_err(|_| self.poisoned = true),
+        }
     }
 
     /// Removes a segment from the log, durably; its file remains, and goes with
@@ -99,9 +106,8 @@ impl Log {
         };
         match write_header(&*segment.file, &segment.path, &told) {
             Ok(()) => *header = told,
-            Err(LogError::Full) => return Err(LogError::Full),
             Err(error) => {
-                self.poisoned = true;
+                self.poisoned |= !error.is_refused();
                 return Err(error);
             }
         }
@@ -156,11 +162,7 @@ impl LogRemover {
 fn remove_files(fs: &dyn FileSystem, dir: &Path, numbers: &[u32]) -> Result<(), LogError> {
     let failed = |action, file: &Path| {
         let file = file.display().to_string();
-        move |source| LogError::Io {
-            action,
-            file,
-            source,
-        }
+        move |source| LogError::from_io(action, file, source)
     };
     for &number in numbers {
         let path = dir.join(file_name(number));

@@ -26,6 +26,10 @@ pub(super) struct Disk {
     pub(super) armed: Vec<Armed>,
     /// Calls that could have been made to fail, so far.
     pub(super) calls: u64,
+    /// The last one that was.
+    pub(super) failed: Option<Operation>,
+    /// Calls that open something fail.
+    pub(super) is_out_of_descriptors: bool,
     /// What was done, while it is recorded.
     pub(super) trace: Option<Vec<String>>,
 }
@@ -99,13 +103,27 @@ impl Disk {
         for armed in self.armed.iter_mut().filter(|armed| applies(armed)) {
             armed.after = armed.after.saturating_sub(1);
         }
-        due.map(|at| self.armed.remove(at).fault)
+        let due = due.map(|at| self.armed.remove(at).fault);
+        let fault =
+            due.or((self.is_out_of_descriptors && opens(operation)).then_some(Fault::Refused));
+        if fault.is_some() {
+            self.failed = Some(operation);
+        }
+        fault
+    }
+
+    /// Whether a call that no fault is armed for can open something.
+    pub(super) fn check_descriptors(&self) -> io::Result<()> {
+        match self.is_out_of_descriptors {
+            true => Err(fault_error(Fault::Refused, Operation::Open)),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn check(&mut self, operation: Operation) -> io::Result<()> {
         match self.fault(operation) {
             None => Ok(()),
-            Some(fault) => Err(fault_error(fault)),
+            Some(fault) => Err(fault_error(fault, operation)),
         }
     }
 
@@ -227,11 +245,26 @@ pub(super) fn keep(unsynced: &[(u64, Unsynced)], loss: Loss<'_>) -> BTreeMap<u64
     kept
 }
 
-pub(super) fn fault_error(fault: Fault) -> io::Error {
-    match fault {
+pub(super) fn fault_error(fault: Fault, operation: Operation) -> io::Error {
+    let error = match fault {
         Fault::Io | Fault::ShortWrite => io::Error::other("input/output error (injected)"),
         Fault::NoSpace => io::ErrorKind::StorageFull.into(),
+        Fault::Refused if opens(operation) => rustix::io::Errno::MFILE.into(),
+        Fault::Refused => rustix::io::Errno::NOMEM.into(),
+    };
+    // A directory is opened for its sync, a file is open.
+    let is_sync = operation == Operation::Sync
+        || (operation == Operation::SyncDir && fault != Fault::Refused);
+    match is_sync {
+        true => io::Error::other(error),
+        false => error,
     }
+}
+
+/// Whether a call needs a descriptor of its own.
+fn opens(operation: Operation) -> bool {
+    use Operation::{Create, Open, SyncDir};
+    matches!(operation, Create | Open | SyncDir)
 }
 
 impl Change {
@@ -346,13 +379,39 @@ impl Disk {
         let file = self.file(inode);
         let changes = std::mem::take(&mut file.unsynced);
         if let Some(fault) = fault {
-            return Err(fault_error(fault));
+            return Err(fault_error(fault, Operation::Sync));
         }
         for (_, change) in changes {
             change.apply(Arc::make_mut(&mut file.durable), usize::MAX);
         }
         let name = name_of(&file.path);
         self.note(|| format!("sync {name}"));
+        Ok(())
+    }
+
+    pub(super) fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = *self.names.get(from).ok_or_else(|| not_found(from))?;
+        self.change_name(NameChange::Rename(from.to_owned(), to.to_owned(), inode));
+        if let Some(file) = self.files.get_mut(&inode) {
+            file.path = to.to_owned();
+        }
+        self.note(|| format!("rename {} {}", name_of(from), name_of(to)));
+        Ok(())
+    }
+
+    /// Makes the names in a directory durable, or loses them with `fault`.
+    pub(super) fn sync_names(&mut self, dir: &Path, fault: Option<Fault>) -> io::Result<()> {
+        let (synced, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.unsynced_names)
+            .into_iter()
+            .partition(|(_, change)| change.is_in(dir));
+        self.unsynced_names = rest;
+        if let Some(fault) = fault {
+            return Err(fault_error(fault, Operation::SyncDir));
+        }
+        for (_, change) in synced {
+            change.apply(&mut self.durable_names);
+        }
+        self.note(|| "sync the directory".to_owned());
         Ok(())
     }
 }

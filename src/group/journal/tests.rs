@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+use crate::error::Shortage;
 use crate::group::core::ORIGIN;
 
 const OWNER: PeerId = PeerId(7);
@@ -299,7 +300,10 @@ fn a_full_disk_leaves_the_journal_as_it_was() {
     let second = [write(vec![entry(3, 2, "b")], 2, 2)];
     opened.journal.write(&first).unwrap();
     fs.fail(Operation::Write, 0, Fault::NoSpace);
-    assert_eq!(opened.journal.write(&second).unwrap(), Written::Full);
+    assert_eq!(
+        opened.journal.write(&second).unwrap(),
+        Written::Refused(Shortage::Space)
+    );
     assert_eq!(opened.journal.write(&second).unwrap(), Written::Durable);
     fs.crash(Loss::Everything);
     let opened = open_as(&fs, OWNER).unwrap();

@@ -10,6 +10,7 @@ use crate::group::configuration::Configuration;
 use crate::group::handle::{ChangeRequest, PendingRead, Proposal};
 use crate::group::journal::JournalError;
 use crate::group::proposals::{ProposalOutcome, Reason};
+use crate::group::snapshots::incoming::Received;
 use crate::group::window::Position;
 use crate::ids::PeerId;
 
@@ -29,8 +30,8 @@ pub enum Event<O> {
     Message(Bytes),
     /// A message to a peer was lost.
     Unreachable(PeerId),
-    /// The snapshot that this message of a peer is about is here, durable and whole.
-    SnapshotReceived(Bytes),
+    /// The snapshot of a peer is here, durable and whole.
+    SnapshotReceived(Received),
     /// A snapshot has reached a peer, or has not.
     SnapshotSent {
         /// Which peer.
@@ -54,7 +55,7 @@ pub enum Event<O> {
         /// Its length.
         bytes: u64,
     },
-    /// There was no space for the snapshot that was begun.
+    /// The system refused the snapshot that was begun: no space, for one.
     SnapshotRefused,
     /// The snapshot that was begun could not be written.
     SnapshotFailed(LogError),

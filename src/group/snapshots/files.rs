@@ -31,9 +31,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::error::is_full;
 use crate::disk::fs::{File, FileSystem};
 use crate::disk::log::LogError;
+use crate::error::Shortage;
 use crate::group::configuration::Configuration;
 use crate::group::snapshots::SnapshotSource;
 use crate::group::window::Position;
@@ -76,8 +76,8 @@ pub enum Written {
         /// The file's length.
         bytes: u64,
     },
-    /// There is no space; what was written is removed.
-    Full,
+    /// The system refused it; what was written is removed.
+    Refused(Shortage),
     /// The stop signal is set; what was written is removed.
     Stopped,
 }
@@ -156,22 +156,29 @@ impl SnapshotFiles {
         Ok(found)
     }
 
-    /// Restores the snapshot that was received and [`installed`](Self::install).
+    /// Restores the snapshot that was received and [`installed`](Self::install), from its file if
+    /// that is open: to open it again may be refused, when the state is given up already.
     pub fn restore_received(
         &self,
         index: u64,
+        file: Option<Arc<dyn File>>,
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<Found, LogError> {
         let name = Name {
             index,
             is_own: false,
         };
-        self.read(&self.dir.join(name.to_string()), name, restore)
+        let path = self.dir.join(name.to_string());
+        match file {
+            Some(file) => self.read_open(file, &path, name, restore),
+            None => self.read(&path, name, restore),
+        }
     }
 
     /// Checks the file that was received whole, which is to be the snapshot of `position`.
     pub fn check_received(
         &self,
+        file: Arc<dyn File>,
         position: Position,
         configuration: &Configuration,
     ) -> Result<(), LogError> {
@@ -180,7 +187,7 @@ impl SnapshotFiles {
             index: position.index,
             is_own: false,
         };
-        let found = self.read(&path, name, &mut |_| Ok(()))?;
+        let found = self.read_open(file, &path, name, &mut |_| Ok(()))?;
         if found.position != position || !found.configuration.is_like(configuration) {
             return Err(LogError::Damaged {
                 file: path.display().to_string(),
@@ -202,14 +209,15 @@ impl SnapshotFiles {
 
     fn rename(&self, temporary: &Path, name: Name) -> Result<(), LogError> {
         let path = self.dir.join(name.to_string());
-        let failed = |source| io_error("rename", &path, source);
-        self.fs.rename(temporary, &path).map_err(failed)?;
-        self.fs.sync_dir(&self.dir).map_err(|source| {
-            // It may be seen for as long as the machine runs and never be on the disk: the next
-            // start must not remove others because of it.
-            let removed = self.fs.remove(&path);
-            log::debug!("its name is not durable (removed: {removed:?})");
-            failed(source)
+        self.fs.rename_durably(temporary, &path).map_err(|source| {
+            let error = LogError::from_io("rename", path.display().to_string(), source);
+            if !matches!(error, LogError::Refused(_)) {
+                // It may be seen for as long as the machine runs and never be on the disk: the next
+                // start must not remove others because of it.
+                let removed = self.fs.remove(&path);
+                log::debug!("its name is not durable (removed: {removed:?})");
+            }
+            error
         })
     }
 
@@ -238,8 +246,19 @@ impl SnapshotFiles {
         restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<Found, LogError> {
         let file = self.fs.open(path);
+        let file = file.map_err(|source| io_error("open", path, source))?;
+        self.read_open(file, path, name, restore)
+    }
+
+    fn read_open(
+        &self,
+        file: Arc<dyn File>,
+        path: &Path,
+        name: Name,
+        restore: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
+    ) -> Result<Found, LogError> {
         let mut reader = Reader {
-            file: file.map_err(|source| io_error("open", path, source))?,
+            file,
             path,
             offset: 0,
         };
@@ -276,11 +295,14 @@ impl SnapshotFiles {
                     index: position.index,
                     is_own: true,
                 };
-                self.rename(&temporary, name)?;
-                return Ok(Written::Durable { bytes });
+                match self.rename(&temporary, name) {
+                    Ok(()) => return Ok(Written::Durable { bytes }),
+                    Err(LogError::Refused(shortage)) => Written::Refused(shortage),
+                    Err(error) => return Err(error),
+                }
             }
             Ok(other) => other,
-            Err(LogError::Full) => Written::Full,
+            Err(LogError::Refused(shortage)) => Written::Refused(shortage),
             Err(error) => return Err(error),
         };
         // What is left is overwritten by the next one, or removed by the next start.
@@ -390,7 +412,7 @@ impl Writer<'_> {
 
     fn flush(&mut self) -> Result<(), LogError> {
         if self.files.is_full(self.buffer.len() as u64) {
-            return Err(LogError::Full);
+            return Err(LogError::Refused(Shortage::Space));
         }
         match self.file.write_all_at(&self.buffer, self.written) {
             Ok(()) => {
@@ -398,8 +420,10 @@ impl Writer<'_> {
                 self.buffer.clear();
                 Ok(())
             }
-            Err(source) if is_full(&source) => Err(LogError::Full),
-            Err(source) => Err(io_error("write", self.path, source)),
+            Err(source) => {
+                let path = self.path.display().to_string();
+                Err(LogError::from_io("write", path, source))
+            }
         }
     }
 }

@@ -11,8 +11,10 @@ use bytes::Bytes;
 
 use crate::disk::fs::File;
 use crate::disk::log::LogError;
+use crate::error::Shortage;
 use crate::group::core::{SnapshotMessage, snapshot_of};
 use crate::group::snapshots::files::SnapshotFiles;
+use crate::group::window::Position;
 use crate::ids::PeerId;
 
 /// A piece of the file.
@@ -57,6 +59,16 @@ pub enum TransferError {
     File(#[from] LogError),
 }
 
+/// A snapshot of a peer that is durable under its name.
+pub struct Received {
+    /// The Raft message that came with it.
+    pub(in crate::group) message: Bytes,
+    /// The last entry that is in it.
+    pub(in crate::group) position: Position,
+    /// Its file, open: the state is restored from it.
+    pub(in crate::group) file: Arc<dyn File>,
+}
+
 /// What is being received, if anything.
 #[derive(Default)]
 pub(in crate::group) struct Incoming {
@@ -76,7 +88,7 @@ impl Incoming {
         &mut self,
         files: &SnapshotFiles,
         chunk: &IncomingChunk,
-    ) -> Result<Option<SnapshotMessage>, TransferError> {
+    ) -> Result<Option<Received>, TransferError> {
         let io = |source| LogError::from_io("write", "a peer's snapshot".to_owned(), source);
         if chunk.offset == 0 {
             self.current = Some(Transfer {
@@ -100,7 +112,7 @@ impl Incoming {
         };
         if files.is_full(chunk.bytes.len() as u64) {
             self.current = None;
-            return Err(LogError::Full.into());
+            return Err(LogError::Refused(Shortage::Space).into());
         }
         current
             .file
@@ -112,10 +124,18 @@ impl Incoming {
         };
         let file = current.file.clone();
         self.current = None;
-        let message = snapshot_of(message).ok_or(TransferError::Message)?;
+        let SnapshotMessage {
+            position,
+            configuration,
+            ..
+        } = snapshot_of(message).ok_or(TransferError::Message)?;
         file.sync_all().map_err(io)?;
-        files.check_received(message.position, &message.configuration)?;
-        files.install(message.position.index)?;
-        Ok(Some(message))
+        files.check_received(Arc::clone(&file), position, &configuration)?;
+        files.install(position.index)?;
+        Ok(Some(Received {
+            message: message.clone(),
+            position,
+            file,
+        }))
     }
 }

@@ -8,6 +8,7 @@ use crate::clock::ManualClock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::LogOptions;
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
+use crate::error::Shortage;
 use crate::group::core::{HardState, ORIGIN, Persist};
 use crate::group::journal::{Journal, JournalError, Start, Written as JournalWritten};
 use crate::group::window::{EntryKind, LogEntry};
@@ -294,11 +295,17 @@ fn without_space_or_when_told_to_stop_nothing_is_left() {
     let large: State = vec![vec![1; 1 << 20]; 3];
     let names = || fs.list(Path::new("snapshots")).unwrap();
     fs.set_capacity(Some(2 << 20));
-    assert_eq!(write(&files, 3, &large).unwrap(), Written::Full);
+    assert_eq!(
+        write(&files, 3, &large).unwrap(),
+        Written::Refused(Shortage::Space)
+    );
     // The journal's reserve is not touched.
     fs.set_capacity(Some(8 << 20));
     files.reserve_bytes = 6 << 20;
-    assert_eq!(write(&files, 3, &large).unwrap(), Written::Full);
+    assert_eq!(
+        write(&files, 3, &large).unwrap(),
+        Written::Refused(Shortage::Space)
+    );
     files.reserve_bytes = 0;
     let stop = StopSignal::default();
     stop.stop();

@@ -49,6 +49,9 @@ impl FileSystem for Watched {
     fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
         self.fs.rename(from, to)
     }
+    fn rename_durably(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        self.fs.rename_durably(from, to)
+    }
     fn remove(&self, path: &Path) -> std::io::Result<()> {
         self.fs.remove(path)
     }

@@ -66,7 +66,7 @@ impl LogEngine {
             return Ok(false);
         }
         match self.log.retire(segment) {
-            Err(LogError::Full) => Ok(false),
+            Err(LogError::Refused(_)) => Ok(false),
             retired => retired.map_err(|error| fatal("retire a segment", error)),
         }
     }
