@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::process::{Resource, getrlimit};
 
 use crate::clock::{Clock, Instant};
 
@@ -27,8 +28,33 @@ where
     F: FnOnce() + Send + 'static,
 {
     let name = name.into();
-    let handle = std::thread::Builder::new().name(name.clone()).spawn(body)?;
-    Ok(Thread { name, handle })
+    match std::thread::Builder::new().name(name.clone()).spawn(body) {
+        Ok(handle) => Ok(Thread { name, handle }),
+        Err(error) => Err(refused(&name, &error)),
+    }
+}
+
+/// What a refused thread lacked. The system says no more than that it is "temporarily unavailable",
+/// for memory too.
+fn refused(name: &str, error: &io::Error) -> io::Error {
+    let limit = |resource| match getrlimit(resource).current {
+        Some(limit) => limit.to_string(),
+        None => "none".to_owned(),
+    };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let running = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Threads:"));
+    let text = format!(
+        "cannot start the thread {name}: {error}. A thread needs memory for its stack and a place \
+         among the threads of the system; this process has {} threads, its limit of memory is {} \
+         (ulimit -v, in bytes), the limit of its user's threads {} (ulimit -u), and its container \
+         may have others",
+        running.unwrap_or("?").trim(),
+        limit(Resource::As),
+        limit(Resource::Nproc),
+    );
+    io::Error::new(error.kind(), text)
 }
 
 /// Makes a panic in any thread end the process, after the usual message. Called once by `main` of
@@ -149,6 +175,23 @@ mod tests {
         stop.stop();
         thread.join();
         assert!(stop.is_stopped());
+    }
+
+    #[test]
+    fn a_refused_thread_names_itself_and_the_limits() {
+        let error = refused("rx-member-1", &io::ErrorKind::WouldBlock.into());
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let text = error.to_string();
+        for part in [
+            "the thread rx-member-1:",
+            "memory",
+            " threads, ",
+            "ulimit -v",
+            "ulimit -u",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains('?'), "{text}");
     }
 
     #[test]

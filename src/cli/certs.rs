@@ -13,7 +13,7 @@
 //! nothing renews them.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use rcgen::{
 };
 
 use super::args::{CertsAction, Role};
-use super::exit::{ToolError, print};
+use super::exit::{ToolError, print, tell};
 use crate::clock::{Clock, SystemClock};
 use crate::config::kinds::is_name;
 use crate::disk::private;
@@ -40,7 +40,7 @@ pub fn run(action: &CertsAction) -> Result<(), ToolError> {
         CertsAction::Init { dir } => {
             let made = init(dir)?;
             for warning in private::warnings(dir, &[]) {
-                _ = writeln!(io::stderr(), "warning: {warning}");
+                tell(&format!("warning: {warning}"));
             }
             made
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::args::ClusterArgs;
 use super::exit::ToolError;
-use super::up::manifest::{Manifest, Role};
+use super::up::manifest::{Damaged, Manifest, Role};
 use super::up::ports;
 use crate::client::{Client, ClientError, ClientOptions, Patience};
 
@@ -22,7 +22,14 @@ const LEADERS_MAX: u16 = 5;
 /// The client addresses of the leaders, to be tried in this order; never empty.
 pub fn addresses(at: &ClusterArgs) -> Result<Vec<String>, ToolError> {
     if let Some(dir) = &at.data_dir {
-        let manifest = Manifest::read(dir)?
+        let read = Manifest::read(dir).map_err(|error| match error.is::<Damaged>() {
+            true => ToolError::failed(format!(
+                "{error}; `tolerex up --data-dir {}` makes it anew, --addr does without it",
+                dir.display()
+            )),
+            false => error.into(),
+        });
+        let manifest = read?
             .ok_or_else(|| ToolError::usage(format!("{} holds no cluster.json", dir.display())))?;
         let rows = manifest.processes.into_iter();
         let found: Vec<String> = rows.filter_map(|process| process.hatokuse).collect();

@@ -1,9 +1,10 @@
 //! How a subcommand ends: the exit codes, the same for all of them, and the error behind one.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use super::visible::shown;
 use crate::client::ClientError;
 use crate::error::Outcome;
 
@@ -84,18 +85,26 @@ pub fn finish(result: Result<(), ToolError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to be done if standard error is closed.
-            _ = writeln!(io::stderr(), "error: {error}");
+            tell(&format!("error: {error}"));
             ExitCode::from(error.exit as u8)
         }
     }
 }
 
-/// Writes data to standard output. That its reader has gone away (`tolerex get 1 | head -c 1`) is
-/// no error: it had what it wanted.
+/// Writes a line to standard error, visible on a terminal. Nothing is left to be done if it is
+/// closed.
+pub fn tell(line: &str) {
+    let mut out = io::stderr().lock();
+    let line = format!("{line}\n");
+    _ = out.write_all(&shown(line.as_bytes(), out.is_terminal()));
+}
+
+/// Writes data to standard output: as it is, or visible on a terminal. That its reader has gone
+/// away (`tolerex get 1 | head -c 1`) is no error: it had what it wanted.
 pub fn print(data: &[u8]) -> Result<(), ToolError> {
     let mut out = io::stdout().lock();
-    match out.write_all(data).and_then(|()| out.flush()) {
+    let data = shown(data, out.is_terminal());
+    match out.write_all(&data).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ToolError::failed(format!(
             "cannot write to standard output: {error}"
         ))),

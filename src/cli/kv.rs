@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 use super::args::{ClusterArgs, KvAction, KvArgs};
@@ -247,9 +248,28 @@ fn read_stdin() -> Result<Vec<u8>, ToolError> {
         .take(PAYLOAD_BYTES_CEILING + 1)
         .read_to_end(&mut payload);
     read.map_err(|error| ToolError::failed(format!("cannot read standard input: {error}")))?;
+    if payload.is_empty() && is_stdin_closed() {
+        let text = "standard input is closed (or is /dev/null, opened for reading and writing): \
+                    nothing is stored; for an empty message give '' in place of -, or </dev/null";
+        return Err(ToolError::failed(text));
+    }
     if payload.len() as u64 > PAYLOAD_BYTES_CEILING {
         let text = format!("message too large (limit {PAYLOAD_BYTES_CEILING} bytes)");
         return Err(ToolError::failed(text));
     }
     Ok(payload)
+}
+
+/// Whether the process was started without a standard input (`<&-`).
+///
+/// Rust's runtime opens /dev/null in its place before `main`, so that no file gets that number. It
+/// opens it for reading and writing, which tells it from a user's own `</dev/null`: that is open
+/// for reading, and an empty message. A program that hands over /dev/null open for both, as
+/// containers do without `-i`, is taken for one that forgot the input: an error is the safe side.
+fn is_stdin_closed() -> bool {
+    let stdin = io::stdin();
+    let access = rustix::fs::fcntl_getfl(&stdin).map(|flags| flags & OFlags::RWMODE);
+    let null = rustix::fs::stat("/dev/null").map(|null| null.st_rdev);
+    let found = rustix::fs::fstat(&stdin).map(|found| found.st_rdev);
+    access == Ok(OFlags::RDWR) && null.is_ok() && null == found
 }

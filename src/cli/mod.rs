@@ -16,6 +16,7 @@ pub mod shell;
 pub mod signals;
 pub mod status;
 pub mod up;
+pub mod visible;
 
 use std::process::ExitCode;
 

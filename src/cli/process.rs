@@ -18,6 +18,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use log::LevelFilter;
 use parking_lot::Mutex;
+use rustix::process::{Resource, getrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::{Leader, Member, ServerArgs};
@@ -195,6 +196,13 @@ fn run<S, C: Settings>(
         .for_each(|warning| log::warn!("{warning}"));
     if config.metrics_bind().is_some() {
         log::warn!("metrics_bind is given; metrics are not served yet");
+    }
+    if let Some(limit) = getrlimit(Resource::As).current {
+        // The allocator and a refused thread say no more than that there was nothing to be had.
+        log::warn!(
+            "the memory of this process is limited to {limit} bytes (ulimit -v), stacks and unused \
+             reserves of its threads included; when it is used up, the process ends"
+        );
     }
     private::warnings(config.data_dir(), &[&config.tls().key])
         .iter()

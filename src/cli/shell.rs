@@ -10,7 +10,7 @@
 //! That no leader is found, or that the outcome of a write is unknown, is said, and the next
 //! command is tried again; from a pipe it is the end, since what follows may build on it.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::PathBuf;
 
 use rustyline::DefaultEditor;
@@ -18,7 +18,7 @@ use rustyline::error::ReadlineError;
 
 use super::args::ClusterArgs;
 use super::cluster;
-use super::exit::{ToolError, print};
+use super::exit::{ToolError, print, tell};
 use crate::client::{Client, Patience, without_prefixes};
 use crate::config::leader::PAYLOAD_BYTES_CEILING;
 use crate::disk::private;
@@ -177,7 +177,7 @@ impl Shell {
     /// Says something that is not a reply, to a person only.
     fn tell(&self, text: &str) {
         if self.is_terminal {
-            _ = writeln!(io::stderr(), "{text}");
+            tell(text);
         }
     }
 

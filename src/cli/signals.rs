@@ -36,7 +36,7 @@ impl SignalWatch {
         let mut signals = Signals::new(signals).context("cannot watch for signals")?;
         let handle = signals.handle();
         let body = move || signals.forever().for_each(&mut on_signal);
-        let thread = threads::spawn("signal", body).context("cannot start a thread")?;
+        let thread = threads::spawn("signal", body)?;
         Ok(SignalWatch { handle, thread })
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::args::ClusterArgs;
 use super::cluster;
-use super::exit::{ToolError, print};
+use super::exit::{ToolError, print, tell};
+use super::visible::shown;
 use crate::client::Patience;
 use crate::clock;
 
@@ -29,10 +30,11 @@ pub fn run(at: &ClusterArgs, json: bool, watch: bool) -> Result<(), ToolError> {
             Ok(text) => text,
             // A watch goes on until there is something to see again.
             Err(error) => {
-                _ = writeln!(io::stderr(), "error: {error}");
+                tell(&format!("error: {error}"));
                 Vec::new()
             }
         };
+        text = shown(&text, is_terminal).into_owned();
         if is_terminal && !json {
             text.splice(..0, CLEAR.iter().copied());
         } else if !json && !text.is_empty() {

@@ -5,7 +5,8 @@
 //! it, so a setting is added in one place. A setting `name` (in a TOML table `table.name`) is the
 //! flag `--name` (`--table-name`) and the environment variable `TOLEREX_NAME`
 //! (`TOLEREX_TABLE_NAME`). Names of the original are read too, where they are not given by a newer
-//! name.
+//! name, unless Kubernetes gave the value: it sets `LEADER_TCP_PORT=tcp://…` in every container
+//! where there is a Service `leader-tcp`.
 //!
 //! Values are text until their [`Kind`] has checked them, wherever they came from. An unknown key
 //! in a file is an error; an unknown `TOLEREX_…` variable is a warning, since `tolerex up` hands
@@ -14,6 +15,7 @@
 //! Sources are read when [`leader::LeaderConfig::load`] is called, and again on SIGHUP.
 
 pub mod docs;
+mod environment;
 pub mod kinds;
 pub mod leader;
 pub mod member;
@@ -179,7 +181,7 @@ impl Values {
         let mut values = Values {
             rows,
             problems,
-            warnings: unknown_variables(&sources.environment),
+            warnings: environment::warnings(table, &sources.environment),
         };
         values.place_paths();
         values
@@ -418,7 +420,7 @@ fn text_of(
         found.map(|(_, value)| value)
     };
     for (name, part) in setting.originals {
-        if let Some(value) = variable(name) {
+        if let Some(value) = variable(name).filter(|value| !environment::is_service_link(value)) {
             origin = Origin::Environment((*name).to_owned());
             check_part(*part, value, &origin, setting)?;
             text = with_part(&text, *part, value);
@@ -472,21 +474,6 @@ fn with_part(address: &str, part: Part, value: &str) -> String {
         Part::Host => format!("{value}:{port}"),
         Part::Port => format!("{host}:{value}"),
     }
-}
-
-/// Variables that look like settings and are none, of neither role.
-fn unknown_variables(environment: &[(String, String)]) -> Vec<String> {
-    let known: Vec<String> = leader::SETTINGS
-        .iter()
-        .chain(member::SETTINGS)
-        .map(Setting::environment_name)
-        .collect();
-    let ours = environment
-        .iter()
-        .filter(|(name, _)| name.starts_with("TOLEREX_"));
-    ours.filter(|(name, _)| !known.contains(name))
-        .map(|(name, _)| format!("environment: {name} is no setting, it has no effect"))
-        .collect()
 }
 
 #[cfg(test)]
@@ -692,6 +679,61 @@ mod tests {
             warnings,
             ["environment: TOLEREX_WROKERS is no setting, it has no effect"]
         );
+    }
+
+    #[test]
+    fn what_kubernetes_puts_into_the_environment_is_ignored_and_told_in_one_line() {
+        for (table, role) in [(leader::SETTINGS, "leader"), (member::SETTINGS, "member")] {
+            let originals = table.iter().flat_map(|setting| setting.originals);
+            let links: Vec<(&str, &str)> = originals
+                .map(|(name, _)| (*name, "tcp://10.0.0.9:6666"))
+                .collect();
+            let given = sources(&[], &links, "");
+            let (warnings, is_default) = match role {
+                "leader" => {
+                    let loaded = LeaderConfig::load(&given).expect("ignored");
+                    let plain = LeaderConfig::load(&Sources::default()).expect("defaults");
+                    (loaded.warnings, loaded.config == plain.config)
+                }
+                _ => {
+                    let loaded = MemberConfig::load(&given).expect("ignored");
+                    let plain = MemberConfig::load(&Sources::default()).expect("defaults");
+                    (loaded.warnings, loaded.config == plain.config)
+                }
+            };
+            assert!(is_default, "{role}");
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            for (name, _) in links {
+                assert!(warnings[0].contains(name), "{name}: {warnings:?}");
+            }
+        }
+        // A name of the original beside them still counts, and one of ours is still checked.
+        let given = sources(
+            &[],
+            &[
+                ("LEADER_TCP_PORT", "tcp://10.0.0.9:6666"),
+                ("LEADER_GRPC_PORT", "7001"),
+            ],
+            "",
+        );
+        let loaded = LeaderConfig::load(&given).expect("valid");
+        assert_eq!(loaded.config.hatokuse_bind.port(), 6666);
+        assert_eq!(loaded.config.rpc_bind.port(), 7001);
+        assert!(loaded.warnings[0].starts_with("environment: LEADER_TCP_PORT is ignored: "));
+        for given in [
+            ("TOLEREX_HTTP_BIND", "tcp://10.0.0.9:80"),
+            ("LEADER_TCP_PORT", "http://x"),
+        ] {
+            assert!(problems(&sources(&[], &[given], "")).contains(given.0));
+        }
+        let service = [
+            ("TOLEREX_PORT", "tcp://10.0.0.9:1"),
+            ("TOLEREX_SERVICE_HOST", "10.0.0.9"),
+        ];
+        let loaded = LeaderConfig::load(&sources(&[], &service, "")).expect("valid");
+        let expected = "environment: TOLEREX_PORT, TOLEREX_SERVICE_HOST are no settings, they have \
+                        no effect";
+        assert_eq!(loaded.warnings, [expected]);
     }
 
     #[test]

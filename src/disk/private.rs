@@ -2,9 +2,9 @@
 //!
 //! Messages, journals, keys and logs of a process are for its user alone. Every place that makes a
 //! file or a directory goes through [`options`], [`create`], [`create_dir`], [`create_dir_all`],
-//! or [`OsFileSystem`](super::fs::OsFileSystem), which asks for the same modes. The binaries set the
-//! umask too ([`restrict_umask`]): for what libraries create, and because a umask may take rights
-//! from the owner. Nothing that exists is changed: [`warnings`] tells what is wider.
+//! or [`OsFileSystem`](super::fs::OsFileSystem), which asks for the same modes. The binaries set
+//! the umask too ([`restrict_umask`]): for what libraries create, and because a umask may take
+//! rights from the owner. Nothing that exists is changed: [`warnings`] tells what is wider.
 //!
 //! Known limit: access control lists are not looked at.
 

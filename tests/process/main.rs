@@ -13,6 +13,7 @@ mod conditions;
 mod cycles;
 mod damage;
 mod descriptors;
+mod directory;
 mod failover;
 mod faults;
 mod forward;

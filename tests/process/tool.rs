@@ -1,8 +1,11 @@
 //! The tool against a real cluster: exit codes, any bytes, big messages.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::errors;
 use crate::support::cluster::{Cluster, TOLEREX};
@@ -124,6 +127,99 @@ fn exit_codes_tell_what_to_do() {
     for args in [&["set", "k", "m"][..], &["get", "k"], &["status"]] {
         assert_eq!(code(args), Some(4), "{args:?}");
     }
+}
+
+/// What a command writes to a terminal, standard error included.
+fn on_terminal(command: &mut Command) -> String {
+    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&main)
+        .and_then(|()| unlockpt(&main))
+        .expect("it is ours");
+    let path = ptsname(&main, Vec::new()).expect("a name");
+    let path = path.to_str().expect("ASCII").to_owned();
+    let end = File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .expect("opened");
+    command.stdout(end.try_clone().expect("shared")).stderr(end);
+    let mut child = command.spawn().expect("it runs");
+    // The last handle on the other end is the child's.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut output = Vec::new();
+    // A terminal that nobody has open any more gives EIO.
+    _ = File::from(main).read_to_end(&mut output);
+    child.wait().expect("our child");
+    String::from_utf8(output)
+        .expect("UTF-8")
+        .replace("\r\n", "\n")
+}
+
+#[test]
+fn what_goes_to_a_terminal_is_visible_and_what_goes_elsewhere_is_as_it_is() {
+    let cluster = Cluster::start(&[]);
+    let stored = b"a\x1b]0;title\x07\r\xe2\x80\xae\xff\n";
+    let key = "k\u{202e}x";
+    let (code, text) = set_from_input(&cluster, key, stored);
+    assert_eq!(code, Some(0), "{text}");
+    let shown = r"a\x1b]0;title\x07\x0d\u202e\xff";
+    let command = |args: &[&str]| {
+        let mut command = Command::new(TOLEREX);
+        command.args(args).arg("--data-dir").arg(cluster.dir());
+        command.stdin(Stdio::null());
+        command
+    };
+    for args in [&["get", key][..], &["kv", "get", key]] {
+        assert_eq!(on_terminal(&mut command(args)), format!("{shown}\n\n"));
+        let output = command(args).output().expect("it runs");
+        assert_eq!(output.stdout, stored, "{args:?}");
+    }
+    let lines = cluster.dir().join("lines");
+    fs::write(&lines, format!("GETB {key}\nLIST 10 k*\n")).expect("written");
+    let mut shell = command(&["shell"]);
+    shell.stdin(File::open(&lines).expect("opened"));
+    let told = on_terminal(&mut shell);
+    assert!(
+        told.contains(shown) && told.contains("\nk\\u202ex "),
+        "{told:?}"
+    );
+    let told = on_terminal(&mut command(&["kv", "list"]));
+    assert!(told.starts_with(r"k\u202ex "), "{told:?}");
+    let output = command(&["kv", "list"]).output().expect("it runs");
+    assert!(output.stdout.starts_with(key.as_bytes()));
+    // An object stays one, with the same strings.
+    let told = on_terminal(&mut command(&["kv", "get", key, "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(json["key"], key);
+    assert!(!told.contains('\u{202e}'), "{told:?}");
+    // What goes wrong is told with what the user gave, or a server said.
+    let told = on_terminal(&mut command(&["kv", "cas", "k", "1\x1b", "m"]));
+    assert!(told.starts_with(r"error: 1\x1b: accepted"), "{told:?}");
+}
+
+#[test]
+fn a_closed_standard_input_stores_nothing_and_an_empty_one_an_empty_message() {
+    let cluster = Cluster::start(&[]);
+    let dir = cluster.dir().to_str().expect("UTF-8");
+    let run = |script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", TOLEREX, dir]);
+        let output = command.output().expect("it runs");
+        (output.status.code(), errors(&output))
+    };
+    for verb in ["set k", "kv set k", "kv cas k 0"] {
+        let (code, text) = run(&format!("exec \"$1\" {verb} - --data-dir \"$2\" <&-"));
+        assert_eq!(code, Some(1), "{verb}: {text}");
+        assert!(text.contains("standard input is closed"), "{text}");
+        assert_eq!(cluster.tolerex(&["get", "k"]).status.code(), Some(3));
+    }
+    let (code, text) = run("exec \"$1\" set k - --data-dir \"$2\" </dev/null");
+    assert_eq!(code, Some(0), "{text}");
+    let output = cluster.tolerex(&["get", "k"]);
+    assert_eq!((output.status.code(), output.stdout), (Some(0), Vec::new()));
+    let (code, text) = run("printf hello | \"$1\" set k - --data-dir \"$2\"");
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(cluster.tolerex(&["get", "k"]).stdout, b"hello");
 }
 
 /// What a subcommand of `tolerex kv` printed; its exit code must be this one.

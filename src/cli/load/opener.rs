@@ -13,9 +13,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
-
 use serde::Deserialize;
 
 use super::CONNECT_TIMEOUT;
@@ -59,7 +57,7 @@ impl Opener {
     ) -> anyhow::Result<(Opener, Thread)> {
         let (wanted, receiver) = bounded(connections);
         let body = move || serve((&client, protocol), &receiver, &shared);
-        let thread = threads::spawn("bench-open", body).context("cannot start a thread")?;
+        let thread = threads::spawn("bench-open", body)?;
         Ok((Opener { wanted }, thread))
     }
 

@@ -109,7 +109,7 @@ impl Control {
                 }
             }
         };
-        let thread = threads::spawn("control", body).context("cannot start a thread")?;
+        let thread = threads::spawn("control", body)?;
         Ok(Control {
             stop,
             thread,

@@ -6,9 +6,10 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::super::cluster;
+use super::super::visible::visible;
 use crate::client::Patience;
 use crate::threads::{self, StopSignal, Thread};
 
@@ -32,7 +33,7 @@ pub fn watch(
             stop.wait_timeout(ASK_INTERVAL);
         }
     };
-    threads::spawn("table", body).context("cannot start a thread")
+    Ok(threads::spawn("table", body)?)
 }
 
 /// The end of a terminal, where the table stands.
@@ -48,7 +49,7 @@ impl Table {
         let mut frame = self.removal();
         // A line that wraps would be two to remove; the cursor's own line stays free.
         for line in text.lines().take(rows.saturating_sub(1)) {
-            frame.extend(line.chars().filter(|c| !c.is_control()).take(columns));
+            frame.extend(visible(line.as_bytes()).chars().take(columns));
             frame.push('\n');
             self.shown += 1;
         }
@@ -92,7 +93,10 @@ mod tests {
     fn a_table_replaces_the_one_before_and_fits_the_terminal() {
         let mut table = Table::default();
         assert_eq!(table.frame("a\nlong line\nc\n", 4, 3), "a\nlong\n");
-        assert_eq!(table.frame("\x1b[1mb\n", 80, 24), "\x1b[2F\x1b[J[1mb\n");
+        assert_eq!(
+            table.frame("\x1b[1mb\n", 80, 24),
+            "\x1b[2F\x1b[J\\x1b[1mb\n"
+        );
         assert_eq!(table.removal(), "\x1b[1F\x1b[J");
         assert_eq!(table.removal(), "");
     }

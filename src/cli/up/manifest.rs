@@ -16,6 +16,16 @@ use crate::disk::private;
 /// The file's name within a data directory.
 pub const FILE: &str = "cluster.json";
 
+/// The file is there, and is not what this module wrote.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is damaged: {reason}", file.display())]
+pub struct Damaged {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// The whole file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -82,14 +92,18 @@ impl Manifest {
     /// Reads the file of a data directory; `None` if there is none.
     pub fn read(data_dir: &Path) -> Result<Option<Manifest>> {
         let path = data_dir.join(FILE);
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             text => text.with_context(|| format!("cannot read {}", path.display()))?,
         };
-        let manifest = serde_json::from_str(&text);
-        Ok(Some(manifest.with_context(|| {
-            format!("{} is damaged", path.display())
-        })?))
+        match serde_json::from_slice(&text) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) => Err(Damaged {
+                file: path,
+                reason: error.to_string(),
+            }
+            .into()),
+        }
     }
 
     /// Replaces the file; when this returns, the new one is on disk.
@@ -170,6 +184,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join(FILE), "{").expect("writable");
         let error = format!("{:#}", Manifest::read(dir.path()).expect_err("damaged"));
-        assert!(error.contains("cluster.json is damaged"), "{error}");
+        assert!(error.contains("cluster.json is damaged: "), "{error}");
     }
 }

@@ -15,27 +15,28 @@
 
 pub mod children;
 pub mod control;
+mod directory;
 mod ending;
 pub mod leftover;
 pub mod live;
 pub mod manifest;
 pub mod ports;
 pub mod readiness;
+mod remake;
 pub mod setup;
 mod wish;
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
 use super::args::UpArgs;
-use super::exit::ToolError;
+use super::exit::{ToolError, tell};
+use super::visible::shown;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::private;
 use crate::resources::descriptors::Descriptors;
@@ -77,17 +78,21 @@ enum Event {
 pub fn run(args: &UpArgs) -> Result<(), ToolError> {
     Descriptors::raise();
     // What cannot be is refused before a directory is made for it.
+    directory::check(&std::path::absolute(&args.data_dir).unwrap_or_default())?;
     setup::plan(
         args,
         &args.data_dir,
-        Manifest::read(&args.data_dir)?.as_ref(),
+        remake::read(&args.data_dir)?.0.as_ref(),
     )?;
-    let dir = make_dir(&args.data_dir)?;
-    let _lock = lock(&dir)?;
+    let dir = directory::make(&args.data_dir)?;
+    let _lock = directory::lock(&dir)?;
     private::warnings(&dir, &[])
         .iter()
         .for_each(|warning| warn(&format!("warning: {warning}")));
-    let existing = Manifest::read(&dir)?;
+    let (existing, remade) = remake::read(&dir)?;
+    remade
+        .iter()
+        .for_each(|line| warn(&format!("warning: {line}")));
     let processes = setup::plan(args, &dir, existing.as_ref())?;
     if let Some(existing) = &existing {
         leftover::end_all(existing)?
@@ -479,38 +484,14 @@ impl Up {
     }
 }
 
-fn make_dir(dir: &Path) -> anyhow::Result<PathBuf> {
-    let make = || private::create_dir_all(dir).and_then(|()| dir.canonicalize());
-    let dir = make().with_context(|| format!("cannot create {}", dir.display()))?;
-    // Paths are handed to children as flags and stand in cluster.json.
-    anyhow::ensure!(dir.to_str().is_some(), "{} is not UTF-8", dir.display());
-    Ok(dir)
-}
-
-/// Keeps any other `up` away from the directory while the file is open.
-fn lock(dir: &Path) -> Result<File, ToolError> {
-    let path = dir.join("up.lock");
-    let opened = private::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
-    let file = opened.with_context(|| format!("cannot open {}", path.display()))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        rustix::io::Errno::WOULDBLOCK => {
-            ToolError::failed(format!("another `tolerex up` runs on {}", dir.display()))
-        }
-        error => ToolError::failed(format!("cannot lock {}: {error}", path.display())),
-    })?;
-    Ok(file)
-}
-
 /// Writes a line to standard output. That nobody reads it must not end the cluster.
 fn print(line: &str) {
     let mut out = io::stdout().lock();
-    _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let line = format!("{line}\n");
+    let line = shown(line.as_bytes(), out.is_terminal());
+    _ = out.write_all(&line).and_then(|()| out.flush());
 }
 
 fn warn(line: &str) {
-    _ = writeln!(io::stderr(), "{line}");
+    tell(line);
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 
 use super::manifest::Role;
@@ -130,7 +130,7 @@ pub fn watch(
             stop.wait_timeout(ASK_INTERVAL);
         }
     };
-    threads::spawn("ready", body).context("cannot start a thread")
+    Ok(threads::spawn("ready", body)?)
 }
 
 /// The answer of the active leader, or of any while there is none.

@@ -238,7 +238,7 @@ pub fn prepare(
         write_if_absent(&config_path(dir, &planned.name), &text)?;
     }
     Ok(Plan {
-        bootstrap: !bootstrapped_path(dir).exists(),
+        bootstrap: !is_bootstrapped(dir),
         gathers: !gathered_path(dir).exists(),
         dir: dir.to_owned(),
         processes,
@@ -275,6 +275,11 @@ pub fn config_path(dir: &Path, name: &str) -> PathBuf {
 /// loss of every message, reported to nobody.
 fn bootstrapped_path(dir: &Path) -> PathBuf {
     dir.join("config").join("bootstrapped")
+}
+
+/// Whether the leader group exists.
+pub fn is_bootstrapped(dir: &Path) -> bool {
+    bootstrapped_path(dir).exists()
 }
 
 /// Notes that the leader group exists.
