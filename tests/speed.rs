@@ -20,6 +20,7 @@ use serde_json::Value;
 use support::client::Client;
 use support::cluster::Cluster;
 use support::figures::{Limit, Row, best_of, median, publish};
+use support::readers::{self, Readers};
 use tolerex::clock::{Clock, SystemClock, sleep};
 
 const COMMAND: &str = "cargo test --release --test speed -- --ignored --nocapture";
@@ -306,6 +307,55 @@ fn http_is_nearly_as_fast_as_hatokuse() {
     ]
     .map(|(what, flags, limit)| http(&cluster, what, flags, limit));
     publish("speed-6-http", COMMAND, &rows.concat());
+}
+
+/// Small writes, one each 5 ms, beside clients that read large messages.
+#[test]
+#[ignore = "slow: loads for some seconds"]
+fn writes_keep_their_pace_beside_large_reads() {
+    let _alone = alone();
+    let cluster = Cluster::start(&[]);
+    readers::fill(&cluster);
+    let time = Duration::from_secs_f64(SECONDS);
+    let rate = |times: &[Duration]| times.len() as f64 / SECONDS;
+    let p99 = |times: &[Duration]| times[times.len() * 99 / 100].as_secs_f64() * 1e3;
+    let mut rows = Vec::new();
+    for (who, reads) in [
+        ("64 clients with 20 GETs of 1 MiB in flight", true),
+        ("1,000 clients that ask for as much and read nothing", false),
+    ] {
+        rows.extend(best_of(TRIES, || {
+            let usual = readers::write_for(&cluster, time);
+            let address = cluster.address();
+            let active = reads.then(|| Readers::start(address, 64));
+            let silent = if reads { 0 } else { 1000 };
+            let silent: Vec<_> = (0..silent).map(|_| readers::non_reader(address)).collect();
+            let beside = readers::write_for(&cluster, time);
+            let took = active.map(Readers::finish);
+            drop(silent);
+            println!(
+                "{who}: {} of {} writes, {took:?} reads",
+                beside.len(),
+                usual.len()
+            );
+            let share = rate(&beside) / rate(&usual);
+            vec![
+                Row::new(
+                    &format!("SETs, one each 5 ms, beside {who}: rate over the usual"),
+                    share,
+                    "x",
+                    Limit::Ratio(0.5, 0.8),
+                ),
+                Row::new(
+                    &format!("the same: p99 beside {who}"),
+                    p99(&beside),
+                    "ms",
+                    Limit::AtMost(100.0, 30.0),
+                ),
+            ]
+        }));
+    }
+    publish("speed-7-beside-reads", COMMAND, &rows);
 }
 
 #[test]

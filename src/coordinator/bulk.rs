@@ -243,6 +243,7 @@ impl BulkWrite {
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
             | Event::LookedUp { .. }
+            | Event::Reserved { .. }
             | Event::Told(_)
             | Event::Applied { .. }
             | Event::NotProposed { .. }

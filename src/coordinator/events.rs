@@ -143,6 +143,11 @@ pub enum Event {
         /// In the order of the keys.
         found: Vec<Option<Found>>,
     },
+    /// The answer to [`Effect::Reserve`]: whether there is room. It may take any time.
+    Reserved {
+        /// False: too many wait for room, and this batch is not to wait.
+        granted: bool,
+    },
     /// The answer to [`Effect::Ask`].
     Told(Told),
     /// The proposed entry was applied.
@@ -220,6 +225,14 @@ pub enum Effect {
         tag: Tag,
         /// Which.
         keys: Vec<Key>,
+    },
+    /// Reserve room for replies, which the driver holds until they are handed on; answered by
+    /// [`Event::Reserved`], once for each coordinator at most.
+    Reserve {
+        /// Bytes of the replies as encoded.
+        bytes: u64,
+        /// Payload bytes that will be fetched from each member.
+        fetches: Vec<(MemberId, u64)>,
     },
     /// Ask the applied metadata; answered by [`Event::Told`].
     Ask(Question),
@@ -312,6 +325,7 @@ impl Event {
             | Event::Tick
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
+            | Event::Reserved { .. }
             | Event::Told(_) => None,
         }
     }

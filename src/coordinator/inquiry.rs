@@ -107,6 +107,7 @@ impl Inquiry {
             | Event::ReadConfirmed
             | Event::ReadRefused(_)
             | Event::LookedUp { .. }
+            | Event::Reserved { .. }
             | Event::Told(_)
             | Event::StoreAnswered { .. }
             | Event::FetchAnswered { .. }

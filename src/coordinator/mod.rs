@@ -18,9 +18,9 @@
 //!                                                           ├─> OutcomeUnknown ─> Done: unknown
 //!                                                           └─> deadline       ─> Done: unknown
 //!
-//!  reads    Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Fetch … ─> Done
-//!                               └─> ReadRefused ─> Done ^                     │
-//!                                                       └─ "no such revision" ┘
+//!  reads    Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─┬────> Fetch … ─> Done
+//!                               └─> ReadRefused ─> Done ^    Reserve <──┴──> ^    │
+//!                                                       └─ "no such revision" ────┘
 //!
 //!  where,   Start ─> ConfirmRead ─> ReadConfirmed ─> LookUp ─> LookedUp ─> Done
 //!  count, ttl, list                               └> Ask    ─> Told     ─> Done
@@ -48,6 +48,8 @@
 //! * **Holds.** From an [`Effect::Propose`] that `reads` to `Done` the driver holds what is
 //!   released (`ReleaseQueue::hold`), so that the records which the entry lists can be fetched
 //!   after it.
+//! * **Room.** What was granted to an [`Effect::Reserve`] is held until the replies of `Done` are
+//!   handed on, or the coordinator is dropped.
 //! * **Tokens.** A command that carries one is given its time as it is proposed
 //!   (`Command::set_time`), which never goes back within a term.
 //! * **Time.** A `Tick` comes no later than [`Coordinator::next_deadline`].
@@ -100,6 +102,11 @@ pub struct Limits {
     pub copy_timeout: Duration,
     /// A fetch not answered after this is late and another replica is asked as well: 300 ms.
     pub hedge_after: Duration,
+    /// How fast large payloads are taken to arrive, in bytes a second: 64 MiB/s, half of a 1 Gbit/s
+    /// network. A fetch that had to wait for room is late after `hedge_after` and the time for its
+    /// bytes and those ahead of it. Lower and a silent member is noticed late, higher and busy ones
+    /// are asked twice.
+    pub hedge_bytes_per_second: u64,
     /// How fast a member's queue is taken to drain, in bytes a second: 10 MB/s, a slow disk or a
     /// 100 Mbit/s network. Higher and big messages are late on such machines.
     pub drain_bytes_per_second: u64,
@@ -119,6 +126,11 @@ pub struct Limits {
     /// Payload bytes read in one batch, unless it is one message: 8 MiB, as in a batch of writes.
     /// The requests behind them are answered in a later batch.
     pub read_bytes_max: u64,
+    /// Bytes that a reply holds for each byte of its payload while it is encoded: 1 if the payload
+    /// is handed on as it is.
+    pub reply_growth: u64,
+    /// Replies of so many bytes need no room reserved: 64 KiB, what a connection may hold anyway.
+    pub unreserved_bytes_max: u64,
     /// Messages in one part of a bulk write: 4,096, as in any batch.
     pub part_messages_max: usize,
     /// Payload bytes in one part of a bulk write, unless it is one message: 8 MiB.
@@ -138,6 +150,7 @@ impl Default for Limits {
         Limits {
             copy_timeout: Duration::from_millis(300),
             hedge_after: Duration::from_millis(300),
+            hedge_bytes_per_second: 64 << 20,
             drain_bytes_per_second: 10_000_000,
             write_timeout: Duration::from_secs(2),
             read_timeout: Duration::from_secs(2),
@@ -145,6 +158,8 @@ impl Default for Limits {
             run_messages_max: 32,
             fetch_bytes_max: 8 * 1024 * 1024,
             read_bytes_max: 8 * 1024 * 1024,
+            reply_growth: 1,
+            unreserved_bytes_max: 64 * 1024,
             part_messages_max: 4096,
             part_bytes_max: 8 * 1024 * 1024,
             parts_in_flight_max: 4,

@@ -15,6 +15,10 @@
 //! The reads of a transaction are of exactly one record each, which is not released meanwhile: "no
 //! such revision" is the next replica then.
 //!
+//! Replies of more than [`Limits::unreserved_bytes_max`] are not fetched before there is room for
+//! them, as large as they are encoded: the batch waits for it until the read time-out, then it is
+//! answered `busy`. The time for reading counts from then on.
+//!
 //! A batch answers its first requests that have 8 MiB of payload in all, at least one, and leaves
 //! the rest to a later one (A8). A message that grows while the batch reads is not counted again.
 //!
@@ -23,6 +27,8 @@
 mod fetches;
 
 use std::collections::BTreeMap;
+
+use bytes::Bytes;
 
 use super::events::Tags;
 use super::{Effect, Event, Flaw, Found, Limits, NEVER, Tag};
@@ -47,6 +53,10 @@ pub struct ReadBatch {
     bounded: bool,
     /// Whether only the records that it began with are answers.
     of_records: bool,
+    /// Whether room for the replies is still to be asked for, if they are large.
+    asks_room: bool,
+    /// Whether room was reserved: the replies are large.
+    is_large: bool,
     /// Slots without a reply.
     unanswered: usize,
     /// Fetches that were not answered.
@@ -62,6 +72,8 @@ pub struct ReadBatch {
 enum Phase {
     New,
     Confirming,
+    /// Nothing is fetched before there is room for the replies.
+    Reserving,
     Reading,
     Done,
 }
@@ -72,6 +84,8 @@ struct Slot {
     key: Key,
     /// What the last look-up found.
     entry: Option<Entry>,
+    /// The payload of that revision, if no member needs to be asked.
+    at_hand: Option<Bytes>,
     /// Replicas that were asked for that revision.
     asked: Vec<MemberId>,
     /// Fetches of that revision that were not answered.
@@ -118,6 +132,7 @@ impl ReadBatch {
             .map(|key| Slot {
                 key,
                 entry: None,
+                at_hand: None,
                 asked: Vec::new(),
                 open_calls: 0,
                 open_lookups: 0,
@@ -130,6 +145,8 @@ impl ReadBatch {
             term,
             bounded: false,
             of_records: false,
+            asks_room: true,
+            is_large: false,
             unanswered: slots.len(),
             slots,
             calls: BTreeMap::new(),
@@ -141,17 +158,19 @@ impl ReadBatch {
     }
 
     /// Reads of exactly these records, which confirmed metadata named: no other revision is an
-    /// answer. All at once, whatever their bytes; they begin with the next step.
+    /// answer. Some payloads are at hand. All at once, whatever their bytes; they begin with the
+    /// next step.
     pub fn of_records(
-        records: Vec<(Key, Entry)>,
+        records: Vec<(Key, Entry, Option<Bytes>)>,
         term: u64,
         now: Instant,
         limits: Limits,
     ) -> ReadBatch {
-        let (keys, entries): (Vec<Key>, Vec<Entry>) = records.into_iter().unzip();
+        let keys = records.iter().map(|(key, ..)| key.clone()).collect();
         let mut batch = ReadBatch::new(keys, term, limits);
-        for (slot, entry) in batch.slots.iter_mut().zip(entries) {
+        for (slot, (_, entry, at_hand)) in batch.slots.iter_mut().zip(records) {
             slot.entry = Some(entry);
+            slot.at_hand = at_hand;
             slot.wants_next = true;
         }
         batch.of_records = true;
@@ -191,8 +210,16 @@ impl ReadBatch {
             Event::LookedUp { tag, found } => self.looked_up(tag, found, effects),
             Event::FetchAnswered { tag, answer } => self.fetch_answered(tag, answer, effects),
             Event::Tick => self.tick(now, cluster),
+            Event::Reserved { granted } if self.phase == Phase::Reserving => {
+                match granted {
+                    true => self.phase = Phase::Reading,
+                    false => self.fail_rest(&Failure::Busy),
+                }
+                self.deadline = now + self.limits.read_timeout;
+            }
             Event::ReadConfirmed
             | Event::ReadRefused(_)
+            | Event::Reserved { .. }
             | Event::StoreAnswered { .. }
             | Event::Applied { .. }
             | Event::NotProposed { .. }
@@ -200,7 +227,14 @@ impl ReadBatch {
             | Event::OutcomeUnknown { .. }
             | Event::Told(_) => {}
         }
-        self.fetch(now, cluster, effects);
+        if self.phase == Phase::Reading && self.lookups.is_empty() && self.asks_room {
+            self.asks_room = false;
+            self.reserve(now, cluster, effects);
+        }
+        if self.phase == Phase::Reading {
+            self.answer_at_hand();
+            self.fetch(now, cluster, effects);
+        }
         if self.unanswered == 0 {
             self.finish(effects);
         }
@@ -210,7 +244,7 @@ impl ReadBatch {
     pub fn next_deadline(&self) -> Instant {
         match self.phase {
             Phase::New | Phase::Done => NEVER,
-            Phase::Confirming => self.deadline,
+            Phase::Confirming | Phase::Reserving => self.deadline,
             Phase::Reading => self
                 .calls
                 .values()
@@ -222,14 +256,45 @@ impl ReadBatch {
 
     /// See [`super::Coordinator::waits_for_late_only`].
     pub fn waits_for_late_only(&self) -> bool {
-        self.phase == Phase::Reading
-            && self.lookups.is_empty()
-            && self.calls.values().all(|call| call.late || call.is_suspect)
+        // Workers that wait for large payloads would be missing elsewhere.
+        let is_slow = |call: &Call| self.is_large || call.late || call.is_suspect;
+        match self.phase {
+            Phase::Reserving => true,
+            Phase::Reading => self.lookups.is_empty() && self.calls.values().all(is_slow),
+            Phase::New | Phase::Confirming | Phase::Done => false,
+        }
     }
 
     /// Whether `Done` was emitted.
     pub fn is_done(&self) -> bool {
         self.phase == Phase::Done
+    }
+
+    /// Asks for room if the replies are not small; until then nothing is fetched.
+    fn reserve(&mut self, now: Instant, cluster: &Cluster, effects: &mut Vec<Effect>) {
+        let unanswered = self.slots.iter().filter(|slot| slot.reply.is_none());
+        let entries = unanswered.filter_map(|slot| slot.entry.as_ref());
+        let payload_bytes: u64 = entries.map(|entry| u64::from(entry.length)).sum();
+        let bytes = payload_bytes.saturating_mul(self.limits.reply_growth);
+        if bytes <= self.limits.unreserved_bytes_max {
+            return;
+        }
+        self.is_large = true;
+        self.phase = Phase::Reserving;
+        let fetches = self.fetches_expected(now, cluster);
+        effects.push(Effect::Reserve { bytes, fetches });
+    }
+
+    fn answer_at_hand(&mut self) {
+        for at in 0..self.slots.len() {
+            let slot = &mut self.slots[at];
+            if let (None, Some(entry), Some(payload)) =
+                (&slot.reply, &slot.entry, slot.at_hand.take())
+            {
+                let revision = entry.revision;
+                self.reply(at, Reply::Value { revision, payload });
+            }
+        }
     }
 
     fn look_up(&mut self, missing: Vec<Missing>, effects: &mut Vec<Effect>) {
@@ -281,13 +346,13 @@ impl ReadBatch {
                 slot.asked.clear();
                 slot.open_calls = 0;
             }
-            let (revision, length) = (entry.revision, entry.length);
+            let length = entry.length;
             slot.entry = Some(entry);
             slot.wants_next = true;
-            if let Some(payload) = cached {
+            if let Some(payload) = &cached {
                 assert_eq!(payload.len() as u64, u64::from(length), "cached otherwise");
-                self.reply(at, Reply::Value { revision, payload });
             }
+            slot.at_hand = cached;
         }
     }
 
@@ -315,8 +380,11 @@ impl ReadBatch {
                 slot.wants_next |= slot.awaits(revision);
             }
         }
-        if self.phase != Phase::New && self.deadline <= now {
-            self.fail_rest(&Failure::ReadTimedOut);
+        match self.phase {
+            Phase::New | Phase::Done => {}
+            _ if now < self.deadline => {}
+            Phase::Reserving => self.fail_rest(&Failure::Busy),
+            Phase::Confirming | Phase::Reading => self.fail_rest(&Failure::ReadTimedOut),
         }
     }
 
@@ -382,6 +450,147 @@ mod tests {
             assert_eq!(replies.len(), answered);
             assert!(replies.iter().all(|r| matches!(r, Reply::Value { .. })));
         }
+    }
+
+    /// Messages 1, 2, … of these lengths on one member, and a world that grants room when told.
+    fn world_of(lengths: &[u32]) -> World {
+        let replicas = ReplicaSet::new(&[member(1)]).expect("one");
+        let mut world = World::new(1, 1);
+        for (sequence, length) in (1..).zip(lengths) {
+            let entry = Entry {
+                revision: Revision::new(crate::coordinator::testing::TERM, sequence),
+                replicas,
+                length: *length,
+            };
+            let payload = Bytes::from(vec![0; *length as usize]);
+            world.put(Key::Id(sequence), &payload, entry);
+        }
+        world.next_sequence = lengths.len() as u64 + 1;
+        world.has_room = false;
+        world
+    }
+
+    fn read(world: &mut World, count: u64) {
+        let keys = (1..=count).map(Key::Id).collect();
+        world.start(crate::protocol::request::Batch::Reads(keys));
+        world.step(Event::ReadConfirmed);
+    }
+
+    fn waits_for_late_only(world: &World) -> bool {
+        let coordinator = world.coordinator.as_ref().expect("a batch");
+        coordinator.waits_for_late_only()
+    }
+
+    #[test]
+    fn large_replies_are_not_fetched_before_there_is_room() {
+        let mut world = world_of(&[60 << 10, 10 << 10]);
+        read(&mut world, 2);
+        assert_eq!((world.rooms, world.fetches.len()), (1, 0));
+        assert!(
+            world.log.contains("reserve 71680 bytes m1:71680"),
+            "{}",
+            world.log
+        );
+        assert!(waits_for_late_only(&world), "no worker waits for room");
+        world.step(Event::Tick);
+        assert!(world.fetches.is_empty() && world.done.is_empty());
+        world.step(Event::Reserved { granted: true });
+        let [call] = world.fetches.as_slice() else {
+            panic!("not one fetch");
+        };
+        let found = call.revisions.iter().map(|r| world.fetched(*r)).collect();
+        assert!(
+            waits_for_late_only(&world),
+            "no worker waits for what is large"
+        );
+        world.end_fetch(0, Answer::Results(found));
+        let is_value = |reply: &Reply| matches!(reply, Reply::Value { .. });
+        assert!(world.done.concat().iter().all(is_value));
+        assert_eq!((world.rooms, world.done.len()), (1, 1));
+    }
+
+    #[test]
+    fn room_is_asked_for_by_the_length_of_the_encoded_replies() {
+        for (growth, lengths, rooms) in [
+            (1, [32 << 10, 32 << 10], 0),
+            (1, [32 << 10, (32 << 10) + 1], 1),
+            (7, [5 << 10, 5 << 10], 1),
+            (7, [4 << 10, 4 << 10], 0),
+        ] {
+            let mut world = world_of(&lengths);
+            world.limits.reply_growth = growth;
+            read(&mut world, 2);
+            assert_eq!(world.rooms, rooms, "{growth} x {lengths:?}");
+            assert_eq!(world.fetches.len(), 1 - rooms);
+        }
+    }
+
+    #[test]
+    fn a_read_without_room_is_busy_at_once_or_in_the_end() {
+        for is_refused in [true, false] {
+            let mut world = world_of(&[1 << 20]);
+            read(&mut world, 1);
+            if is_refused {
+                world.step(Event::Reserved { granted: false });
+            } else {
+                world.now = world.now + world.limits.read_timeout;
+                world.step(Event::Tick);
+            }
+            assert_eq!(world.done, [[Reply::Failed(Failure::Busy)]]);
+            assert!(world.fetches.is_empty());
+        }
+    }
+
+    /// Time spent waiting for room is no time spent reading.
+    #[test]
+    fn the_time_for_reading_counts_from_the_room() {
+        let mut world = world_of(&[1 << 20]);
+        read(&mut world, 1);
+        world.now = world.now + world.limits.read_timeout - Duration::from_millis(1);
+        world.step(Event::Reserved { granted: true });
+        world.now = world.now + Duration::from_secs(1);
+        world.step(Event::Tick);
+        assert!(world.done.is_empty());
+        world.now = world.now + Duration::from_secs(1);
+        world.step(Event::Tick);
+        assert_eq!(world.done, [[Reply::Failed(Failure::ReadTimedOut)]]);
+    }
+
+    #[test]
+    fn what_a_transaction_reads_waits_for_room_too() {
+        use crate::protocol::request::{Batch, SetOptions, Step, Transaction, Write};
+        let mut world = world_of(&[40 << 10]);
+        let payload = Bytes::from(vec![1; 40 << 10]);
+        let set = Write::Set {
+            key: key("a"),
+            payload,
+            options: SetOptions::default(),
+        };
+        let steps = vec![Step::Write(set), Step::Get(key("a")), Step::Get(Key::Id(1))];
+        world.start(Batch::Transaction(Transaction {
+            steps,
+            is_atomic: true,
+            token: None,
+        }));
+        world.end_store(
+            0,
+            Answer::Results(vec![crate::rpc::message::StoreResult::Stored]),
+        );
+        world.apply(0);
+        assert_eq!((world.rooms, world.fetches.len()), (1, 0));
+        assert!(
+            world.log.contains("reserve 81920 bytes m1:40960"),
+            "{}",
+            world.log
+        );
+        world.step(Event::Reserved { granted: false });
+        let done = world.done.concat();
+        let [Reply::Transaction(replies)] = done.as_slice() else {
+            panic!("{done:?}");
+        };
+        let busy = Reply::Failed(Failure::Busy);
+        assert!(matches!(replies[0], Reply::Stored { .. }), "{replies:?}");
+        assert_eq!(replies[1..], [busy.clone(), busy]);
     }
 
     #[test]

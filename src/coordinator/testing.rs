@@ -73,6 +73,10 @@ pub struct World {
     pub next_sequence: u64,
     /// The replies of the coordinator, once for each `Done`.
     pub done: Vec<Vec<Reply>>,
+    /// How often room was asked for.
+    pub rooms: usize,
+    /// Whether it is granted at once; else the test does.
+    pub has_room: bool,
     /// Everything that happened.
     pub log: String,
 }
@@ -109,6 +113,8 @@ impl World {
             payloads: BTreeMap::new(),
             next_sequence: 1,
             done: Vec::new(),
+            rooms: 0,
+            has_room: true,
             log: String::new(),
         };
         world.releases.begin_term(TERM);
@@ -351,6 +357,17 @@ impl World {
                     ));
                 }
                 self.step(Event::LookedUp { tag, found });
+            }
+            Effect::Reserve { bytes, fetches } => {
+                let members = fetches
+                    .iter()
+                    .map(|(m, bytes)| format!(" m{}:{bytes}", m.0));
+                let members: String = members.collect();
+                self.note(format!("reserve {bytes} bytes{members}"));
+                self.rooms += 1;
+                if self.has_room {
+                    self.step(Event::Reserved { granted: true });
+                }
             }
             Effect::Ask(question) => {
                 let told = match question {

@@ -191,7 +191,9 @@ impl WriteBatch {
             Event::Applied { tag, applied } if self.waits_for(tag) => {
                 self.applied(applied, now, cluster, effects);
             }
-            Event::FetchAnswered { .. } => self.step_reads(event, now, cluster, effects),
+            Event::FetchAnswered { .. } | Event::Reserved { .. } => {
+                self.step_reads(event, now, cluster, effects)
+            }
             Event::NotProposed { tag, failure } if self.waits_for(tag) => {
                 let settlement = self.settlement(|_| None);
                 self.settle(settlement, effects);

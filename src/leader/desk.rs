@@ -36,6 +36,9 @@ const BYTES_MAX: usize = 64 << 20;
 /// Payload bytes that a batch of reads is answered with at a time, unless it is one message.
 pub const READ_BYTES_MAX: u64 = 1 << 20;
 
+/// What a payload takes until its reply is on the link: itself, and its place in the frame.
+const REPLY_GROWTH: usize = 2;
+
 /// Where calls of peers arrive.
 #[derive(Default)]
 pub struct Desk {
@@ -179,7 +182,7 @@ impl DeskThread {
                 }
             }
             for call in calls {
-                let progress = self.handler.begin(call.batch, false);
+                let progress = self.handler.begin(call.batch, false, REPLY_GROWTH);
                 self.settle(progress, call.bytes, call.responder);
             }
         }
@@ -187,9 +190,10 @@ impl DeskThread {
 
     fn settle(&mut self, progress: Progress, bytes: usize, responder: Responder) {
         match progress {
-            Progress::Done(replies) => {
+            Progress::Done(replies, room) => {
                 self.desk.answered(bytes);
                 responder.send(Response::Forward(replies));
+                drop(room);
             }
             Progress::Parked(mut batch) => {
                 self.last_ticket += 1;

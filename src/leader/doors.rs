@@ -110,7 +110,8 @@ pub fn open(
         doors.push(Door { listener, sessions });
     }
     let clock = Arc::clone(&shared.clock);
-    let server = Server::start(doors, Arc::new(handler), clock, settings.net.clone())
+    let (limits, budget) = (settings.net.clone(), Arc::clone(&shared.budget));
+    let server = Server::start_within(doors, Arc::new(handler), clock, limits, budget)
         .context("cannot start the client ports")?;
     // Nobody else sets it.
     _ = node.gauges.set(server.gauges());

@@ -25,6 +25,8 @@ use crate::ids::{MemberId, Revision};
 use crate::leader::state::{ReleaseHold, RunningBatch, Shared};
 use crate::metadata::command::Command;
 use crate::metadata::state::forget_met_conditions;
+use crate::net::budget::Request as RoomRequest;
+use crate::net::room::Need;
 use crate::net::{Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
 use crate::rpc::link::{CallError, Completion};
@@ -115,6 +117,8 @@ pub struct Run {
     pending: VecDeque<Event>,
     /// While it reads records that its entry lists.
     hold: Option<ReleaseHold>,
+    /// Room for the replies that was asked for.
+    room: Option<RoomRequest>,
     _running: RunningBatch,
 }
 
@@ -132,6 +136,7 @@ impl Run {
             coordinator,
             inbox: Arc::default(),
             hold: None,
+            room: None,
             number,
             term,
             pending: VecDeque::from([Event::Start]),
@@ -155,7 +160,8 @@ impl Run {
                     if let Effect::Done(mut replies) = effect {
                         debug!("batch {}: done, {} replies", self.number, replies.len());
                         name_leader(&self.shared, &mut replies);
-                        return Progress::Done(replies);
+                        let room = self.room.and_then(|mut request| request.take());
+                        return Progress::Done(replies, room);
                     }
                     self.carry_out(effect);
                 }
@@ -209,6 +215,7 @@ impl Run {
                 let found = self.shared.look_up(&keys);
                 self.pending.push_back(Event::LookedUp { tag, found });
             }
+            Effect::Reserve { bytes, fetches } => self.reserve(bytes, fetches),
             Effect::Ask(question) => {
                 let told = self.shared.tell(question);
                 self.pending.push_back(Event::Told(told));
@@ -222,6 +229,23 @@ impl Run {
             } => error!("copy of message {key} revision {revision} on member {member}: {flaw:?}"),
             Effect::Deposed { member, highest } => self.shared.depose(member, highest),
             Effect::Done(_) => unreachable!("the caller ends at Done"),
+        }
+    }
+
+    fn reserve(&mut self, bytes: u64, fetches: Vec<(MemberId, u64)>) {
+        let need = Need {
+            reply_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
+            fetches: fetches
+                .into_iter()
+                .map(|(id, bytes)| (id.0, bytes))
+                .collect(),
+        };
+        let inbox = self.inbox.clone();
+        let wake = move || inbox.push(Event::Reserved { granted: true });
+        let now = self.shared.clock.now();
+        self.room = self.shared.budget.request(need, now, wake);
+        if self.room.is_none() {
+            self.pending.push_back(Event::Reserved { granted: false });
         }
     }
 
@@ -258,12 +282,19 @@ impl Run {
     }
 
     fn fetch(&mut self, tag: Tag, member: MemberId, revisions: Vec<Revision>) {
-        let Some(link) = self.shared.links.link(member) else {
+        let links = &self.shared.links;
+        let stores = links.link(member);
+        let link = match self.room {
+            Some(_) => links.large_link(member),
+            None => stores.clone(),
+        };
+        let Some((stores, link)) = stores.zip(link) else {
             let answer = Answer::NotSent;
             self.pending.push_back(Event::FetchAnswered { tag, answer });
             return;
         };
-        let fence = self.shared.fence(self.term, &*link);
+        // Stores raise the member's fence: with the number of the other link it would be stale.
+        let fence = self.shared.fence(self.term, &*stores);
         let deadline = self.shared.call_deadline(0);
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         let completion: Completion = Box::new(move |result| {

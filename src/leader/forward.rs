@@ -115,7 +115,7 @@ pub fn begin(
     batch: Batch,
 ) -> Progress {
     let requests = batch.reply_count();
-    let failed = |failure| Progress::Done(vec![Reply::Failed(failure); requests]);
+    let failed = |failure| Progress::done(vec![Reply::Failed(failure); requests]);
     let Some(link) = onward.link() else {
         let leader = shared.leader_address();
         return failed(Failure::NotLeader { leader });
@@ -258,6 +258,6 @@ impl Parked for PassedOn {
             None if self.shared.clock.now() >= self.deadline => Err(CallError::TimedOut),
             None => return Progress::Parked(self),
         };
-        Progress::Done(self.replies(result))
+        Progress::done(self.replies(result))
     }
 }

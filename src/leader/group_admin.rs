@@ -50,7 +50,7 @@ pub fn begin(shared: &Arc<Shared>, request: GroupRequest) -> Progress {
     } else {
         let Some(term) = shared.serving_term() else {
             let leader = shared.leader_address();
-            return Progress::Done(vec![Reply::Failed(Failure::NotLeader { leader })]);
+            return Progress::done(vec![Reply::Failed(Failure::NotLeader { leader })]);
         };
         let shared = Arc::clone(shared);
         let peers = Arc::clone(&shared.view.peers);
@@ -293,9 +293,9 @@ impl Parked for Waiting {
 
     fn resume(self: Box<Self>, _may_wait: bool) -> Progress {
         match self.slot.take() {
-            Some(reply) => Progress::Done(vec![reply]),
+            Some(reply) => Progress::done(vec![reply]),
             None if self.shared.clock.now() >= self.deadline => {
-                Progress::Done(vec![Reply::Failed(timed_out())])
+                Progress::done(vec![Reply::Failed(timed_out())])
             }
             None => Progress::Parked(self),
         }

@@ -73,7 +73,13 @@ impl ClientHandler {
     }
 
     /// Begins a batch about messages; until `give_up` it may wait for a leader.
-    fn serve(&self, batch: Batch, may_wait: bool, give_up: Instant) -> Progress {
+    fn serve(
+        &self,
+        batch: Batch,
+        may_wait: bool,
+        reply_growth: usize,
+        give_up: Instant,
+    ) -> Progress {
         let shared = &self.shared;
         // First: whoever hands over says so, then looks whether batches run.
         let running = shared.batch_runs();
@@ -83,6 +89,7 @@ impl ClientHandler {
                 return Progress::Parked(Box::new(AwaitsLeader {
                     handler: self.clone(),
                     batch,
+                    reply_growth,
                     give_up,
                     look_at: shared.clock.now() + LEADER_POLL,
                 }));
@@ -98,7 +105,11 @@ impl ClientHandler {
         let Some(revisions) = shared.view.allot(term, needed) else {
             return self.redirect(batch);
         };
-        let coordinator = Coordinator::new(batch, revisions, tolerance, self.limits)
+        let limits = Limits {
+            reply_growth: reply_growth as u64,
+            ..self.limits
+        };
+        let coordinator = Coordinator::new(batch, revisions, tolerance, limits)
             .expect("only these need no coordinator");
         Run::new(shared.clone(), coordinator, (number, term), running).go_on(may_wait)
     }
@@ -116,27 +127,28 @@ impl ClientHandler {
 }
 
 impl Handler for ClientHandler {
-    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress {
         if batch == Batch::Status {
             let status = status::cluster_status(&self.shared);
-            return Progress::Done(vec![Reply::Status(Box::new(status))]);
+            return Progress::done(vec![Reply::Status(Box::new(status))]);
         }
         if let Batch::Group(request) = batch {
             return group_admin::begin(&self.shared, request);
         }
         let give_up = self.shared.clock.now() + LEADER_WAIT;
-        self.serve(batch, may_wait, give_up)
+        self.serve(batch, may_wait, reply_growth, give_up)
     }
 }
 
 fn failed(batch: &Batch, failure: Failure) -> Progress {
-    Progress::Done(vec![Reply::Failed(failure); batch.reply_count()])
+    Progress::done(vec![Reply::Failed(failure); batch.reply_count()])
 }
 
 /// A batch between two leaders. It looks again now and then; nobody wakes it.
 struct AwaitsLeader {
     handler: ClientHandler,
     batch: Batch,
+    reply_growth: usize,
     give_up: Instant,
     look_at: Instant,
 }
@@ -149,7 +161,8 @@ impl Parked for AwaitsLeader {
     fn arm(&mut self, _wake: Waker) {}
 
     fn resume(self: Box<Self>, may_wait: bool) -> Progress {
-        self.handler.serve(self.batch, may_wait, self.give_up)
+        self.handler
+            .serve(self.batch, may_wait, self.reply_growth, self.give_up)
     }
 }
 

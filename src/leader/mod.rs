@@ -8,7 +8,7 @@
 //! | `poll` | idle client connections | readiness, timers | wake-up, stop |
 //! | `work-N` | one connection and one batch at a time | job queue; its inbox | queue closed |
 //! | `accept-rpc`, `rx-…`, `tx-…` | links with members | sockets, queues | closing |
-//! | `dial-…` | the data link to one member | its end, back-off | pool stopped |
+//! | `dial-…` | one of the two links to one member | its end, back-off | pool stopped |
 //! | `raft` | the group's core, the write side of metadata | its inbox | stop event |
 //! | `journal`, `fill` | the journal's files | queues | queues closed |
 //! | `snapshot` | the snapshot being written | its queue | queue closed; stop signal |

@@ -29,17 +29,19 @@ use crate::disk::log::LogOptions;
 use crate::group::{
     self, Bootstrap, Group, GroupError, GroupHandle, GroupOptions, ProposalOutcome, Timing,
 };
-use crate::ids::{ClusterId, MemberId};
+use crate::ids::ClusterId;
 use crate::leader::desk::{Desk, DeskThread};
 use crate::leader::doors::{self, Listeners};
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping::Housekeeping;
+use crate::leader::links::MemberPools;
 use crate::leader::machine::Machine;
 use crate::leader::members::{LinkEvents, MemberService};
 use crate::leader::peers::{PeerEvents, PeerTransport};
 use crate::leader::state::{Shared, View};
 use crate::metadata::command::{Applied, Change, Command};
 use crate::net;
+use crate::net::budget::Budget;
 use crate::rpc::LocalIdentity;
 use crate::rpc::message::Role;
 use crate::rpc::pool::Pool;
@@ -128,7 +130,7 @@ pub struct Leader {
     clock: Arc<dyn Clock>,
     pub(super) shared: Arc<Shared>,
     /// The links in `shared`.
-    pool: Arc<Pool<MemberId>>,
+    pool: Arc<MemberPools>,
     tls: Arc<TlsContext>,
     group: Group<Applied>,
     /// These are there once it has started.
@@ -182,7 +184,7 @@ impl Leader {
             role: Role::Leader,
         };
         let events = Arc::new(LinkEvents::new(Arc::clone(&view), Arc::clone(&clock)));
-        let pool = Arc::new(Pool::new(
+        let pool = Arc::new(MemberPools::new(
             identity.clone(),
             Arc::clone(&tls),
             Arc::clone(&clock),
@@ -202,7 +204,8 @@ impl Leader {
             group.handle(),
             Arc::clone(&clock),
         );
-        let shared = Arc::new(Shared::new(
+        let budget = Budget::new(settings.net.budget_bytes);
+        let shared = Shared::new(
             Arc::clone(&clock),
             settings.limits,
             view,
@@ -210,7 +213,8 @@ impl Leader {
             Arc::clone(&pool) as _,
             settings.cache_bytes,
             own,
-        ));
+        );
+        let shared = Arc::new(shared.within(budget));
         let mut leader = Leader {
             clock,
             shared,

@@ -32,6 +32,8 @@ use crate::metadata::command::Applied;
 use crate::metadata::listing::list;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::state::Shards;
+use crate::net;
+use crate::net::budget::Budget;
 
 /// Shards of the cache. Workers read at the same time; with one they would queue up.
 const CACHE_SHARDS: usize = 16;
@@ -198,6 +200,8 @@ pub struct Shared {
     pub links: Arc<dyn MemberLinks>,
     /// Payloads read often.
     pub cache: Cache,
+    /// Bytes held for clients, and reserved for them.
+    pub budget: Arc<Budget>,
     /// The node's name.
     pub name: String,
     /// Where clients reach this leader, `host:port`.
@@ -251,6 +255,7 @@ impl Shared {
             group,
             links,
             cache: Cache::new(cache_bytes),
+            budget: Budget::new(net::Limits::default().budget_bytes),
             name: own.name,
             client_address: own.client,
             http_address: own.http,
@@ -261,6 +266,11 @@ impl Shared {
             running: AtomicUsize::new(0),
             is_handing_over: AtomicBool::new(false),
         }
+    }
+
+    /// With this budget for clients.
+    pub fn within(self, budget: Arc<Budget>) -> Shared {
+        Shared { budget, ..self }
     }
 
     /// What to do with a batch.

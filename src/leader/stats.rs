@@ -270,7 +270,7 @@ impl<H> Measured<H> {
 }
 
 impl<H: Handler> Handler for Measured<H> {
-    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress {
         let (kind, bytes) = describe(&batch);
         let begun = Begun {
             kind,
@@ -279,17 +279,17 @@ impl<H: Handler> Handler for Measured<H> {
             clock: Arc::clone(&self.clock),
             stats: Arc::clone(&self.stats),
         };
-        begun.follow(self.handler.begin(batch, may_wait))
+        begun.follow(self.handler.begin(batch, may_wait, reply_growth))
     }
 }
 
 impl Begun {
     fn follow(self, progress: Progress) -> Progress {
         match progress {
-            Progress::Done(replies) => {
+            Progress::Done(replies, room) => {
                 let latency = self.clock.now().since(self.at);
                 self.stats.record(self.kind, self.bytes, latency, &replies);
-                Progress::Done(replies)
+                Progress::Done(replies, room)
             }
             Progress::Parked(batch) => {
                 Progress::Parked(Box::new(ParkedMeasured { batch, begun: self }))

@@ -1,5 +1,6 @@
 //! What becomes of a leader's call: stores and releases go to the append thread, fetches to the
-//! readers, both through bounded queues; a full one refuses the call as busy.
+//! readers, through bounded queues; a full one refuses the call as busy. Large fetches, which come
+//! on a link of their own, have a queue and a reader of their own: small ones do not wait for them.
 //!
 //! Calls arrive on their connection's thread in the order in which the leader sent them, and enter
 //! the append queue in that order. Roles were checked by the RPC server.
@@ -14,7 +15,7 @@ use crate::member::append::{AppendQueue, Job, Operation};
 use crate::replica::core::fetch;
 use crate::rpc::PeerInfo;
 use crate::rpc::frame::FRAME_BYTES_MAX;
-use crate::rpc::message::{FetchRequest, FetchResult, Refusal, Request, Response};
+use crate::rpc::message::{FetchRequest, FetchResult, Purpose, Refusal, Request, Response};
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
 use crate::storage::compaction::Step;
@@ -26,8 +27,14 @@ const FETCH_ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
 /// The member's side of its leaders' calls.
 pub struct Handler {
     appends: AppendQueue,
-    /// None once closed. Guards only itself; a send into the queue never blocks.
-    fetches: RwLock<Option<Sender<Fetch>>>,
+    /// None once closed. Guards only itself; a send into a queue never blocks.
+    fetches: RwLock<Option<Queues>>,
+}
+
+/// Where fetches wait for readers.
+struct Queues {
+    small: Sender<Fetch>,
+    large: Sender<Fetch>,
 }
 
 /// A fetch that waits for a reader.
@@ -39,24 +46,29 @@ struct Fetch {
 }
 
 impl Handler {
-    /// A handler, and the body that its reader threads share.
+    /// A handler, the body that its reader threads share, and that of the reader of large fetches.
     pub fn new(
         appends: AppendQueue,
         reader: Arc<dyn Reader>,
         fence: Arc<RwLock<Fence>>,
         read_queue_requests: usize,
-    ) -> (Handler, FetchWorker) {
-        let (sender, receiver) = crossbeam_channel::bounded(read_queue_requests);
+    ) -> (Handler, FetchWorker, FetchWorker) {
+        let (small, receiver) = crossbeam_channel::bounded(read_queue_requests);
+        let (large, large_receiver) = crossbeam_channel::bounded(read_queue_requests);
         let handler = Handler {
             appends,
-            fetches: RwLock::new(Some(sender)),
+            fetches: RwLock::new(Some(Queues { small, large })),
         };
         let worker = FetchWorker {
             receiver,
             reader,
             fence,
         };
-        (handler, worker)
+        let large_worker = FetchWorker {
+            receiver: large_receiver,
+            ..worker.clone()
+        };
+        (handler, worker, large_worker)
     }
 
     /// Has the append thread do a step of compaction; see [`AppendQueue::compact`].
@@ -84,7 +96,13 @@ impl Handler {
         }
     }
 
-    fn fetch(&self, request: FetchRequest, call: CallInfo, from: Arc<str>, responder: Responder) {
+    fn fetch(
+        &self,
+        request: FetchRequest,
+        call: CallInfo,
+        (from, purpose): (Arc<str>, Purpose),
+        responder: Responder,
+    ) {
         let fetch = Fetch {
             request,
             call: call.id,
@@ -92,7 +110,13 @@ impl Handler {
             responder,
         };
         let refused = match self.fetches.read().as_ref() {
-            Some(sender) => sender.try_send(fetch).map_err(|error| error.into_inner()),
+            Some(queues) => {
+                let queue = match purpose {
+                    Purpose::All => &queues.small,
+                    Purpose::Fetches => &queues.large,
+                };
+                queue.try_send(fetch).map_err(|error| error.into_inner())
+            }
             None => Err(fetch),
         };
         if let Err(fetch) = refused {
@@ -118,7 +142,9 @@ impl Service for Handler {
             Request::Release(request) => {
                 self.append(Operation::Release(request), call, from, responder);
             }
-            Request::Fetch(request) => self.fetch(request, call, from, responder),
+            Request::Fetch(request) => {
+                self.fetch(request, call, (from, peer.purpose), responder);
+            }
             Request::Register(_) | Request::Heartbeat(_) => {
                 let reason = "a member takes no registrations".to_owned();
                 responder.send(Response::Refused(Refusal::Other(reason)));

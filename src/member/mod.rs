@@ -11,6 +11,7 @@
 //! | `fill` (engine `log`) | the segment being zero-filled | request | stop signal |
 //! | `compact` (engine `log`) | the segment it reads, hint files | timer | stop, between steps |
 //! | `read-N` | one fetch at a time | read queue | queue closed |
+//! | `read-large` | one large fetch at a time | its queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
 //!
 //! # Stop

@@ -229,7 +229,8 @@ fn start_workers(
     );
     let fence = appender.shared_fence();
     let shared_fence = Arc::clone(&fence);
-    let (handler, worker) = Handler::new(queue, reader, shared_fence, limits.read_queue_requests);
+    let (handler, worker, large) =
+        Handler::new(queue, reader, shared_fence, limits.read_queue_requests);
     let handler = Arc::new(handler);
     let mut threads = Threads::default();
     threads.push(outcome.spawn("append", move || Ok(appender.run()?))?);
@@ -241,6 +242,12 @@ fn start_workers(
         };
         threads.push(outcome.spawn(format!("read-{number}"), body)?);
     }
+    let body = move || {
+        threads::let_others_first();
+        large.run();
+        Ok(())
+    };
+    threads.push(outcome.spawn("read-large", body)?);
     if let Some(filler) = store.filler {
         let stop = outcome.stop.clone();
         let body = move || {

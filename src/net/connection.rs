@@ -5,11 +5,15 @@
 //! one read. With [`Limits::output_bytes_max`] of unread output it is *choked*: not read from, no
 //! batch begun, until half of that is taken.
 //!
+//! Room reserved for replies is kept until the client has taken their last byte: until then a large
+//! reply is held as a whole, however much of it is taken.
+//!
 //! A connection that the server ends gets its last reply first: when all output is written, the
 //! writing side is shut down, what still arrives is read and dropped for a bounded while, then the
 //! socket is closed. Closed at once with unread input, it would be reset, and the client's system
 //! would drop replies that the client has not read yet.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
@@ -19,7 +23,7 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use super::Limits;
-use super::budget::{Charge, INPUT_ALLOWANCE_BYTES, OUTPUT_ALLOWANCE_BYTES};
+use super::budget::{Charge, INPUT_ALLOWANCE_BYTES, OUTPUT_ALLOWANCE_BYTES, Reservation};
 use crate::clock::Instant;
 use crate::protocol::Session;
 use crate::protocol::output::Output;
@@ -29,6 +33,10 @@ use crate::protocol::request::Batch;
 /// The most slices in one write. More than this many waiting chunks mean large payloads, for which
 /// another call costs little.
 const SLICES_MAX: usize = 16;
+
+/// What a client has to take within [`Limits::stall_timeout`], unless it takes all: a client that
+/// takes a byte now and then would keep its replies for ever. 17 kbit/s with 30 s.
+const PROGRESS_BYTES: usize = 64 << 10;
 
 /// The most that is read and dropped of a connection that is being closed.
 const LINGER_BYTES_MAX: usize = 64 << 20;
@@ -42,12 +50,19 @@ pub struct Connection {
     pub session: Box<dyn Session>,
     /// What the session holds, charged to the budget of all.
     charge: Charge,
+    /// Room for replies that the client has not taken, each with the number of bytes sent when it
+    /// has, in order.
+    reserved: VecDeque<(u64, Reservation)>,
+    /// Bytes sent to the client so far.
+    sent: u64,
     /// Whether the client has ended its side.
     has_ended: bool,
     /// Whether there is too much unread output; see the module.
     is_choked: bool,
-    /// Since when the client has taken nothing of the output, if there is any.
+    /// Since when the client has taken less than [`PROGRESS_BYTES`] of the output, if there is any.
     stalled_since: Option<Instant>,
+    /// Bytes that it has taken since then.
+    taken: usize,
     /// Set when nothing more is read for the session.
     is_ending: bool,
     /// Set when all is written and the socket is drained before it is closed.
@@ -79,9 +94,12 @@ impl Connection {
             is_registered: false,
             session,
             charge,
+            reserved: VecDeque::new(),
+            sent: 0,
             has_ended: false,
             is_choked: false,
             stalled_since: None,
+            taken: 0,
             is_ending: false,
             linger: None,
         }
@@ -121,7 +139,8 @@ impl Connection {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     output.advance(count);
-                    self.stalled_since = None;
+                    self.sent += count as u64;
+                    self.taken += count;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -130,11 +149,30 @@ impl Connection {
         }
         if output.is_empty() {
             self.stalled_since = None;
-        } else if self.stalled_since.is_none() {
+        } else if self.stalled_since.is_none() || self.taken >= PROGRESS_BYTES {
             self.stalled_since = Some(now);
+            self.taken = 0;
+        }
+        let sent = self.sent;
+        while self.reserved.front().is_some_and(|(end, _)| *end <= sent) {
+            self.reserved.pop_front();
         }
         self.recharge();
         Ok(())
+    }
+
+    /// Gives the session the replies to its requests, with the room reserved for them.
+    pub fn complete(&mut self, replies: Vec<Reply>, room: Option<Reservation>) {
+        let before = self.session.output().len();
+        self.session.complete(replies);
+        let after = self.session.output().len();
+        if let Some(mut room) = room {
+            room.end_fetches();
+            // They are encoded now, and as long as they are.
+            room.shrink_to(after.saturating_sub(before));
+            self.reserved.push_back((self.sent + after as u64, room));
+        }
+        self.recharge();
     }
 
     /// Whether there is unread output.
@@ -163,17 +201,19 @@ impl Connection {
         }
     }
 
-    /// Charges what the session holds now.
+    /// Charges what the session holds now, beyond the room reserved for it.
     pub fn recharge(&mut self) {
-        self.charge.set(self.session.bytes_held());
+        let reserved: usize = self.reserved.iter().map(|(_, room)| room.bytes()).sum();
+        let held = self.session.bytes_held();
+        self.charge.set(held.saturating_sub(reserved));
     }
 
-    /// Whether the client has taken nothing for `timeout`, and the connection may be dropped for
-    /// that: its place or its bytes are wanted.
+    /// Whether the client has taken next to nothing for `timeout`, and the connection may be
+    /// dropped for that: its place or its bytes are wanted.
     pub fn is_stalled(&self, now: Instant, timeout: Duration, is_stopping: bool) -> bool {
-        let is_wanted = is_stopping || self.session.wants_close() || self.charge.is_crossed();
         let is_due = |since| now.since(since) >= timeout;
-        is_wanted && self.stalled_since.is_some_and(is_due)
+        let is_wanted = || is_stopping || self.session.wants_close() || self.charge.is_short(now);
+        self.stalled_since.is_some_and(is_due) && is_wanted()
     }
 
     /// Until when the client has to send more, while it is waited for.
@@ -245,7 +285,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Since when the client has taken nothing of the output that waits for it.
+    /// Since when the client has taken next to nothing of the output that waits for it.
     pub fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
     }

@@ -21,6 +21,7 @@
 //! |---|---|---|
 //! | connections | [`Limits::connections_max`] | the protocol's refusal, then close |
 //! | unread replies | [`Limits::output_bytes_max`] | not read from until half is taken |
+//! | replies to reads | reserved before they are fetched | wait, then `busy`; see [`budget`] |
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
 //! | job queue | a place for each connection | cannot be full: each is queued once at most |
@@ -35,14 +36,17 @@ mod connection;
 mod jobs;
 mod listener;
 mod poller;
+pub mod room;
 pub mod server;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod workers;
 
 use std::sync::Arc;
 
+use self::budget::Reservation;
 use self::slots::Shared;
 use crate::clock::Instant;
 use crate::protocol::reply::Reply;
@@ -54,10 +58,17 @@ pub use self::server::{Door, Gauges, Limits, Server};
 pub enum Progress {
     /// The replies, one for each request of the batch in its order (one for a bulk write). To a
     /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is
-    /// handed to [`Handler::begin`] again.
-    Done(Vec<Reply>),
+    /// handed to [`Handler::begin`] again. With them comes the room that was reserved for them.
+    Done(Vec<Reply>, Option<Reservation>),
     /// It can only wait, and gives its worker back meanwhile.
     Parked(Box<dyn Parked>),
+}
+
+impl Progress {
+    /// Replies for which no room was reserved.
+    pub fn done(replies: Vec<Reply>) -> Progress {
+        Progress::Done(replies, None)
+    }
 }
 
 /// Executes batches. Called by many workers at once; may block for a batch that makes progress.
@@ -65,7 +76,10 @@ pub enum Progress {
 pub trait Handler: Send + Sync {
     /// Executes a batch. Unless it `may_wait`, it is parked where it would have to wait: others on
     /// this worker should not wait with it. Writes may come from several connections.
-    fn begin(&self, batch: Batch, may_wait: bool) -> Progress;
+    /// `reply_growth` is [`Session::reply_growth`] of the connection that reads.
+    ///
+    /// [`Session::reply_growth`]: crate::protocol::Session::reply_growth
+    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress;
 }
 
 /// A batch that waits for an event or its deadline.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mio::{Poll, Waker};
 
 use super::Handler;
+use super::budget::Budget;
 use super::poller::{Poller, WAKER};
 use super::slots::{Shared, jobs_max};
 use super::workers::Worker;
@@ -97,6 +98,18 @@ impl Server {
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
+        let budget = Budget::new(limits.budget_bytes);
+        Server::start_within(doors, handler, clock, limits, budget)
+    }
+
+    /// As [`Server::start`], with the budget from which `handler` reserves room for its replies.
+    pub fn start_within(
+        doors: Vec<Door>,
+        handler: Arc<dyn Handler>,
+        clock: Arc<dyn Clock>,
+        limits: Limits,
+        budget: Arc<Budget>,
+    ) -> io::Result<Server> {
         assert!(limits.workers > 0, "a server needs a worker");
         let addresses = doors.iter().map(|door| door.listener.local_addr());
         let addresses = addresses.collect::<io::Result<_>>()?;
@@ -109,7 +122,7 @@ impl Server {
         let shared = Arc::new(Shared::new(
             handler,
             clock,
-            limits,
+            (limits, budget),
             sender,
             (registry, waker),
         ));

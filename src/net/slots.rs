@@ -16,7 +16,6 @@
 //! The job queue has a place for every slot and every worker's end. A connection is queued once at
 //! most, as it is moved into its job, so the queue cannot be full.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,6 +27,7 @@ use parking_lot::Mutex;
 use super::budget::Budget;
 use super::connection::Connection;
 use super::jobs::{Gate, Job, Rider, Seat};
+use super::timers::{Timer, Timers, Wait};
 use super::{Handler, Limits, Parked, Waker};
 use crate::clock::{Clock, Instant};
 
@@ -41,14 +41,6 @@ const REFUSALS_MAX: usize = 256;
 
 /// What `stop_at` holds while the server is not stopping.
 const RUNNING: u64 = u64::MAX;
-
-/// A deadline: ordered by time, named by the slot and the stay in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    at: Instant,
-    slot: usize,
-    ticket: u64,
-}
 
 enum Slot {
     /// No connection.
@@ -83,7 +75,7 @@ pub struct Shared {
     slots: Vec<Mutex<Slot>>,
     /// Numbers of free slots: below the connection limit, and from it on for refusals.
     free: Mutex<[Vec<usize>; 2]>,
-    timers: Mutex<BTreeSet<Timer>>,
+    timers: Mutex<Timers>,
     gate: Mutex<Gate>,
     jobs: Sender<Job>,
     registry: Registry,
@@ -108,7 +100,7 @@ impl Shared {
     pub fn new(
         handler: Arc<dyn Handler>,
         clock: Arc<dyn Clock>,
-        limits: Limits,
+        (limits, budget): (Limits, Arc<Budget>),
         jobs: Sender<Job>,
         (registry, poll_waker): (Registry, mio::Waker),
     ) -> Shared {
@@ -120,11 +112,11 @@ impl Shared {
         Shared {
             handler,
             clock,
-            budget: Budget::new(limits.budget_bytes),
+            budget,
             limits,
             slots: (0..count).map(|_| Mutex::new(Slot::Free)).collect(),
             free: Mutex::new(free),
-            timers: Mutex::new(BTreeSet::new()),
+            timers: Mutex::default(),
             gate: Mutex::new(Gate::default()),
             jobs,
             registry,
@@ -209,9 +201,10 @@ impl Shared {
         }
     }
 
-    /// Gives a connection back until its socket is ready or `at` has come. Comes back to the caller
-    /// if the socket cannot be registered, or if the server is stopping and nothing is to be sent.
-    pub fn give_back(&self, mut seat: Seat, at: Option<Instant>) -> Result<(), Seat> {
+    /// Gives a connection back until its socket is ready or its wait is over. Comes back to the
+    /// caller if the socket cannot be registered, or if the server is stopping and nothing is to
+    /// be sent.
+    pub fn give_back(&self, mut seat: Seat, wait: Wait) -> Result<(), Seat> {
         let number = seat.slot;
         let mut slot = self.slots[number].lock();
         // Read under the lock: either this sees the stop, or the sweep sees this slot filled.
@@ -221,7 +214,11 @@ impl Shared {
             return Err(seat);
         }
         let connection = seat.connection;
-        let timer = at.map(|at| self.add_timer(at, number, self.ticket()));
+        let timer = match wait {
+            Wait::Until(at) => Some(self.add_timer(at, number, self.ticket(), false)),
+            Wait::Stalled(at) => Some(self.add_timer(at, number, self.ticket(), true)),
+            Wait::Forever => None,
+        };
         *slot = Slot::Idle { connection, timer };
         Ok(())
     }
@@ -245,7 +242,7 @@ impl Shared {
             return Some((riders, batch));
         }
         self.parked.fetch_add(1, Ordering::SeqCst);
-        let timer = self.add_timer(at, number, ticket);
+        let timer = self.add_timer(at, number, ticket, false);
         *slot = Slot::Parked {
             riders,
             batch,
@@ -293,15 +290,11 @@ impl Shared {
 
     /// Queues what is due at `now`, and says when the next timer is.
     pub fn run_timers(&self, now: Instant) -> Option<Instant> {
+        let is_short = self.budget.is_short(now);
         loop {
-            let timer = {
-                let mut timers = self.timers.lock();
-                let first = *timers.first()?;
-                if first.at > now {
-                    return Some(first.at);
-                }
-                timers.remove(&first);
-                first
+            let timer = match self.timers.lock().next(now, is_short) {
+                Ok(timer) => timer,
+                Err(next) => return next,
             };
             let mut slot = self.slots[timer.slot].lock();
             let is_current = match &*slot {
@@ -425,12 +418,16 @@ impl Shared {
         self.next_ticket.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn add_timer(&self, at: Instant, slot: usize, ticket: u64) -> Timer {
-        let timer = Timer { at, slot, ticket };
+    fn add_timer(&self, at: Instant, slot: usize, ticket: u64, is_of_stall: bool) -> Timer {
+        let timer = Timer {
+            at,
+            slot,
+            ticket,
+            is_of_stall,
+        };
         let is_first = {
             let mut timers = self.timers.lock();
-            timers.insert(timer);
-            timers.first() == Some(&timer)
+            timers.insert(timer)
         };
         if is_first {
             self.wake_poller();

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::budget::Budget;
+use super::room::Need;
 use super::{Door, Gauges, Handler, Limits, Parked, Progress, Server, Waker};
 use crate::clock::{Clock, Instant, SystemClock, sleep};
 use crate::error::Failure;
@@ -36,6 +38,7 @@ struct FakeHandler {
     clock: Arc<dyn Clock>,
     store: Arc<Mutex<FakeStore>>,
     gate: Arc<(Mutex<Gate>, Condvar)>,
+    budget: Arc<Budget>,
     racer: crossbeam_channel::Sender<Waker>,
 }
 
@@ -69,7 +72,10 @@ fn first_word(batch: &Batch) -> String {
 }
 
 impl Handler for FakeHandler {
-    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool, _: usize) -> Progress {
+        if matches!(&batch, Batch::Reads(keys) if keys[0].to_string() == "room") {
+            return self.with_room(batch);
+        }
         let word = first_word(&batch);
         let wait = match word.as_str() {
             "block" if may_wait => {
@@ -83,7 +89,7 @@ impl Handler for FakeHandler {
             _ => Duration::ZERO,
         };
         if wait.is_zero() {
-            return Progress::Done(self.store.lock().execute(batch));
+            return Progress::done(self.store.lock().execute(batch));
         }
         Progress::Parked(Box::new(FakeParked {
             store: Arc::clone(&self.store),
@@ -93,6 +99,19 @@ impl Handler for FakeHandler {
             word,
             deadline: self.clock.now() + wait,
         }))
+    }
+}
+
+impl FakeHandler {
+    /// Reserves 16 MiB for the replies, more than they take.
+    fn with_room(&self, batch: Batch) -> Progress {
+        let need = Need {
+            reply_bytes: 16 << 20,
+            fetches: vec![(1, 1)],
+        };
+        let request = self.budget.request(need, self.clock.now(), || ());
+        let room = request.expect("few wait").take();
+        Progress::Done(self.store.lock().execute(batch), room)
     }
 }
 
@@ -125,7 +144,7 @@ impl Parked for FakeParked {
         if self.word == "block" {
             block(&self.gate);
         }
-        Progress::Done(self.store.lock().execute(self.batch))
+        Progress::done(self.store.lock().execute(self.batch))
     }
 }
 
@@ -134,6 +153,7 @@ struct Fixture {
     gauges: Gauges,
     store: Arc<Mutex<FakeStore>>,
     gate: Arc<(Mutex<Gate>, Condvar)>,
+    budget: Arc<Budget>,
     clock: Arc<dyn Clock>,
 }
 
@@ -153,6 +173,7 @@ impl Fixture {
         let clock = SystemClock::shared();
         let store = Arc::new(Mutex::new(FakeStore::default()));
         let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
+        let budget = Budget::new(limits.budget_bytes);
         let (racer, racing) = crossbeam_channel::bounded::<Waker>(1024);
         // Ends with the handler.
         let _ended_by_its_channel = spawn("racer", move || {
@@ -165,6 +186,7 @@ impl Fixture {
             clock: Arc::clone(&clock),
             store: Arc::clone(&store),
             gate: Arc::clone(&gate),
+            budget: Arc::clone(&budget),
             racer,
         };
         let identity = || Identity {
@@ -177,11 +199,12 @@ impl Fixture {
             listener: TcpListener::bind("127.0.0.1:0").expect("a port"),
             sessions,
         };
-        let server = Server::start(
+        let server = Server::start_within(
             doors.map(door).into(),
             Arc::new(handler),
             Arc::clone(&clock),
             limits,
+            Arc::clone(&budget),
         )
         .expect("a server");
         Fixture {
@@ -189,6 +212,7 @@ impl Fixture {
             server,
             store,
             gate,
+            budget,
             clock,
         }
     }

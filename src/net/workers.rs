@@ -21,9 +21,11 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::Progress;
+use super::budget::Reservation;
 use super::connection::{Connection, Received};
 use super::jobs::{Job, Rider, Seat};
 use super::slots::Shared;
+use super::timers::{SHORTAGE_POLL, Wait};
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::protocol::reply::Reply;
@@ -183,7 +185,8 @@ impl Worker {
                     company.add(turn.seat, writes);
                 }
                 Next::Execute(batch) => {
-                    let progress = self.begin(batch, is_alone);
+                    let growth = turn.seat.connection.session.reply_growth();
+                    let progress = self.begin(batch, is_alone, growth);
                     let Turn { seat, .. } = turn;
                     let rider = Rider { seat, requests: 0 };
                     let back = self.absorb(vec![rider], progress, may_wait).pop();
@@ -197,23 +200,23 @@ impl Worker {
         if company.riders.is_empty() {
             return Vec::new();
         }
-        let progress = self.begin(Batch::Writes(company.writes), may_wait);
+        let progress = self.begin(Batch::Writes(company.writes), may_wait, 1);
         self.absorb(company.riders, progress, may_wait)
     }
 
-    fn begin(&self, batch: Batch, may_wait: bool) -> Progress {
+    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress {
         if self.shared.parked() >= self.shared.limits.parked_max {
             let busy = Reply::Failed(Failure::Busy);
-            return Progress::Done(vec![busy; batch.reply_count()]);
+            return Progress::done(vec![busy; batch.reply_count()]);
         }
-        self.shared.handler.begin(batch, may_wait)
+        self.shared.handler.begin(batch, may_wait, reply_growth)
     }
 
     /// Gives each connection its replies, or parks them all. Returns those that have replies.
     fn absorb(&self, mut riders: Vec<Rider>, mut progress: Progress, may_wait: bool) -> Vec<Seat> {
         loop {
             match progress {
-                Progress::Done(replies) => return complete(riders, replies),
+                Progress::Done(replies, room) => return complete(riders, replies, room),
                 Progress::Parked(parked) => {
                     for rider in &mut riders {
                         // Earlier replies do not wait for a batch that waits. If the client is
@@ -236,13 +239,23 @@ impl Worker {
         let connection = &mut seat.connection;
         connection.session.release_buffers();
         let now = self.shared.clock.now();
-        // Looked at again when it may be too long; not before, or it would spin.
         let timeout = self.shared.stall_timeout();
-        let stalled = connection.stalled_since().map(|_| now + timeout);
+        let is_stopping = self.shared.is_stopping();
+        let stalled = connection.stalled_since().map(|since| since + timeout);
         let input = connection.input_deadline(now);
-        let at = connection.lingers_until();
-        let at = at.or_else(|| stalled.into_iter().chain(input).min());
-        if let Err(seat) = self.shared.give_back(seat, at) {
+        let wait = match (connection.lingers_until(), stalled, input) {
+            (Some(at), ..) | (None, None, Some(at)) => Wait::Until(at),
+            // Whether its place is wanted is looked at again and again, but not in a spin.
+            (None, Some(stalled), Some(input)) => {
+                Wait::Until(input.min(stalled.max(now + SHORTAGE_POLL)))
+            }
+            (None, Some(at), None) if connection.session.wants_close() || is_stopping => {
+                Wait::Until(at)
+            }
+            (None, Some(at), None) => Wait::Stalled(at),
+            (None, None, None) => Wait::Forever,
+        };
+        if let Err(seat) = self.shared.give_back(seat, wait) {
             self.shared.close(seat);
         }
     }
@@ -279,7 +292,8 @@ impl Worker {
             let now = self.shared.clock.now();
             let is_stopping = self.shared.is_stopping();
             let timeout = self.shared.stall_timeout();
-            if connection.flush(now).is_err() || connection.is_stalled(now, timeout, is_stopping) {
+            // Before the flush: what the system's buffers take now is not what the client takes.
+            if connection.is_stalled(now, timeout, is_stopping) || connection.flush(now).is_err() {
                 return Next::Close;
             }
             if connection.session.wants_close() || is_stopping {
@@ -367,8 +381,8 @@ impl Worker {
 }
 
 /// Gives each connection the replies to its requests. A batch of a single connection has all of
-/// them, however many.
-fn complete(riders: Vec<Rider>, replies: Vec<Reply>) -> Vec<Seat> {
+/// them, however many, and the room for them.
+fn complete(riders: Vec<Rider>, replies: Vec<Reply>, mut room: Option<Reservation>) -> Vec<Seat> {
     let is_alone = riders.len() == 1;
     let mut replies = replies.into_iter();
     let give = |mut rider: Rider| {
@@ -378,10 +392,7 @@ fn complete(riders: Vec<Rider>, replies: Vec<Reply>) -> Vec<Seat> {
             rider.requests
         };
         let connection = &mut rider.seat.connection;
-        connection
-            .session
-            .complete(replies.by_ref().take(count).collect());
-        connection.recharge();
+        connection.complete(replies.by_ref().take(count).collect(), room.take());
         rider.seat
     };
     riders.into_iter().map(give).collect()

@@ -278,6 +278,10 @@ pub fn encode_value(payload: &[u8]) -> (Cow<'_, str>, Option<&'static str>) {
     }
 }
 
+/// What a payload takes while it is written as JSON: itself, and six bytes (`\u0001`) for each of
+/// its bytes at most. Base64 takes less: its text and that text again.
+pub const JSON_GROWTH: usize = 7;
+
 #[derive(Default, Serialize)]
 struct ResultJson<'a> {
     status: &'static str,

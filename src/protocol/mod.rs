@@ -40,6 +40,12 @@ pub trait Session: Send {
     /// answered on the way, up to a bounded amount of output.
     fn next_batch(&mut self) -> Option<Batch>;
 
+    /// Bytes that the session may hold at a time for each payload byte of the replies to the batch
+    /// last offered: 1 if a payload is handed on as it is.
+    fn reply_growth(&self) -> usize {
+        1
+    }
+
     /// Takes the replies to the batch last offered: one for each request. To a batch of reads they
     /// may be fewer, but at least one; the rest is offered again by [`Session::next_batch`].
     fn complete(&mut self, replies: Vec<Reply>);

@@ -56,6 +56,8 @@ pub struct Pipeline<F> {
     keys_out: Vec<Key>,
     /// Whether a batch was taken and is not complete.
     is_out: bool,
+    /// Whether the batch taken last is a transaction.
+    is_transaction: bool,
     /// Whether `batch` is the rest of one that was answered in part: nothing joins it.
     is_rest: bool,
     /// The request that did not fit the batch: the next one begins with it.
@@ -77,6 +79,7 @@ impl<F> Default for Pipeline<F> {
             batch_requests: 0,
             keys_out: Vec::new(),
             is_out: false,
+            is_transaction: false,
             is_rest: false,
             next: None,
         }
@@ -93,6 +96,18 @@ impl<F> Pipeline<F> {
     /// Whether no step waits: what needs no execution may be written out at once.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.next.is_none()
+    }
+
+    /// Whether the batch taken last is a transaction.
+    pub fn is_transaction(&self) -> bool {
+        self.is_transaction
+    }
+
+    /// The forms of the steps of the batch that is collected or out.
+    pub fn forms(&self) -> impl Iterator<Item = &F> {
+        self.steps.iter().map(|step| match step {
+            Step::Local(form) | Step::Request(form) => form,
+        })
     }
 
     /// Whether a batch is out.
@@ -146,6 +161,7 @@ impl<F> Pipeline<F> {
         if let Batch::Reads(keys) = &batch {
             self.keys_out.clone_from(keys);
         }
+        self.is_transaction = matches!(batch, Batch::Transaction(_));
         self.is_out = true;
         self.is_rest = false;
         Some(batch)

@@ -1,7 +1,7 @@
 //! One established connection: a reader thread and a writer thread around one TLS session.
 //!
 //! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is
-//! full, `SendError::Busy`. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
+//! full, `SendError::Busy`; small answers have some more room. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
 //! never over a system call: the reader reads the socket before, the writer alone writes it, after.
 //!
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
@@ -33,6 +33,7 @@ use crate::clock::{Clock, Instant};
 use crate::rpc::PeerInfo;
 use crate::rpc::frame::Decoder;
 use crate::rpc::greeting::Greeted;
+use crate::rpc::message::Purpose;
 use crate::rpc::tls::session::Session;
 use crate::threads::{self, Thread};
 
@@ -41,6 +42,13 @@ mod writer;
 /// Bytes that may wait to be written; one frame more may be added to less. It is what may be in
 /// flight to one member, too; half of it would refuse what placement allows.
 pub const OUT_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of small answers that may wait beyond that: all calls of a link are refused in it. With
+/// half of it they are not.
+const SMALL_ANSWERS_BYTES: usize = 16 << 20;
+
+/// What a small answer has at most. The results of a batch of stores fit.
+const SMALL_ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// The longest frame that the thread which sends it writes itself. Encrypting it takes some 5 us;
 /// much more would hold up a worker that has other members to send to.
@@ -155,6 +163,12 @@ impl Connection {
         socket.set_write_timeout(Some(WRITE_WAIT))?;
         log::info!("link up: {peer}");
         let name = peer.name.clone();
+        let is_yielding = peer.purpose == Purpose::Fetches;
+        let begin = move || {
+            if is_yielding {
+                threads::let_others_first();
+            }
+        };
         let sender = Arc::new(Sender {
             peer,
             socket,
@@ -168,11 +182,18 @@ impl Connection {
         });
         let writer = {
             let (sender, receiver) = (sender.clone(), receiver.clone());
-            threads::spawn(format!("tx-{name}"), move || sender.write_all(&*receiver))?
+            let body = move || {
+                begin();
+                sender.write_all(&*receiver);
+            };
+            threads::spawn(format!("tx-{name}"), body)?
         };
         let reader = {
             let sender = sender.clone();
-            let body = move || sender.read_all(decoder, &*receiver);
+            let body = move || {
+                begin();
+                sender.read_all(decoder, &*receiver);
+            };
             threads::spawn(format!("rx-{name}"), body)
         };
         let reader = match reader {
@@ -225,6 +246,24 @@ impl Sender {
     /// Queues a whole frame, or writes it if that needs no waiting. `deadline` is when the receiver
     /// wants to be woken for it, if at all.
     pub(crate) fn send(&self, frame: Vec<u8>, deadline: Option<Instant>) -> Result<(), SendError> {
+        self.send_within(OUT_BYTES_MAX, frame, deadline)
+    }
+
+    /// As [`Sender::send`], of an answer: for a small one there is more room.
+    pub(crate) fn answer(&self, frame: Vec<u8>) -> Result<(), SendError> {
+        let room = match frame.len() <= SMALL_ANSWER_BYTES_MAX {
+            true => OUT_BYTES_MAX + SMALL_ANSWERS_BYTES,
+            false => OUT_BYTES_MAX,
+        };
+        self.send_within(room, frame, None)
+    }
+
+    fn send_within(
+        &self,
+        room: usize,
+        frame: Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError> {
         let mut out = self.out.lock();
         if let Some(reason) = &out.closed {
             return Err(SendError::Closed(reason.clone()));
@@ -232,7 +271,7 @@ impl Sender {
         if let Some((reason, _)) = &out.finishing {
             return Err(SendError::Closed(reason.clone()));
         }
-        if out.bytes >= OUT_BYTES_MAX {
+        if out.bytes >= room {
             return Err(SendError::Busy);
         }
         // The writer thread must wake in time for it.

@@ -483,7 +483,7 @@ mod tests {
         Transaction, Write,
     };
     use crate::rpc::message::{
-        JoinAnswer, JoinRequest, RaftRequest, Refusal, Role, SnapshotChunk, StandingAnswer,
+        JoinAnswer, JoinRequest, Purpose, RaftRequest, Refusal, Role, SnapshotChunk, StandingAnswer,
     };
 
     fn body_of(body: WireBody) -> Bytes {
@@ -522,6 +522,8 @@ mod tests {
             nonce: 5,
             link: 6,
             role: wire::Role::Member as i32,
+            purpose: wire::Purpose::All as i32,
+            separates_fetches: true,
         }
     }
 
@@ -580,6 +582,20 @@ mod tests {
             (
                 WireBody::Hello(wire::Hello { role: 0, ..hello() }),
                 "hello.role is unknown",
+            ),
+            (
+                WireBody::Hello(wire::Hello {
+                    purpose: wire::Purpose::Fetches as i32,
+                    ..hello()
+                }),
+                "hello.purpose is for a leader to have",
+            ),
+            (
+                WireBody::Hello(wire::Hello {
+                    purpose: 2,
+                    ..hello()
+                }),
+                "hello.purpose is unknown",
             ),
             (
                 WireBody::Hello(wire::Hello {
@@ -1176,6 +1192,11 @@ mod tests {
                         nonce,
                         link,
                         role,
+                        purpose: match role {
+                            Role::Leader if nonce % 2 == 0 => Purpose::Fetches,
+                            Role::Leader | Role::Member | Role::Client => Purpose::All,
+                        },
+                        separates_fetches: nonce % 3 == 0,
                     },
                 )
         }

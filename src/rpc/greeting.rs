@@ -15,7 +15,7 @@ use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::frame::{Decoder, FRAME_BYTES_MAX};
-use crate::rpc::message::{Hello, Refusal, Response, Role};
+use crate::rpc::message::{Hello, Purpose, Refusal, Response, Role};
 use crate::rpc::tls::session::Session;
 use crate::rpc::tls::{PeerCertificate, TlsContext, TlsError};
 use crate::rpc::{LocalIdentity, PROTOCOL_VERSION, PeerInfo};
@@ -132,14 +132,17 @@ pub(crate) fn dial(
     expected: &Expected,
     tls: &TlsContext,
     identity: &LocalIdentity,
-    link: u64,
+    (link, purpose): (u64, Purpose),
     clock: &dyn Clock,
 ) -> Result<Greeted, GreetingError> {
     let session = Session::client(tls)?;
     let mut greeter = Greeter::new(socket, session, clock)?;
     let certificate = greeter.handshake()?;
     check_expected(expected, &certificate)?;
-    greeter.send(Body::Hello(identity.hello(link)))?;
+    greeter.send(Body::Hello(Hello {
+        purpose,
+        ..identity.hello(link)
+    }))?;
     let hello = match greeter.receive()? {
         Body::Hello(hello) => hello,
         Body::Response(Response::Refused(refusal)) => return Err(GreetingError::Refused(refusal)),
@@ -147,7 +150,9 @@ pub(crate) fn dial(
     };
     check_hello(&hello, &certificate, identity)?;
     check_expected_hello(expected, &hello)?;
-    greeter.finish(hello, 0)
+    let mut greeted = greeter.finish(hello, 0)?;
+    greeted.peer.purpose = purpose;
+    Ok(greeted)
 }
 
 /// The accepting side's greeting, in two steps, so that its owner can refuse between them.
@@ -254,6 +259,9 @@ pub(crate) fn check_hello(
     if (hello.role, hello.node_id) == (identity.role, identity.node_id) && hello.node_id != 0 {
         let (role, id) = (hello.role, hello.node_id);
         return wrong(format!("{role} {id:016x} is this node itself, or a copy"));
+    }
+    if hello.purpose == Purpose::Fetches && identity.role != Role::Member {
+        return wrong(format!("a {} is not fetched from", identity.role));
     }
     if hello.role != certificate.role {
         let (said, proven) = (hello.role, certificate.role);
@@ -385,6 +393,8 @@ impl<'a> Greeter<'a> {
             nonce: hello.nonce,
             link: hello.link,
             role: hello.role,
+            purpose: hello.purpose,
+            separates_fetches: hello.separates_fetches,
         }
     }
 

@@ -26,7 +26,7 @@ use crate::protocol::request::Batch;
 use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::greeting::{self, Expected, Greeted, GreetingError};
-use crate::rpc::message::{Kind, Request, Response};
+use crate::rpc::message::{Kind, Purpose, Request, Response};
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
 
@@ -82,7 +82,14 @@ impl Link {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Link>, GreetingError> {
         let socket = greeting::connect(address)?;
-        let greeted = greeting::dial(socket, expected, tls, identity, number, &*clock)?;
+        let greeted = greeting::dial(
+            socket,
+            expected,
+            tls,
+            identity,
+            (number, Purpose::All),
+            &*clock,
+        )?;
         Link::start(greeted, number, clock)
     }
 

@@ -33,6 +33,17 @@ impl fmt::Display for Role {
     }
 }
 
+/// What a leader calls on a link to a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Everything.
+    #[default]
+    All,
+    /// Fetches and nothing else: large ones, so that stores and small fetches do not wait behind
+    /// their answers.
+    Fetches,
+}
+
 /// The first frame each way on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -53,6 +64,10 @@ pub struct Hello {
     pub link: u64,
     /// Checked against the certificate.
     pub role: Role,
+    /// What is called on this link; each purpose has a link of its own.
+    pub purpose: Purpose,
+    /// From a member: it takes a second link of a leader, for fetches.
+    pub separates_fetches: bool,
 }
 
 /// A call, or what is said one way.

@@ -19,7 +19,9 @@
 //! `Hello`; then calls and answers, many in flight, answers in any order. What a call did when its
 //! answer does not come (link lost, deadline passed) is not known: it may still be executed. Raft
 //! messages are one-way: posted in order, without an answer. Two leaders dial each other, and each
-//! posts and calls on the connection that it dialled.
+//! posts and calls on the connection that it dialled. A leader keeps [`MEMBER_LINKS`] connections
+//! to each member: one for everything, and one for large fetches alone, so that neither stores nor
+//! small fetches wait behind large payloads. The threads of the second let others go first.
 //!
 //! # Threads
 //!
@@ -56,11 +58,14 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::ids::ClusterId;
-use crate::rpc::message::{Hello, Role};
+use crate::rpc::message::{Hello, Purpose, Role};
 use crate::rpc::tls::PeerCertificate;
 
 /// The version that both Hellos must name.
 pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Links that a leader keeps to each member: one for each [`Purpose`].
+pub const MEMBER_LINKS: usize = 2;
 
 /// Who this process is, for its Hellos. `name` and `role` must be those of its certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +107,8 @@ impl LocalIdentity {
             nonce: self.nonce,
             link,
             role: self.role,
+            purpose: Purpose::All,
+            separates_fetches: self.role == Role::Member,
         }
     }
 }
@@ -125,6 +132,10 @@ pub struct PeerInfo {
     pub link: u64,
     /// Its role, in its certificate's CN.
     pub role: Role,
+    /// What is called on this connection, by whoever dialled it.
+    pub purpose: Purpose,
+    /// As in [`Hello::separates_fetches`].
+    pub separates_fetches: bool,
 }
 
 impl fmt::Display for PeerInfo {

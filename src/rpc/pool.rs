@@ -4,7 +4,7 @@
 //! Owns a thread `dial-<name>` for each target, so that a silent one does not delay the others, and
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
 //! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each pool, and a
-//! process has one pool for members and one for its peers; the term grows with each start of a
+//! process has one pool for its peers and one for each purpose of links to members; the term grows with each start of a
 //! leader.
 //!
 //! For one target [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
@@ -25,7 +25,7 @@ use crate::ids::{MemberId, PeerId};
 use crate::rpc::LocalIdentity;
 use crate::rpc::greeting::{self, Expected, GreetingError};
 use crate::rpc::link::Link;
-use crate::rpc::message::Role;
+use crate::rpc::message::{Purpose, Role};
 use crate::rpc::tls::TlsContext;
 use crate::threads::{self, StopSignal, Thread, Threads};
 
@@ -78,6 +78,8 @@ pub struct Pool<T: Target> {
 
 struct Shared<T> {
     identity: LocalIdentity,
+    /// Of all links.
+    purpose: Purpose,
     tls: Arc<TlsContext>,
     clock: Arc<dyn Clock>,
     events: Arc<dyn PoolEvents<T>>,
@@ -117,9 +119,21 @@ impl<T: Target> Pool<T> {
         clock: Arc<dyn Clock>,
         events: Arc<dyn PoolEvents<T>>,
     ) -> Pool<T> {
+        Pool::of_purpose(Purpose::All, identity, tls, clock, events)
+    }
+
+    /// An empty pool of links of one purpose.
+    pub fn of_purpose(
+        purpose: Purpose,
+        identity: LocalIdentity,
+        tls: Arc<TlsContext>,
+        clock: Arc<dyn Clock>,
+        events: Arc<dyn PoolEvents<T>>,
+    ) -> Pool<T> {
         Pool {
             shared: Arc::new(Shared {
                 identity,
+                purpose,
                 tls,
                 clock,
                 events,
@@ -321,7 +335,7 @@ impl<T: Target> Shared<T> {
                 &expected,
                 &self.tls,
                 &self.identity,
-                number,
+                (number, self.purpose),
                 &*self.clock,
             )
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::ids::CallId;
+use crate::protocol::reply::Reply;
 use crate::rpc::connection::{SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::message::{Refusal, Response};
@@ -48,7 +49,9 @@ impl Responder {
     }
 
     /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped;
-    /// with its out queue full, the connection is closed: the peer does not read.
+    /// with its out queue full, an answer that may be large is replaced by a small one that says so.
+    /// If there is no room for small ones either, the connection is closed: a peer that reads has no
+    /// so many calls without an answer.
     pub fn send(mut self, response: Response) {
         self.answer(response);
     }
@@ -68,6 +71,7 @@ impl Responder {
                 body,
             })
         };
+        let refusal = without_room(&response);
         let frame = answer(response).or_else(|error| {
             log::error!("call {call} of {}: answer: {error}", sender.peer);
             answer(Response::Refused(Refusal::Other(format!(
@@ -78,13 +82,38 @@ impl Responder {
             unreachable!("a refusal is small");
         };
         log::debug!("call {call} of {}: {} bytes back", sender.peer, frame.len());
-        match sender.send(frame, None) {
+        let sent = match (sender.answer(frame), refusal) {
+            (Err(SendError::Busy), Some(refusal)) => {
+                log::debug!("call {call} of {}: no room for the answer", sender.peer);
+                match answer(Response::Refused(refusal)) {
+                    Ok(frame) => sender.answer(frame),
+                    Err(_) => unreachable!("a refusal is small"),
+                }
+            }
+            (sent, _) => sent,
+        };
+        match sent {
             Ok(()) | Err(SendError::Closed(_)) => (),
             Err(SendError::Busy) => {
                 log::warn!("closing the link with {}: it does not read", sender.peer);
                 sender.close("the peer does not read its answers");
             }
         }
+    }
+}
+
+/// What stands in for an answer for which the out queue has no room, if something can: the caller
+/// asks another one, or is told that it does not know. What was stored must not be called refused.
+fn without_room(response: &Response) -> Option<Refusal> {
+    let is_read = |reply: &Reply| matches!(reply, Reply::Value { .. } | Reply::NotFound);
+    match response {
+        Response::Fetch(_) => Some(Refusal::Busy),
+        Response::Forward(replies) if replies.iter().all(is_read) => Some(Refusal::Busy),
+        Response::Forward(_) => Some(Refusal::Other("no room for the answer".to_owned())),
+        Response::Store(_) | Response::Release | Response::Register => None,
+        Response::Heartbeat(_) => None,
+        Response::Snapshot | Response::Join(_) | Response::Standing(_) => None,
+        Response::Refused(_) => None,
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! # One connection for a node
 //!
-//! A new connection of a node (same id and role) ends the older one, and is welcomed only after the
+//! A new connection of a node (same id, role and purpose) ends the older one, and is welcomed only after the
 //! last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and
 //! `disconnected` of a node alternate. A leader's must have a higher (incarnation, link number)
 //! than the older one, or be of another start (nonce) in the same incarnation; a lower one is a
@@ -36,7 +36,7 @@ use crate::ids::CallId;
 use crate::rpc::connection::{Connection, Receiver, Sender};
 use crate::rpc::envelope::{self, Body};
 use crate::rpc::greeting::{Accepting, GREETING_TIMEOUT, GreetingError};
-use crate::rpc::message::{Refusal, Request, Response, Role};
+use crate::rpc::message::{Kind, Purpose, Refusal, Request, Response, Role};
 pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
@@ -80,7 +80,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 256 and 64: a cluster has some tens of nodes, two connections each at most.
+    /// 256 and 64: a cluster has some tens of nodes, two or three connections each at most.
     fn default() -> Limits {
         Limits {
             connections: 256,
@@ -395,7 +395,8 @@ impl Shared {
     fn is_same_place(&self, a: &PeerInfo, b: &PeerInfo) -> bool {
         let leaders = (self.identity.role, a.role) == (Role::Leader, Role::Leader);
         let passing = leaders && (a.link == 0 || b.link == 0);
-        !passing && a.role != Role::Client && a.role == b.role && a.node_id == b.node_id
+        let node = |peer: &PeerInfo| (peer.role, peer.node_id);
+        !passing && a.role != Role::Client && node(a) == node(b) && a.purpose == b.purpose
     }
 
     /// The connection runs: it can be ended in order. It may have ended already.
@@ -471,6 +472,11 @@ impl Receiver for Caller {
         log::debug!("call {id} of {}: {kind}, {bytes} bytes", self.peer);
         if self.peer.role != kind.caller() {
             let reason = format!("{kind} is for a {} to call", kind.caller());
+            responder.send(Response::Refused(Refusal::Other(reason.clone())));
+            return Err(reason);
+        }
+        if self.peer.purpose == Purpose::Fetches && kind != Kind::Fetch {
+            let reason = format!("{kind} called on a link for fetches");
             responder.send(Response::Refused(Refusal::Other(reason.clone())));
             return Err(reason);
         }

@@ -30,6 +30,7 @@ use crate::rpc::testing::TestPki;
 use crate::rpc::tls::{TlsContext, TlsError};
 
 mod calls;
+mod fetches;
 mod peers;
 mod pool;
 mod refused;

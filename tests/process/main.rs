@@ -19,6 +19,7 @@ mod faults;
 mod forward;
 mod http;
 mod identity;
+mod large_reads;
 mod members;
 mod minority;
 mod once;

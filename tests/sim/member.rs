@@ -14,7 +14,7 @@ use tolerex::member::handler::{FetchWorker, Handler};
 use tolerex::member::identity;
 use tolerex::member::server::open_data;
 use tolerex::rpc::PeerInfo;
-use tolerex::rpc::message::Role;
+use tolerex::rpc::message::{Purpose, Role};
 use tolerex::storage::opening::StoreOptions;
 use tolerex::storage::{EngineKind, Reader, WriteMode};
 
@@ -102,7 +102,7 @@ impl Member {
             (QUEUE, 1 << 20),
         );
         let fence = appender.shared_fence();
-        let (handler, fetches) = Handler::new(queue, reader.clone(), fence, QUEUE);
+        let (handler, fetches, _large) = Handler::new(queue, reader.clone(), fence, QUEUE);
         self.id = Some(identity.id);
         self.registered.fill(0);
         self.running = Some(Running {
@@ -120,6 +120,8 @@ impl Member {
                 nonce: identity.nonce,
                 link: 0,
                 role: Role::Member,
+                purpose: Purpose::All,
+                separates_fetches: false,
             },
             append_is_due: false,
             read_is_due: false,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tolerex::group::{IncomingChunk, Outgoing, OutgoingSnapshot};
 use tolerex::ids::{CallId, PeerId};
 use tolerex::rpc::PeerInfo;
-use tolerex::rpc::message::{RaftRequest, Request, Response, Role, SnapshotChunk};
+use tolerex::rpc::message::{Purpose, RaftRequest, Request, Response, Role, SnapshotChunk};
 use tolerex::rpc::server::{CallInfo, Responder, Service};
 
 use crate::events::{Event, Out};
@@ -34,6 +34,8 @@ fn info(number: usize, id: PeerId) -> PeerInfo {
         nonce: 1,
         link: 0,
         role: Role::Leader,
+        purpose: Purpose::All,
+        separates_fetches: false,
     }
 }
 

@@ -322,7 +322,7 @@ impl World {
         let Some(running) = self.leader(leader, epoch) else {
             return self.disconnect(client, request);
         };
-        let progress = running.handler.begin(batch, false);
+        let progress = running.handler.begin(batch, false, 1);
         self.progress(leader, client, request, progress);
         self.advance(leader);
     }
@@ -350,7 +350,7 @@ impl World {
 
     fn progress(&mut self, leader: usize, client: usize, request: u64, progress: Progress) {
         match progress {
-            Progress::Done(replies) => {
+            Progress::Done(replies, _) => {
                 self.check_replies(leader, &replies);
                 let node = self.client_node(client);
                 if self.net.blocked_until(leader, node) > self.now {

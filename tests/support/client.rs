@@ -58,6 +58,15 @@ impl Client {
         Ok(String::from_utf8_lossy(line).into_owned())
     }
 
+    /// Takes so many bytes and drops them.
+    pub fn skip(&mut self, count: usize) -> io::Result<()> {
+        let mut rest = (&mut self.stream).take(count as u64);
+        match io::copy(&mut rest, &mut io::sink())? {
+            taken if taken == count as u64 => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     /// Sends a command and gives its reply line; an error if the connection breaks.
     pub fn try_command(&mut self, command: &str) -> io::Result<String> {
         self.send(format!("{command}\r\n").as_bytes())?;

@@ -13,6 +13,7 @@ pub mod http;
 pub mod linearize;
 pub mod load;
 pub mod proxy;
+pub mod readers;
 pub mod speakers;
 pub mod workload;
 

@@ -1,6 +1,7 @@
 //! The fetches of a batch of reads: whom to ask, what an answer means. Pure.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Call, MESSAGE_WEIGHT, Missing, Outgoing, ReadBatch};
 use crate::clock::Instant;
@@ -146,6 +147,39 @@ impl ReadBatch {
         }
     }
 
+    /// Payload bytes that [`ReadBatch::fetch`] would ask each member for now.
+    pub(super) fn fetches_expected(&self, now: Instant, cluster: &Cluster) -> Vec<(MemberId, u64)> {
+        let mut weights = BTreeMap::new();
+        let mut bytes = BTreeMap::new();
+        let is_fetched = |slot: &&super::Slot| slot.reply.is_none() && slot.at_hand.is_none();
+        for slot in self.slots.iter().filter(is_fetched) {
+            if let Some(entry) = &slot.entry
+                && let Some(member) = next_replica(entry, &slot.asked, &weights, cluster, now)
+            {
+                let length = u64::from(entry.length);
+                *weights.entry(member).or_insert(0) += length + MESSAGE_WEIGHT;
+                *bytes.entry(member).or_insert(0) += length;
+            }
+        }
+        bytes.into_iter().collect()
+    }
+
+    fn length(&self, at: usize) -> u64 {
+        let entry = self.slots[at].entry.as_ref();
+        entry.map_or(0, |entry| u64::from(entry.length))
+    }
+
+    /// When a fetch of so many bytes is late.
+    fn hedge_at(&self, now: Instant, bytes: u64) -> Instant {
+        let at = now + self.limits.hedge_after;
+        if !self.is_large {
+            return at;
+        }
+        // As much again may be ahead of it.
+        let rate = self.limits.hedge_bytes_per_second.max(1);
+        at + Duration::from_micros(bytes.saturating_mul(2_000_000) / rate)
+    }
+
     /// Fetches of a bounded size, at least one message each.
     fn send(
         &mut self,
@@ -168,6 +202,7 @@ impl ReadBatch {
                 chunk.push((at, entry.revision));
             }
             rest = &rest[chunk.len()..];
+            let asked: u64 = chunk.iter().map(|(at, _)| self.length(*at)).sum();
             let tag = self.tags.next();
             effects.push(Effect::Fetch {
                 tag,
@@ -177,7 +212,7 @@ impl ReadBatch {
             let call = Call {
                 member,
                 slots: chunk,
-                hedge_at: now + self.limits.hedge_after,
+                hedge_at: self.hedge_at(now, asked),
                 late: false,
                 is_suspect,
             };

@@ -9,7 +9,8 @@
 //! this transaction wrote is at hand; any other is fetched from its replicas, by its revision, also
 //! if a later entry replaced it: releases are held meanwhile. Together the values are
 //! [`Limits::read_bytes_max`] at most, or one larger one; beyond it a read fails
-//! ([`Failure::ValuesTooLarge`]).
+//! ([`Failure::ValuesTooLarge`]). If there is no room for the values in time, the reads fail as
+//! busy; what was written is.
 
 use bytes::Bytes;
 
@@ -131,14 +132,10 @@ impl WriteBatch {
             bytes += u64::from(entry.length);
             if bytes > self.limits.read_bytes_max && !is_first {
                 self.replies[position] = Some(Reply::Failed(Failure::ValuesTooLarge));
-            } else if let Some(payload) = self.kind.payload(self.revisions, entry.revision) {
-                self.replies[position] = Some(Reply::Value {
-                    revision: entry.revision,
-                    payload: payload.clone(),
-                });
             } else {
+                let at_hand = self.kind.payload(self.revisions, entry.revision);
                 positions.push(position);
-                wanted.push((key, entry));
+                wanted.push((key, entry, at_hand.cloned()));
             }
         }
         if positions.is_empty() {

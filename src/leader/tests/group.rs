@@ -230,10 +230,10 @@ fn a_batch_that_is_passed_on_has_one_of_three_outcomes() {
     let handler = ClientHandler::new(shared).passing_on(Arc::new(Arc::clone(&made)));
     let outcome = |way: Way, batch: Batch| {
         *made.way.lock() = way;
-        let mut progress = handler.begin(batch, false);
+        let mut progress = handler.begin(batch, false, 1);
         loop {
             match progress {
-                Progress::Done(replies) => return replies,
+                Progress::Done(replies, _) => return replies,
                 Progress::Parked(parked) => progress = parked.resume(false),
             }
         }

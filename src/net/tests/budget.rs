@@ -96,3 +96,81 @@ fn clients_that_never_read_do_not_keep_the_budget_crossed() {
     assert_eq!(writer.line(), "OK");
     fixture.stop();
 }
+
+/// A client that stalled while nobody wanted its bytes is closed soon after somebody does, and not
+/// another time-out later.
+#[test]
+fn a_client_that_stalled_long_ago_is_closed_as_soon_as_its_bytes_are_wanted() {
+    let timeout = Duration::from_secs(4);
+    let limits = Limits {
+        budget_bytes: 64 << 20,
+        stall_timeout: timeout,
+        ..limits(2)
+    };
+    let fixture = Fixture::new(limits);
+    let mut silent = fixture.program();
+    let message = "m".repeat(12 << 20);
+    silent.send(&format!("SET 1 {message}\n"));
+    assert_eq!(silent.line(), "OK");
+    silent.send("GET 1\n");
+    fixture.wait("it stalls", |fixture| fixture.gauges.bytes_held() > 1 << 20);
+    let stalled = fixture.clock.now();
+    sleep(timeout + Duration::from_millis(500));
+    assert_eq!(fixture.gauges.connections(), 1, "nobody wants its bytes");
+    let mut other = fixture.budget.charge();
+    other.set(64 << 20);
+    fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
+    let taken = fixture.clock.now().since(stalled);
+    assert!(taken < timeout * 7 / 4, "closed after {taken:?}");
+    drop(other);
+    fixture.stop();
+}
+
+#[test]
+fn a_client_that_takes_next_to_nothing_stalls_too() {
+    let limits = Limits {
+        budget_bytes: 1 << 20,
+        stall_timeout: Duration::from_millis(500),
+        ..limits(2)
+    };
+    let fixture = Fixture::new(limits);
+    let mut slow = fixture.program();
+    let message = "m".repeat(900 << 10);
+    slow.send(&format!("SET 1 {message}\n"));
+    assert_eq!(slow.line(), "OK");
+    fixture.store.lock().reads_max = Some(1);
+    slow.send(&"GET 1\n".repeat(40));
+    let deadline = fixture.clock.now() + PATIENCE;
+    let mut piece = [0; 512];
+    while fixture.gauges.connections() > 0 {
+        assert!(fixture.clock.now() < deadline, "it keeps its place");
+        // An error when it is closed.
+        _ = slow.stream.read(&mut piece);
+        sleep(Duration::from_millis(20));
+    }
+    fixture.stop();
+}
+
+/// A large reply is in memory as a whole until its last byte is taken.
+#[test]
+fn room_for_a_reply_is_kept_until_it_is_taken() {
+    let fixture = Fixture::new(limits(2));
+    let mut client = fixture.program();
+    let length = 12 << 20;
+    let message = "m".repeat(length);
+    client.send(&format!("SET room {message}\n"));
+    assert_eq!(client.line(), "OK");
+    fixture.wait("nothing is held", |fixture| {
+        fixture.gauges.bytes_held() == 0
+    });
+    client.send("GET room\n");
+    client.exact(1 << 20);
+    let held = fixture.gauges.bytes_held();
+    assert_eq!(held, length + 2, "as long as the reply");
+    client.exact(length - (1 << 20));
+    assert_eq!(client.line(), "");
+    fixture.wait("nothing is held", |fixture| {
+        fixture.gauges.bytes_held() == 0
+    });
+    fixture.stop();
+}

@@ -10,6 +10,7 @@ use super::parser::Parser;
 use super::writer::{Form, Writer};
 use super::{Identity, Limits};
 use crate::protocol::Session;
+use crate::protocol::batch::JSON_GROWTH;
 use crate::protocol::output::Output;
 use crate::protocol::pipeline::{Pipeline, Work};
 use crate::protocol::reply::Reply;
@@ -151,6 +152,13 @@ impl Session for HatokuseSession {
             }
         }
         self.pipeline.take()
+    }
+
+    fn reply_growth(&self) -> usize {
+        if self.pipeline.is_transaction() {
+            return JSON_GROWTH;
+        }
+        1
     }
 
     fn complete(&mut self, replies: Vec<Reply>) {

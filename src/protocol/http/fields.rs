@@ -227,6 +227,13 @@ impl Accept {
     }
 }
 
+impl Accept {
+    /// Whether some message would be sent as JSON.
+    pub fn may_choose_json(&self) -> bool {
+        self.json > self.binary
+    }
+}
+
 /// What the most specific range of the field says of a type (RFC 9110 section 12.5.1).
 fn wish(value: &str, kind: &str, subkind: &str) -> Wish {
     let mut best = (0, (0, false));

@@ -24,6 +24,7 @@ use super::step::{End, Form, Step, Way};
 use super::writer::Writer;
 use crate::clock::Instant;
 use crate::protocol::Session;
+use crate::protocol::batch::JSON_GROWTH;
 use crate::protocol::output::Output;
 use crate::protocol::pipeline::Pipeline;
 use crate::protocol::reply::Reply;
@@ -211,6 +212,18 @@ impl Session for HttpSession {
             }
         }
         self.pipeline.take()
+    }
+
+    fn reply_growth(&self) -> usize {
+        let is_json = |step: &Step| match &step.form {
+            Form::Value(reading) => reading.accept.may_choose_json(),
+            Form::Stored(_) | Form::Deleted | Form::Keys | Form::Transaction { .. } => false,
+            Form::Document(_) | Form::Check { .. } | Form::Problem(_) | Form::Continue => false,
+        };
+        if self.pipeline.is_transaction() || self.pipeline.forms().any(is_json) {
+            return JSON_GROWTH;
+        }
+        1
     }
 
     fn complete(&mut self, replies: Vec<Reply>) {

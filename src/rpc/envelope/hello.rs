@@ -4,7 +4,7 @@ use super::{
     Checked, NAME_BYTES_MAX, REASON_BYTES_MAX, from_fence, invalid, to_fence, to_label, wire,
 };
 use crate::ids::{ClusterId, MemberId};
-use crate::rpc::message::{Hello, Refusal, Role};
+use crate::rpc::message::{Hello, Purpose, Refusal, Role};
 
 pub(super) fn from_hello(hello: Hello) -> wire::Hello {
     wire::Hello {
@@ -20,6 +20,11 @@ pub(super) fn from_hello(hello: Hello) -> wire::Hello {
             Role::Member => wire::Role::Member,
             Role::Client => wire::Role::Client,
         } as i32,
+        purpose: match hello.purpose {
+            Purpose::All => wire::Purpose::All,
+            Purpose::Fetches => wire::Purpose::Fetches,
+        } as i32,
+        separates_fetches: hello.separates_fetches,
     }
 }
 
@@ -29,6 +34,12 @@ pub(super) fn to_hello(hello: wire::Hello) -> Checked<Hello> {
         Ok(wire::Role::Member) => Role::Member,
         Ok(wire::Role::Client) => Role::Client,
         Ok(wire::Role::Unspecified) | Err(_) => return invalid("hello.role", "is unknown"),
+    };
+    let purpose = match wire::Purpose::try_from(hello.purpose) {
+        Ok(wire::Purpose::All) => Purpose::All,
+        Ok(wire::Purpose::Fetches) if role == Role::Leader => Purpose::Fetches,
+        Ok(wire::Purpose::Fetches) => return invalid("hello.purpose", "is for a leader to have"),
+        Err(_) => return invalid("hello.purpose", "is unknown"),
     };
     if hello.node_id == 0 && role != Role::Client {
         return invalid("hello.node_id", "is 0");
@@ -42,6 +53,8 @@ pub(super) fn to_hello(hello: wire::Hello) -> Checked<Hello> {
         nonce: hello.nonce,
         link: hello.link,
         role,
+        purpose,
+        separates_fetches: hello.separates_fetches,
     })
 }
 
