@@ -4,8 +4,8 @@
 //! Owns a thread `dial-<name>` for each target, so that a silent one does not delay the others, and
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
 //! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each pool, and a
-//! process has one pool for its peers and one for each purpose of links to members; the term grows with each start of a
-//! leader.
+//! process has one pool for its peers and one for each purpose of links to members; the term grows
+//! with each start of a leader.
 //!
 //! For one target [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
 //! removed meanwhile: the thread of a changed target first joins that of the earlier one.

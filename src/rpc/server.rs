@@ -7,8 +7,8 @@
 //!
 //! # One connection for a node
 //!
-//! A new connection of a node (same id, role and purpose) ends the older one, and is welcomed only after the
-//! last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and
+//! A new connection of a node (same id, role and purpose) ends the older one, and is welcomed only
+//! after the last call of the older one was handed over (DESIGN.md §5, R8): then `connected` and
 //! `disconnected` of a node alternate. A leader's must have a higher (incarnation, link number)
 //! than the older one, or be of another start (nonce) in the same incarnation; a lower one is a
 //! late packet and refused. A member's must be of the same start or of a higher incarnation;
