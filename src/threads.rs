@@ -57,8 +57,8 @@ fn refused(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-/// How far the priority of a thread that lets others go first is below the usual, in steps of `nice`. Beside busy
-/// others it gets a tenth of a processor; with half of the steps, a third.
+/// How far the priority of a thread that lets others go first is below the usual, in steps of
+/// `nice`. Beside busy others it gets a tenth of a processor; with half of the steps, a third.
 const YIELDING_NICE: i32 = 10;
 
 /// Lowers the priority of the calling thread, which moves large payloads: where processors are

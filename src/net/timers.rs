@@ -1,8 +1,9 @@
 //! When connections and parked batches that wait in a slot are looked at in any case. Pure.
 //!
 //! A client that takes nothing of its replies is closed when its time is over, but only while
-//! others want what it holds. So such a timer that has passed is kept, and is due as soon as the budget is
-//! short: at the next look, [`SHORTAGE_POLL`] later at most, and not after another time-out.
+//! others want what it holds. So such a timer that has passed is kept, and is due as soon as the
+//! budget is short: at the next look, [`SHORTAGE_POLL`] later at most, and not after another
+//! time-out.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

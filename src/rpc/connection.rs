@@ -1,8 +1,9 @@
 //! One established connection: a reader thread and a writer thread around one TLS session.
 //!
 //! Owns the socket, the session, and the out queue: `OUT_BYTES_MAX` plus one frame; when it is
-//! full, `SendError::Busy`; small answers have some more room. The session's mutex is held to encrypt or decrypt at most `UNIT_BYTES`,
-//! never over a system call: the reader reads the socket before, the writer alone writes it, after.
+//! full, `SendError::Busy`; small answers have some more room. The session's mutex is held to
+//! encrypt or decrypt at most `UNIT_BYTES`, never over a system call: the reader reads the socket
+//! before, the writer alone writes it, after.
 //!
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
 //! `write(2)`; it is woken only when it sleeps. A small frame that finds it asleep is written by

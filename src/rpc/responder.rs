@@ -49,9 +49,9 @@ impl Responder {
     }
 
     /// Queues the answer; never blocks for I/O. With the connection gone, the answer is dropped;
-    /// with its out queue full, an answer that may be large is replaced by a small one that says so.
-    /// If there is no room for small ones either, the connection is closed: a peer that reads has no
-    /// so many calls without an answer.
+    /// with its out queue full, a fetched or forwarded answer is replaced by a small refusal. If
+    /// there is no room for small answers either, the connection is closed: a peer that reads does
+    /// not have so many calls without an answer.
     pub fn send(mut self, response: Response) {
         self.answer(response);
     }

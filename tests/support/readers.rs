@@ -1,4 +1,5 @@
-//! Clients that read large messages as fast as they can, or not at all, and small writes beside them.
+//! Clients that read large messages as fast as they can or not at all, and small writes beside
+//! them.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
