@@ -79,6 +79,17 @@ pub enum Failure {
         /// Client address `host:port` of the active leader, when it is known.
         leader: Option<String>,
     },
+    /// This leader is elected, and waits for members to tell what they have seen; nothing happened.
+    #[error("no leader serves yet: {have} of {need} members have reported to the elected one")]
+    LeaderWaits {
+        /// Members that have told.
+        have: usize,
+        /// As many as must.
+        need: usize,
+    },
+    /// This leader is elected and lacks committed entries that members know of; nothing happened.
+    #[error("no leader serves: the elected one lacks committed entries, its log says more")]
+    LeaderIncomplete,
     /// A queue is full; nothing happened.
     #[error("busy, try again")]
     Busy,
@@ -139,6 +150,8 @@ impl Failure {
             | Failure::Unavailable { .. }
             | Failure::ReadTimedOut
             | Failure::NotLeader { .. }
+            | Failure::LeaderWaits { .. }
+            | Failure::LeaderIncomplete
             | Failure::Busy
             | Failure::TooManyTokens
             | Failure::TokenInUse

@@ -125,6 +125,10 @@ mod tests {
                 Exit::Unreachable,
             ),
             ("no leader elected", Exit::Unreachable),
+            (
+                "no leader serves yet: 0 of 1 members have reported to the elected one",
+                Exit::Unreachable,
+            ),
             ("not leader, leader is h:1", Exit::Unreachable),
             (
                 "timed out, the write may or may not have happened",

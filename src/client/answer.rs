@@ -83,7 +83,7 @@ fn of_error(error: &str) -> Answer {
     if error.contains(UNKNOWN) {
         return Answer::Unknown;
     }
-    if error == "no leader elected" {
+    if error == "no leader elected" || error.starts_with("no leader serves") {
         return Answer::NotLeader(None);
     }
     if let Some(leader) = error.strip_prefix("not leader, leader is ") {

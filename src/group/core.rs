@@ -51,8 +51,9 @@ use crate::faults::{self, Fault};
 use crate::group::configuration::Configuration;
 use crate::group::proposals::Reason;
 use crate::group::window::{EntryKind, LogEntry, Position, Window};
-use crate::ids::PeerId;
+use crate::ids::{LogPosition, PeerId};
 
+pub mod copies;
 mod membership;
 mod messages;
 mod peers;
@@ -63,6 +64,7 @@ mod storage;
 mod tests;
 mod waiting;
 
+use self::copies::Recall;
 pub use self::membership::changed;
 pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
 pub use self::peers::Progress;
@@ -100,6 +102,8 @@ pub struct CoreConfig {
     pub heartbeat_ticks: usize,
     /// Ticks without a leader after which to stand for election: chosen at random from this range.
     pub election_ticks: std::ops::Range<usize>,
+    /// Whether it asks each peer what that knows of it before they count for each other.
+    pub asks_peers: bool,
 }
 
 /// What must survive a crash beside the entries.
@@ -215,6 +219,8 @@ pub struct CoreStatus {
     pub commit: u64,
     /// Entries up to here are applied.
     pub applied: u64,
+    /// Of one that leads: the last entry before its term, all that it knew when it was elected.
+    pub behind: LogPosition,
 }
 
 /// Why a participant cannot start or go on.
@@ -242,6 +248,9 @@ pub struct Core {
     /// The snapshot that was installed by a write that is not durable yet, with that write's
     /// number.
     installed: Option<(u64, Position)>,
+    /// The last term that it was found to lead, and the last entry before that term.
+    elected: (u64, LogPosition),
+    recall: Recall,
 }
 
 impl Core {
@@ -290,6 +299,8 @@ impl Core {
             held: VecDeque::new(),
             committed: VecDeque::new(),
             installed: None,
+            elected: (0, LogPosition::default()),
+            recall: Recall::new(config.asks_peers),
         };
         core.promised = core.promise();
         if is_alone {
@@ -300,6 +311,8 @@ impl Core {
 
     /// One tick of time passes.
     pub fn tick(&mut self) {
+        self.remember_peers();
+        self.ask_peers();
         if !self.stands_still() {
             self.node.tick();
         }
@@ -343,6 +356,9 @@ impl Core {
     }
 
     fn take(&mut self, message: Message) -> Result<(), MessageDropped> {
+        if self.is_recall(&message)? {
+            return Ok(());
+        }
         messages::check(&message, self.id)?;
         self.node
             .step(message)
@@ -352,6 +368,7 @@ impl Core {
     /// What there is to do, if anything. The caller asks again until there is nothing.
     pub fn ready(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
+        self.note_election();
         if self.node.has_ready() {
             let mut ready = self.node.ready();
             self.number = ready.number();
@@ -467,6 +484,7 @@ impl Core {
                 && (raft.apply_to_current_term() || faults::has(Fault::ServeBeforeNoOp)),
             commit: raft.raft_log.committed,
             applied: raft.raft_log.applied,
+            behind: self.elected.1,
         }
     }
 

@@ -240,6 +240,12 @@ impl<O> GroupHandle<O> {
         _ = self.inbox.try_send(Event::Transfer(peer));
     }
 
+    /// Takes part in terms above `above` only: a member obeyed somebody in it. It may be lost when
+    /// there is too much already; look at the status.
+    pub fn leave_terms(&self, above: u64) {
+        _ = self.inbox.try_send(Event::LeaveTerms(above));
+    }
+
     /// How the group stands; `done` is called on the Raft thread and must not block, or is dropped
     /// when that is too busy or gone.
     pub fn inspect(&self, done: impl FnOnce(GroupView) + Send + 'static) {

@@ -68,7 +68,7 @@ use crate::clock::Clock;
 use crate::disk::fs::FileSystem;
 use crate::disk::log::{LogError, LogOptions};
 use crate::error::Shortage;
-use crate::ids::PeerId;
+use crate::ids::{LogPosition, PeerId};
 use crate::threads::StopSignal;
 
 pub mod configuration;
@@ -194,6 +194,8 @@ pub enum Leadership {
     Serving {
         /// The term.
         term: u64,
+        /// The last entry before those of the term: all that was known when it began.
+        behind: LogPosition,
     },
     /// It does not serve in `term` any more. Called after the handle's status says so.
     Ended {
@@ -251,6 +253,38 @@ pub enum GroupError {
         /// What is short.
         shortage: Shortage,
     },
+    /// The directory is an older copy of what this leader had stored.
+    #[error(
+        "this leader's directory is an older copy: peer {peer} knows that it had stored entry \
+         {known} of the log in term {term}, and its log ends at entry {last}. It must not take \
+         part: remove it from the group (tolerex group remove ID), empty its directory, start it \
+         with --join, and add it again (tolerex group add HOST:PORT)"
+    )]
+    OlderCopy {
+        /// Who knows.
+        peer: PeerId,
+        /// The last entry that this leader is known to have stored and that is committed.
+        known: u64,
+        /// The latest term that it is known to have promised something in.
+        term: u64,
+        /// The last entry that it has.
+        last: u64,
+    },
+    /// Another leader would overwrite entries that are committed.
+    #[error(
+        "leader {peer} of term {term} has another entry at {index} of the log, which is committed \
+         here: it, or one that voted for it, runs on an older copy of its directory. This leader \
+         has what was acknowledged and stops, so that it is not overwritten: stop the others, and \
+         restore them from this one"
+    )]
+    Overwrites {
+        /// The leader.
+        peer: PeerId,
+        /// Its term.
+        term: u64,
+        /// The first entry that differs.
+        index: u64,
+    },
     /// A directory or thread could not be made.
     #[error("cannot {action} {what}: {source}")]
     Io {
@@ -305,6 +339,8 @@ pub struct GroupOptions {
     pub snapshot_bytes: u64,
     /// Raft time-outs in ticks of [`TICK_INTERVAL`].
     pub timing: Timing,
+    /// Whether it asks its peers at each start what they know of it, see [`core::copies`].
+    pub asks_peers: bool,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
     /// fails while running. The process should then stop: it cannot serve any more. It must not
     /// join the group's threads itself; setting a signal is enough.

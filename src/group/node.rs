@@ -118,6 +118,7 @@ impl<S: StateMachine> Node<S> {
             Event::Propose(proposal) => self.propose(proposal),
             Event::Read(read) => self.read(read),
             Event::Change(request) => self.change(request),
+            Event::LeaveTerms(above) => self.core.leave_terms(above),
             Event::Transfer(peer) => self.core.transfer(peer),
             Event::Inspect(done) => done(GroupView {
                 configuration: self.core.configuration().clone(),
@@ -152,7 +153,7 @@ impl<S: StateMachine> Node<S> {
             Event::JournalFailed(error) => return Err(GroupError::Journal(error)),
             Event::Stop(timeout) => self.begin_stop(timeout, now),
         }
-        Ok(())
+        self.core.objection()
     }
 
     /// Whether time matters to it: not to a group of one that has its leader, where nothing times
@@ -202,6 +203,7 @@ impl<S: StateMachine> Node<S> {
             };
             self.perform(batch, &mut effects, now)?;
         }
+        self.core.screen(&mut effects.messages);
         self.publish();
         if self.core.takes_snapshot() {
             self.schedule.want();
@@ -485,7 +487,7 @@ impl<S: StateMachine> Node<S> {
                 self.machine.leadership(Leadership::Ended { term });
             }
             if let Some(term) = serving {
-                self.machine.leadership(Leadership::Serving { term });
+                self.machine.leadership(status.serving_in(term));
             }
             self.serving = serving;
         }
@@ -494,7 +496,5 @@ impl<S: StateMachine> Node<S> {
 }
 
 fn log_dropped(result: Result<(), super::core::MessageDropped>) {
-    if let Err(error) = result {
-        log::debug!("{error}");
-    }
+    _ = result.inspect_err(|error| log::debug!("{error}"));
 }

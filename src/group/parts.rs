@@ -75,11 +75,13 @@ impl<S: StateMachine> Parts<S> {
             journal,
             recovered,
             snapshot,
+            is_restart,
         } = open(options, &mut machine)?;
         let config = CoreConfig {
             id: identity.peer,
             heartbeat_ticks: options.timing.heartbeat_ticks,
             election_ticks: options.timing.election_ticks.clone(),
+            asks_peers: options.asks_peers && is_restart,
         };
         let applied = recovered.applied();
         let shared = Arc::new(Shared::new(&recovered.configuration, identity.peer));
@@ -143,6 +145,8 @@ struct Opened {
     recovered: Recovered,
     /// The last snapshot.
     snapshot: Option<Found>,
+    /// It took part before.
+    is_restart: bool,
 }
 
 /// Finds or makes the identity and the journal, by the table in [`identity`], and reads the last
@@ -225,6 +229,7 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
             }
         }
     };
+    let is_restart = identity.is_ready;
     if !identity.is_ready {
         identity.is_ready = true;
         log::info!("made peer {} in {dir}", identity.peer);
@@ -237,6 +242,7 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         journal,
         recovered,
         snapshot,
+        is_restart,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Three participants at random: a network that delays, reorders and loses, crashes, and journals
 //! that are slow.
 
+mod copies;
 mod faults;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use parking_lot::Mutex;
 use super::testing::{Host, Trace, World, root};
 use super::*;
 use crate::clock::Instant;
-use crate::disk::mem::Loss;
+use crate::disk::mem::{Loss, MemFileSystem};
 
 struct Net {
     rng: Rng,
@@ -37,6 +38,7 @@ impl Net {
             loss: 0.0,
             acknowledged: Arc::default(),
         };
+        net.world.asks_peers = true;
         for number in 0..count {
             net.world.add(6 + 2 * number);
             let bootstrap = match number {

@@ -103,6 +103,10 @@ pub struct World {
     /// A snapshot is taken when the journal is longer than this.
     snapshot_bytes: u64,
     pub trace: Trace,
+    /// Hosts that start again ask the others what these know of them.
+    pub asks_peers: bool,
+    /// Why hosts stopped by themselves; `None`: none may.
+    pub failures: Option<Vec<(usize, GroupError)>>,
 }
 
 impl World {
@@ -117,6 +121,21 @@ impl World {
             last_transfer: 0,
             snapshot_bytes,
             trace,
+            asks_peers: false,
+            failures: None,
+        }
+    }
+
+    /// A node has failed, if it has: it runs no longer.
+    fn end_failed<T>(&mut self, number: usize, result: Result<T, GroupError>) -> Option<T> {
+        match (result, &mut self.failures) {
+            (Ok(value), _) => Some(value),
+            (Err(error), None) => panic!("{} failed: {error}", number_name(number)),
+            (Err(error), Some(failures)) => {
+                failures.push((number, error));
+                self.hosts[number].running = None;
+                None
+            }
         }
     }
 
@@ -160,6 +179,7 @@ impl World {
                 // A range of one: no matter of chance.
                 election_ticks: host.ticks..host.ticks + 1,
             },
+            asks_peers: self.asks_peers,
             on_failure: Box::new(|_| ()),
         };
         let log = Arc::default();
@@ -200,7 +220,8 @@ impl World {
     pub fn tell(&mut self, number: usize, event: Event<usize>) {
         let now = self.now();
         if let Some(started) = &mut self.hosts[number].running {
-            started.parts.node.take(event, now).expect("no failure");
+            let taken = started.parts.node.take(event, now);
+            self.end_failed(number, taken);
         }
     }
 
@@ -208,10 +229,15 @@ impl World {
     pub fn advance(&mut self, number: usize) {
         let now = self.now();
         while let Some(started) = &mut self.hosts[number].running {
-            while let Ok(event) = started.parts.inbox.try_recv() {
-                started.parts.node.take(event, now).expect("no failure");
+            if let Ok(event) = started.parts.inbox.try_recv() {
+                let taken = started.parts.node.take(event, now);
+                self.end_failed(number, taken);
+                continue;
             }
-            let effects = started.parts.node.advance(now).expect("no failure");
+            let advanced = started.parts.node.advance(now);
+            let Some(effects) = self.end_failed(number, advanced) else {
+                return;
+            };
             let is_done = self.carry_out(number, effects);
             let started = self.hosts[number].running.as_ref();
             if is_done && started.is_some_and(|started| started.parts.inbox.is_empty()) {

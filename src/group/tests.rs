@@ -141,6 +141,7 @@ fn try_start_with(
         },
         snapshot_bytes,
         timing: Timing::default(),
+        asks_peers: true,
         on_failure: Box::new(move |error| failed.send(error).unwrap()),
     };
     let seen = Seen::default();
@@ -285,7 +286,13 @@ fn a_proposal_of_another_term_or_after_the_end_is_not_proposed() {
     let changes = run.seen.0.lock().changes.clone();
     assert_eq!(
         changes,
-        [Leadership::Serving { term }, Leadership::Ended { term }]
+        [
+            Leadership::Serving {
+                term,
+                behind: LogPosition { term: 1, index: 1 }
+            },
+            Leadership::Ended { term }
+        ]
     );
 }
 
@@ -409,6 +416,7 @@ fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
         log: LogOptions::default(),
         snapshot_bytes: u64::MAX,
         timing: Timing::default(),
+        asks_peers: true,
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let group = Group::start(options, Gated { begun, gate }, |_, _| Box::new(NoPeers)).unwrap();

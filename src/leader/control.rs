@@ -52,7 +52,7 @@ impl Control {
         if members < usize::from(tolerance) {
             warn!("tolerance {tolerance} is more than the {members} members: writes will fail");
         }
-        let Some(term) = self.shared.serving_term() else {
+        let Some(term) = self.shared.leading_term() else {
             return warn!("tolerance {tolerance} is not proposed: this is not the active leader");
         };
         let change = Change::SetTolerance(tolerance);

@@ -21,7 +21,7 @@ use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Settlement,
 use crate::error::Failure;
 use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
-use crate::ids::{MemberId, Revision};
+use crate::ids::{Fence, MemberId, Revision};
 use crate::leader::state::{ReleaseHold, RunningBatch, Shared};
 use crate::metadata::command::Command;
 use crate::metadata::state::forget_met_conditions;
@@ -227,7 +227,7 @@ impl Run {
                 key,
                 flaw,
             } => error!("copy of message {key} revision {revision} on member {member}: {flaw:?}"),
-            Effect::Deposed { member, highest } => self.shared.depose(member, highest),
+            Effect::Deposed { member, highest } => self.shared.refused(member, highest),
             Effect::Done(_) => unreachable!("the caller ends at Done"),
         }
     }
@@ -261,6 +261,7 @@ impl Run {
         let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
         let completion: Completion = Box::new(move |result| {
             shared.end_store(member, charge, result.is_ok());
+            note_fence(&shared, member, fence, &result);
             let answer = store_answer(result);
             inbox.push(Event::StoreAnswered { tag, answer });
         });
@@ -301,6 +302,7 @@ impl Run {
             if result.is_ok() {
                 shared.answered(member);
             }
+            note_fence(&shared, member, fence, &result);
             let answer = fetch_answer(result);
             inbox.push(Event::FetchAnswered { tag, answer });
         });
@@ -420,6 +422,21 @@ pub fn not_proposed(reason: Reason) -> Failure {
     match reason {
         Reason::NotLeader | Reason::Stopped => Failure::NotLeader { leader: None },
         Reason::Busy | Reason::DiskFull => Failure::Busy,
+    }
+}
+
+/// A fence of the call's own term that is above the call's: of a later link, or of another leader
+/// that used the term. Of later terms the batch speaks, see [`Effect::Deposed`].
+fn note_fence(
+    shared: &Shared,
+    member: MemberId,
+    sent: Fence,
+    result: &Result<Response, CallError>,
+) {
+    if let Ok(Response::Refused(Refusal::StaleFence { highest })) = result
+        && highest.term == sent.term
+    {
+        shared.refused(member, *highest);
     }
 }
 

@@ -48,7 +48,7 @@ pub fn begin(shared: &Arc<Shared>, request: GroupRequest) -> Progress {
         let group = shared.group.clone();
         group.inspect(move |view| answer.give(Reply::Group(Box::new(table(&shared, &view)))));
     } else {
-        let Some(term) = shared.serving_term() else {
+        let Some(term) = shared.leading_term() else {
             let leader = shared.leader_address();
             return Progress::done(vec![Reply::Failed(Failure::NotLeader { leader })]);
         };

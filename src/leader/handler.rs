@@ -116,6 +116,9 @@ impl ClientHandler {
 
     /// What a follower does: at once, without waiting for an election.
     fn redirect(&self, batch: Batch) -> Progress {
+        if let Some(reason) = self.shared.view.gate.hindrance() {
+            return failed(&batch, reason);
+        }
         match &self.onward {
             Some(onward) => forward::begin(&self.shared, &**onward, &self.in_flight, batch),
             None => {

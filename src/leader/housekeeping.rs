@@ -70,9 +70,12 @@ impl Housekeeping {
     pub fn round(&mut self) {
         let shared = &self.shared;
         dial_registered(shared, &mut self.targets);
+        shared.look_at_gate();
         self.inquirer.round(shared);
-        if let Some(term) = shared.serving_term() {
+        if let Some(term) = shared.leading_term() {
             describe_itself(shared, term);
+        }
+        if let Some(term) = shared.serving_term() {
             self.expiry.round(shared, term);
         }
         if let Some(term) = release_term(shared) {
@@ -160,7 +163,7 @@ fn send(shared: &Arc<Shared>, term: u64, release: Release) {
         Box::new(move |result| match result {
             Ok(Response::Release) => answered.view.release_done(number, member),
             Ok(Response::Refused(Refusal::StaleFence { highest })) if highest.term > term => {
-                answered.depose(member, highest);
+                answered.refused(member, highest);
                 answered.view.release_refused(number, member);
             }
             Ok(response) => {

@@ -222,7 +222,10 @@ impl LeaderNode {
         }
         match (shared.serving_term(), status.role, status.leader) {
             (Some(term), _, _) => (true, format!("this one, in term {term}")),
-            (None, Role::Leader, _) => (false, "this one is elected and does not serve".to_owned()),
+            (None, Role::Leader, _) => match shared.view.gate.hindrance() {
+                Some(reason) => (false, reason.to_string()),
+                None => (false, "this one is elected and does not serve".to_owned()),
+            },
             (None, _, Some(_)) => match shared.leader_address() {
                 Some(address) => (true, address),
                 None => (false, "its address is not known".to_owned()),

@@ -42,6 +42,8 @@ pub trait MemberLinks: Send + Sync {
     fn set(&self, member: MemberId, address: &str, name: &str);
     /// As [`Pool::remove`].
     fn remove(&self, member: MemberId);
+    /// Whether a link of this start has, or had, that number.
+    fn has_numbered(&self, number: u64) -> bool;
 }
 
 impl MemberLink for Link {
@@ -156,5 +158,9 @@ impl MemberLinks for MemberPools {
 
     fn remove(&self, member: MemberId) {
         self.all.remove(member);
+    }
+
+    fn has_numbered(&self, number: u64) -> bool {
+        self.all.has_numbered(number)
     }
 }

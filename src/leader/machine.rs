@@ -264,7 +264,7 @@ impl StateMachine for Machine {
     }
 
     fn configuration(&mut self, configuration: &Configuration) {
-        self.view.peers.configure(configuration);
+        self.view.configure(configuration);
         self.view.ring();
     }
 
@@ -309,10 +309,10 @@ impl StateMachine for Machine {
 
     fn leadership(&mut self, change: Leadership) {
         match change {
-            Leadership::Serving { term } => {
+            Leadership::Serving { term, behind } => {
                 info!("serving in term {term}");
                 self.is_serving = true;
-                self.view.begin_term(term);
+                self.view.begin_term(term, behind);
             }
             Leadership::Ended { term } => {
                 info!("not serving any more, term {term} ended");

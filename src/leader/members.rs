@@ -6,7 +6,7 @@ use log::{info, warn};
 
 use crate::clock::Clock;
 use crate::group::{IncomingChunk, ProposalOutcome};
-use crate::ids::{LogPosition, MemberId, PeerId};
+use crate::ids::{MemberId, PeerId};
 use crate::leader::desk::Desk;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
@@ -56,7 +56,7 @@ impl MemberService {
 
     /// Whether the leader that asks takes part.
     fn standing(&self, peer: &PeerInfo) -> Response {
-        if self.shared.serving_term().is_none() {
+        if self.shared.leading_term().is_none() {
             return Response::Refused(Refusal::NotLeader);
         }
         let peers = self.shared.group.configuration().peers();
@@ -114,7 +114,9 @@ impl MemberService {
 
     /// Proposes the registration; the answer follows when it is applied.
     fn register(&self, peer: &PeerInfo, request: RegisterRequest, responder: Responder) {
-        let Some(term) = self.shared.serving_term() else {
+        // Whether it leads or not: it may lead the next term.
+        self.shared.told(MemberId(peer.node_id), request.seen);
+        let Some(term) = self.shared.leading_term() else {
             return responder.send(Response::Refused(Refusal::NotLeader));
         };
         let registration = Registration {
@@ -203,7 +205,8 @@ impl Service for MemberService {
                     .cluster
                     .lock()
                     .heartbeat(id, &counters, now);
-                responder.send(Response::Heartbeat(LogPosition::default()));
+                self.shared.told(id, counters.seen);
+                responder.send(Response::Heartbeat(self.shared.committed()));
             }
             Request::Store(_) | Request::Fetch(_) | Request::Release(_) => {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());

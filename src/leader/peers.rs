@@ -193,8 +193,15 @@ impl Peers {
                     rpc,
                     client,
                     http,
-                    has_log: _,
+                    has_log,
                 } = answer;
+                let takes_part = own.group.configuration().peers().contains(&peer);
+                if has_log && !takes_part {
+                    anyhow::bail!(
+                        "{name} ({peer}) took part before and has a log: its directory must be \
+                         emptied, and it must be started with --join, under a new id"
+                    );
+                }
                 let address = PeerAddress {
                     name,
                     rpc,

@@ -296,15 +296,29 @@ impl Leader {
     /// Waits for the first write of the term, unless told to stop, which a failed group does too.
     fn wait_serving(&self) -> anyhow::Result<()> {
         let give_up = self.clock.now() + SERVING_TIMEOUT;
-        while !self.shared.group.wait_serving(SERVING_POLL) {
+        while !self.is_serving(SERVING_POLL) {
             if self.stop.is_stopped() {
                 bail!("told to stop before the group served");
             }
             if self.clock.now() >= give_up {
-                bail!("the group does not serve: its first write did not become durable");
+                match self.shared.view.gate.hindrance() {
+                    Some(reason) => bail!("the group does not serve: {reason}"),
+                    None => bail!("the group does not serve: no write became durable"),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether it serves, within `timeout` or a little more.
+    fn is_serving(&self, timeout: Duration) -> bool {
+        let leads = self.shared.group.wait_serving(timeout);
+        // Members tell what they have seen meanwhile.
+        leads
+            && (self.shared.serving_term().is_some() || {
+                self.stop.wait_timeout(LINKS_POLL);
+                false
+            })
     }
 
     /// Where it listens.
@@ -388,8 +402,13 @@ impl Leader {
         self.group.stop();
         // The group may have waited for the others, so these have time of their own.
         keep(self.shared.view.peers.stop(self.clock.now() + STOP_TIMEOUT));
-        if let Some(error) = self.failure.lock().take() {
-            return Err(anyhow!(error).context("the journal failed"));
+        match self.failure.lock().take() {
+            // They say all that there is to say.
+            Some(error @ (GroupError::OlderCopy { .. } | GroupError::Overwrites { .. })) => {
+                return Err(error.into());
+            }
+            Some(error) => return Err(anyhow!(error).context("the journal failed")),
+            None => {}
         }
         if !late.is_empty() {
             bail!("threads did not stop in time: {}", late.join(", "));
@@ -425,6 +444,7 @@ fn start_group(
         },
         snapshot_bytes: settings.snapshot_bytes,
         timing: Timing::default(),
+        asks_peers: true,
         on_failure: Box::new(move |error| {
             log::error!("the group has failed, the leader stops: {error}");
             *failure.lock() = Some(error);
@@ -448,7 +468,7 @@ fn ensure_tolerance(shared: &Shared, wanted: u8) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let Some(term) = shared.serving_term() else {
+    let Some(term) = shared.leading_term() else {
         bail!("the group ceased to serve while it was set up");
     };
     let change = Change::SetTolerance(wanted);

@@ -49,7 +49,8 @@ impl Removal {
         match (before, leader) {
             (None, Some((leader, _))) => warn!(
                 "this leader was removed from its group, whose active leader serves clients at \
-                 {leader}: stop it, or add it again by GROUP ADD"
+                 {leader}: stop it; to add it again, empty its directory, start it with --join, \
+                 and GROUP ADD it"
             ),
             (Some(_), None) => info!("this leader takes part again"),
             (None, None) | (Some(_), Some(_)) => {}

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use log::error;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
@@ -21,9 +20,10 @@ use crate::coordinator::cache::PayloadCache;
 use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Question, Revisions, Settlement, Told};
 use crate::faults::{self, Fault};
-use crate::group::{GroupHandle, PeerAddress, Role};
-use crate::ids::{Fence, Key, MemberId, Revision};
+use crate::group::{Configuration, GroupHandle, PeerAddress, Role};
+use crate::ids::{Fence, Key, LogPosition, MemberId, Revision};
 use crate::leader::command_time::CommandTime;
+use crate::leader::gate::{Gate, Surroundings};
 use crate::leader::links::{MemberLink, MemberLinks};
 use crate::leader::machine::Metadata;
 use crate::leader::peers::Peers;
@@ -51,6 +51,10 @@ pub struct View {
     /// The other leaders.
     pub peers: Arc<Peers>,
     releases: Mutex<Releases>,
+    /// Whether clients are served.
+    pub gate: Gate,
+    /// Whether there is no other leader.
+    is_alone: AtomicBool,
     /// Holds one ring for the `house` thread; a second one adds nothing.
     bell: (Sender<()>, Receiver<()>),
 }
@@ -75,12 +79,18 @@ impl View {
                 term: 0,
                 next_sequence: 0,
             }),
+            gate: Gate::default(),
+            is_alone: AtomicBool::new(false),
             bell: bounded(1),
         }
     }
 
-    /// The no-op of `term` was applied: its revisions are handed out from here on (R5).
-    pub fn begin_term(&self, term: u64) {
+    /// The no-op of `term` was applied, behind that entry: its revisions are handed out from here
+    /// on (R5), once the gate is open.
+    pub fn begin_term(&self, term: u64, behind: LogPosition) {
+        self.gate.begin(term, behind);
+        // Nothing was sent in it so far, so no link is its own.
+        self.look_at_gate(None, &|_| false);
         let mut releases = self.releases.lock();
         releases.queue.begin_term(term);
         releases.term = term;
@@ -89,7 +99,36 @@ impl View {
 
     /// `term` is served no longer.
     pub fn end_term(&self) {
+        self.gate.end();
         self.releases.lock().queue.end_term();
+    }
+
+    /// From here on these leaders take part.
+    pub fn configure(&self, configuration: &Configuration) {
+        self.peers.configure(configuration);
+        let others = configuration.voters.len() + configuration.outgoing.len();
+        self.is_alone.store(others == 1, Ordering::Release);
+    }
+
+    /// Opens or closes the gate as the reports of members demand; the term above which the group
+    /// must go on, if it must.
+    pub fn look_at_gate(
+        &self,
+        now: Option<Instant>,
+        is_own_link: &dyn Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let registered: Vec<MemberId> = {
+            let cluster = self.cluster.lock();
+            let members = cluster.members().filter(|member| !member.is_retired);
+            members.map(|member| member.id).collect()
+        };
+        let around = Surroundings {
+            registered: &registered,
+            tolerance: self.metadata.tolerance().unwrap_or(1).into(),
+            is_alone: self.is_alone.load(Ordering::Acquire),
+            is_own_link,
+        };
+        self.gate.look(now, &around)
     }
 
     /// Allots and opens `count` revisions of the term that is served (R6); `None` if that is not
@@ -210,9 +249,6 @@ pub struct Shared {
     pub http_address: String,
     /// Where members and other leaders do.
     pub rpc_address: String,
-    /// The highest term of a fence that a member has executed and that was above this leader's:
-    /// another one led that term, or this disk was rolled back. It serves in later terms only.
-    deposed: AtomicU64,
     /// Whether it was removed from its group.
     pub removal: Removal,
     /// Batches begun, to tell them apart in the log.
@@ -260,7 +296,6 @@ impl Shared {
             client_address: own.client,
             http_address: own.http,
             rpc_address: own.rpc,
-            deposed: AtomicU64::new(0),
             removal: Removal::default(),
             batches: AtomicU64::new(0),
             running: AtomicUsize::new(0),
@@ -276,11 +311,13 @@ impl Shared {
     /// What to do with a batch.
     pub fn standing(&self) -> Standing {
         let status = self.group.status();
-        let is_deposed = status.term <= self.deposed.load(Ordering::Relaxed);
-        let leads = status.role == Role::Leader && !is_deposed;
+        let gate = &self.view.gate;
+        let leads = status.role == Role::Leader && !gate.is_left(status.term);
         let is_handing_over = self.is_handing_over.load(Ordering::SeqCst);
         match (leads, is_handing_over) {
-            (true, false) if status.serving => Standing::Serves(status.term),
+            (true, false) if status.serving && gate.is_open(status.term) => {
+                Standing::Serves(status.term)
+            }
             (true, _) => Standing::Changes,
             (false, true) if status.leader.is_none() => Standing::Changes,
             (false, _) => Standing::Follows,
@@ -305,9 +342,8 @@ impl Shared {
 
     /// The term that this leader serves in, if it serves.
     pub fn serving_term(&self) -> Option<u64> {
-        let status = self.group.status();
-        let is_deposed = status.term <= self.deposed.load(Ordering::Relaxed);
-        (status.serving && !is_deposed).then_some(status.term)
+        self.leading_term()
+            .filter(|term| self.view.gate.is_open(*term))
     }
 
     /// Where clients reach the active leader, `host:port`, as far as this one knows.
@@ -397,22 +433,6 @@ impl Shared {
             Question::List(request) => Told::Keys(list(metadata, &request)),
         }
     }
-
-    /// A member has executed a fence of a higher term than any this leader has seen.
-    pub fn depose(&self, member: MemberId, highest: Fence) {
-        if highest.term <= self.group.status().term {
-            // It was refused to a batch of an earlier term, and this leader has moved on since.
-            return;
-        }
-        let before = self.deposed.fetch_max(highest.term, Ordering::Relaxed);
-        if before < highest.term {
-            error!(
-                "member {member} has executed fence {highest}, which is above this leader's term: \
-                 another one leads, or this data directory is older than what it served; it does \
-                 not serve below that term"
-            );
-        }
-    }
 }
 
 /// A batch under way, for [`Shared::batches_running`].
@@ -482,7 +502,7 @@ mod tests {
     fn revisions_are_allotted_once_and_only_in_the_term_that_is_served() {
         let view = view();
         assert_eq!(view.allot(3, 1), None);
-        view.begin_term(3);
+        view.begin_term(3, LogPosition::default());
         let first = view.allot(3, 5).expect("served");
         let second = view.allot(3, 1).expect("served");
         assert_eq!((first.first, first.count), (Revision::new(3, 0), 5));
@@ -492,7 +512,7 @@ mod tests {
         // A worker that saw the term as served a moment ago: its proposal will be refused.
         let late = view.allot(3, 1).expect("numbers are left");
         assert_eq!(late.first, Revision::new(3, 6));
-        view.begin_term(4);
+        view.begin_term(4, LogPosition::default());
         assert_eq!(view.allot(3, 1), None);
         let next = view.allot(4, 1).expect("served");
         assert_eq!(next.first, Revision::new(4, 0));
@@ -501,13 +521,13 @@ mod tests {
     #[test]
     fn a_release_is_handed_out_in_its_own_term_only() {
         let view = view();
-        view.begin_term(3);
+        view.begin_term(3, LogPosition::default());
         view.member_up(M, Instant::default());
         view.released(&[(Revision::new(2, 1), one(M))]);
         assert_eq!(view.next_release(4), None);
         view.end_term();
         assert_eq!(view.next_release(3), None);
-        view.begin_term(4);
+        view.begin_term(4, LogPosition::default());
         assert_eq!(view.next_release(4), None);
         view.released(&[(Revision::new(2, 2), one(M))]);
         assert_eq!(view.next_release(3), None);

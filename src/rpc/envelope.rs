@@ -1109,6 +1109,8 @@ mod tests {
                 (0..9usize).prop_map(|position| Failure::NotApplied { position }),
                 (0..9usize, 0..9usize)
                     .prop_map(|(have, need)| Failure::NotEnoughMembers { have, need }),
+                (0usize..9, 0usize..9).prop_map(|(have, need)| Failure::LeaderWaits { have, need }),
+                Just(Failure::LeaderIncomplete),
                 "[ -~]{0,30}".prop_map(|replicas| Failure::Unavailable { replicas }),
                 address.prop_map(|leader| Failure::NotLeader { leader }),
             ]

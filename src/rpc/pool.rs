@@ -3,9 +3,10 @@
 //!
 //! Owns a thread `dial-<name>` for each target, so that a silent one does not delay the others, and
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
-//! into our Hello and which [`Link::number`] gives for fences. It counts from 1 in each pool, and a
-//! process has one pool for its peers and one for each purpose of links to members; the term grows
-//! with each start of a leader.
+//! into our Hello and which [`Link::number`] gives for fences. A process has one pool for its peers
+//! and one for each purpose of links to members. Each counts from a number on that the nonce of the
+//! start gives, so that a fence tells whether this start has sent it: a leader that runs on an older
+//! copy of its directory may serve a term a second time.
 //!
 //! For one target [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
 //! removed meanwhile: the thread of a changed target first joins that of the earlier one.
@@ -28,6 +29,9 @@ use crate::rpc::link::Link;
 use crate::rpc::message::{Purpose, Role};
 use crate::rpc::tls::TlsContext;
 use crate::threads::{self, StopSignal, Thread, Threads};
+
+/// The link counter begins with the nonce's upper 40 bits, so that two starts hardly ever meet.
+const LINK_SHIFT: u32 = 24;
 
 /// The first wait after a link was lost or not made: a restarting node takes longer, a lost
 /// packet does not.
@@ -85,6 +89,8 @@ struct Shared<T> {
     events: Arc<dyn PoolEvents<T>>,
     /// The last link number taken.
     last_link: AtomicU64,
+    /// What it began with.
+    first_link: u64,
     targets: Mutex<Targets<T>>,
 }
 
@@ -130,6 +136,7 @@ impl<T: Target> Pool<T> {
         clock: Arc<dyn Clock>,
         events: Arc<dyn PoolEvents<T>>,
     ) -> Pool<T> {
+        let first_link = identity.nonce >> LINK_SHIFT;
         Pool {
             shared: Arc::new(Shared {
                 identity,
@@ -137,7 +144,8 @@ impl<T: Target> Pool<T> {
                 tls,
                 clock,
                 events,
-                last_link: AtomicU64::new(0),
+                last_link: AtomicU64::new(first_link),
+                first_link,
                 targets: Mutex::new(Targets {
                     stopped: false,
                     current: FxHashMap::default(),
@@ -145,6 +153,16 @@ impl<T: Target> Pool<T> {
                 }),
             }),
         }
+    }
+
+    /// Whether it has taken that link number.
+    pub fn has_numbered(&self, number: u64) -> bool {
+        let Shared {
+            first_link,
+            last_link,
+            ..
+        } = &*self.shared;
+        number > *first_link && number <= last_link.load(Ordering::Relaxed)
     }
 
     /// Dials a leader that is no target, for a call or two: a link that passes by. Blocks as

@@ -91,6 +91,7 @@ fn group_options(fs: &MemFileSystem) -> GroupOptions {
         log: log_options(),
         snapshot_bytes: 1 << 20,
         timing: Timing::default(),
+        asks_peers: true,
         on_failure: Box::new(|error| panic!("{error}")),
     }
 }

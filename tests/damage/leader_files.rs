@@ -78,6 +78,7 @@ fn open(fs: &MemFileSystem) -> Result<(Recorder, Recovered), String> {
         log: log_options(),
         snapshot_bytes: 1 << 20,
         timing: Timing::default(),
+        asks_peers: true,
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let mut machine = Recorder::default();

@@ -112,3 +112,96 @@ fn a_wiped_leader_refuses_to_start_an_empty_group() {
     cluster.wait_for_state("member-3", "up");
     get_all(&mut cluster.client(), "k", 0..3, "v");
 }
+
+/// The only leader, on an older copy of its directory: terms and revisions that members have seen
+/// are not used again, and what it lost is said.
+#[test]
+fn the_only_leader_on_an_older_copy_goes_on_above_what_members_have_seen() {
+    let cluster = Cluster::start(&[]);
+    set_all(&mut cluster.client(), "k", 0..10, "v");
+    cluster.kill("leader-1");
+    let dir = cluster.dir().join("leader-1");
+    let copy = cluster.dir().join("copy");
+    copy_dir(&dir, &copy);
+    let mut leader = cluster.by_hand("leader-1");
+    set_all(&mut cluster.client(), "lost", 0..40, "old");
+    // What it has committed is told with the heartbeats of members, once a second.
+    tolerex::clock::sleep(Duration::from_secs(3));
+    let before = cluster.client().status()["term"].as_u64().expect("a term");
+    leader.kill();
+    fs::remove_dir_all(&dir).expect("removed");
+    copy_dir(&copy, &dir);
+    let mut leader = cluster.by_hand("leader-1");
+    let mut client = cluster.client();
+    let term = client.status()["term"].as_u64().expect("a term");
+    assert!(term > before, "{term} was used before, up to {before}");
+    get_all(&mut client, "k", 0..10, "v");
+    set_all(&mut client, "new", 0..40, "new");
+    get_all(&mut client, "new", 0..40, "new");
+    let log = fs::read_to_string(cluster.by_hand_log("leader-1")).expect("a log");
+    assert!(
+        log.contains("is an older copy") && log.contains("LOST"),
+        "{log}"
+    );
+    assert!(log.contains("did not send them"), "{log}");
+    // And once more, as usual.
+    leader.kill();
+    let _leader = cluster.by_hand("leader-1");
+    get_all(&mut cluster.client(), "new", 0..40, "new");
+}
+
+/// A follower on an older copy of its directory: the others know what it had stored, so it stops
+/// with one line before it counts for anything. It comes back under a new id only.
+#[test]
+fn a_follower_on_an_older_copy_stops_with_one_line() {
+    let cluster = Cluster::start(&["--leaders", "3"]);
+    let addresses = cluster.leaders("hatokuse");
+    let all = addresses.join(",");
+    let write = |key: &str| {
+        let output = crate::support::cluster::tolerex(&["set", key, "v", "--addr", &all]);
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    (0..5).for_each(|number| write(&format!("before-{number}")));
+    let role = |number: usize| {
+        let address = addresses[number].parse().expect("an address");
+        let mut client = crate::support::client::Client::connect(address);
+        client.status()["role"].as_str().expect("a role").to_owned()
+    };
+    let follower = (0..3).find(|number| role(*number) == "follower");
+    let name = format!("leader-{}", follower.expect("one follows") + 1);
+    cluster.kill(&name);
+    let dir = cluster.dir().join(&name);
+    let copy = cluster.dir().join("copy");
+    copy_dir(&dir, &copy);
+    let mut running = cluster.by_hand(&name);
+    let is_stored = |number: u64| {
+        let output = crate::support::cluster::tolerex(&["group", "--json", "--addr", &all]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let view: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let peers = view["peers"].as_array().cloned().unwrap_or_default();
+        let stored = peers.iter().filter_map(|peer| peer["matched"].as_u64());
+        peers.len() == 3 && stored.min() >= Some(number)
+    };
+    (0..30).for_each(|number| write(&format!("after-{number}")));
+    crate::support::wait_until("all have stored it", Duration::from_secs(20), || {
+        is_stored(30)
+    });
+    running.kill();
+    fs::remove_dir_all(&dir).expect("removed");
+    copy_dir(&copy, &dir);
+    let mut command = cluster.by_hand_command(&name);
+    let output = run(&mut command, Duration::from_secs(30));
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("backtrace"),
+        "{text}"
+    );
+    let says = |line: &&str| line.starts_with("error: ") && line.contains("is an older copy");
+    let line = text.lines().find(says).unwrap_or_else(|| panic!("{text}"));
+    assert!(
+        line.contains("group remove") && line.contains("--join"),
+        "{line}"
+    );
+    (0..3).for_each(|number| write(&format!("without-{number}")));
+}

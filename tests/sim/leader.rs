@@ -152,6 +152,7 @@ impl Leader {
         let options = self.options(plan, clock.clone(), salt);
         let seed = plan.seed ^ u64::from(self.epoch);
         let view = Arc::new(View::new(Cluster::new(Strategy::LeastLoaded, seed)));
+        view.gate.leave_open();
         let machine = Watched {
             inner: Machine::new(view.clone()),
             view: view.clone(),
@@ -165,7 +166,8 @@ impl Leader {
             epoch: self.epoch,
             outbox,
             calls,
-            last: AtomicU64::new(0),
+            last: AtomicU64::new(u64::from(self.epoch) << 20),
+            first: u64::from(self.epoch) << 20,
             open: Mutex::default(),
             targets: Mutex::default(),
         });
@@ -236,6 +238,7 @@ impl Leader {
                 heartbeat_ticks: 1,
                 election_ticks: self.ticks..self.ticks + 1,
             },
+            asks_peers: false,
             on_failure: Box::new(|_| ()),
         }
     }
@@ -312,7 +315,7 @@ impl StateMachine for Watched {
     }
 
     fn leadership(&mut self, change: Leadership) {
-        if let Leadership::Serving { term } = change {
+        if let Leadership::Serving { term, .. } = change {
             self.oracle.lock().serves(self.number, self.epoch, term);
         }
         self.inner.leadership(change);
@@ -327,6 +330,8 @@ pub struct SimLinks {
     calls: Arc<AtomicU64>,
     /// The last link number taken.
     last: AtomicU64,
+    /// What it began with: each start has others.
+    first: u64,
     open: Mutex<BTreeMap<MemberId, Arc<SimLink>>>,
     /// Whom to dial.
     targets: Mutex<BTreeMap<MemberId, String>>,
@@ -404,6 +409,10 @@ impl MemberLinks for SimLinks {
         if let Some(link) = self.open.lock().get(&member) {
             self.outbox.lock().push(Out::Close { link: link.link });
         }
+    }
+
+    fn has_numbered(&self, number: u64) -> bool {
+        number > self.first && number <= self.last.load(Ordering::Relaxed)
     }
 }
 

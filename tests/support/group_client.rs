@@ -139,7 +139,7 @@ impl GroupClient {
                 // Of a bulk write it is also said what of it is stored.
                 let leader = leader.split(" (").next();
                 self.0.follow(leader.unwrap_or_default());
-            } else if reply == "ERROR: no leader elected" || reply.contains("may or may not") {
+            } else if reply.starts_with("ERROR: no leader ") || reply.contains("may or may not") {
                 self.0.leave();
             }
         }
@@ -187,5 +187,5 @@ impl GroupClient {
 }
 
 fn is_about_leaders(reply: &str) -> bool {
-    reply.starts_with(NOT_LEADER) || reply == "ERROR: no leader elected"
+    reply.starts_with(NOT_LEADER) || reply.starts_with("ERROR: no leader ")
 }

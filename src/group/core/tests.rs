@@ -35,6 +35,7 @@ impl Node {
             id: PeerId(id),
             heartbeat_ticks: 1,
             election_ticks: 5 + id as usize..6 + id as usize,
+            asks_peers: false,
         };
         let configuration = Configuration::of(voters.iter().copied().map(PeerId));
         Node::start(config, configuration, Vec::new(), HardState::INITIAL)
@@ -255,6 +256,7 @@ fn a_log_that_makes_no_sense_is_refused() {
         id: PeerId(1),
         heartbeat_ticks: 1,
         election_ticks: 6..12,
+        asks_peers: false,
     };
     for (term, commit) in [(1, 2), (1, 0), (0, 1), (1 << 24, 1)] {
         let recovered = Recovered {

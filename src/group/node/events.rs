@@ -24,6 +24,8 @@ pub enum Event<O> {
     Change(ChangeRequest),
     /// Hand leadership to this peer, or to any.
     Transfer(Option<PeerId>),
+    /// Take part in terms above this one only.
+    LeaveTerms(u64),
     /// Say how it stands.
     Inspect(Box<dyn FnOnce(GroupView) + Send>),
     /// A message of a peer.

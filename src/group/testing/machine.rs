@@ -90,7 +90,7 @@ impl StateMachine for Machine {
 
     fn leadership(&mut self, change: Leadership) {
         self.trace.note(|| match change {
-            Leadership::Serving { term } => format!("{} serves term {term}", self.name),
+            Leadership::Serving { term, .. } => format!("{} serves term {term}", self.name),
             Leadership::Ended { term } => format!("{} serves term {term} no more", self.name),
         });
     }

@@ -310,8 +310,18 @@ fn one_that_was_removed_while_it_was_away_says_so_and_sends_clients_on() {
     let active = leaders[0].leader.addresses().client;
     let sent_on = format!("ERROR: not leader, leader is {active}");
     assert_eq!(again.client().one("SET a 1"), sent_on);
-    // Added again, it is as any other.
+    // Under its old id it does not come back: its log may be an older copy.
     let add = format!("GROUP ADD {}", addresses.rpc);
+    let refused = leaders[0].client().one(&add);
+    assert!(refused.contains("started with --join"), "{refused}");
+    again.stop();
+    std::fs::remove_dir_all(rig.data_dir("leader-3")).unwrap();
+    let again = start(Settings {
+        rpc_bind: addresses.rpc,
+        client_bind: addresses.client,
+        ..settings(&rig, 3, Redirect::Reply)
+    });
+    // Added again under a new one, it is as any other.
     assert_eq!(leaders[0].client().one(&add), "OK");
     rig.eventually("it follows again", || {
         let status = again.client().one("STATUS JSON");

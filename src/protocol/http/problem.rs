@@ -166,7 +166,9 @@ impl From<&Failure> for Problem {
             Failure::NotEnoughMembers { .. } => Kind::NotEnoughMembers,
             Failure::Unavailable { .. } => Kind::Unavailable,
             Failure::WriteTimedOut | Failure::ReadTimedOut => Kind::TimedOut,
-            Failure::NotLeader { leader: None } => Kind::NoLeader,
+            Failure::NotLeader { leader: None }
+            | Failure::LeaderWaits { .. }
+            | Failure::LeaderIncomplete => Kind::NoLeader,
             Failure::NotLeader { leader: Some(_) } => Kind::NotLeader,
             Failure::Busy => Kind::Busy,
             Failure::TooManyTokens => Kind::TooManyTokens,

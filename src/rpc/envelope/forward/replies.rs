@@ -219,13 +219,9 @@ fn from_failure(failure: Failure) -> response::Failure {
         Failure::NotApplied { position } => {
             Wire::NotApplied(u32::try_from(position).unwrap_or(u32::MAX))
         }
-        Failure::NotEnoughMembers { have, need } => {
-            let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
-            Wire::NotEnoughMembers(response::NotEnoughMembers {
-                have: count(have),
-                need: count(need),
-            })
-        }
+        Failure::LeaderIncomplete => code(Code::LeaderIncomplete),
+        Failure::NotEnoughMembers { have, need } => Wire::NotEnoughMembers(from_counts(have, need)),
+        Failure::LeaderWaits { have, need } => Wire::LeaderWaits(from_counts(have, need)),
         Failure::Unavailable { replicas } => Wire::Unavailable(replicas),
         Failure::NotLeader { leader } => Wire::NotLeader(leader.unwrap_or_default()),
         Failure::BulkPartial { reason, stored } => {
@@ -239,6 +235,14 @@ fn from_failure(failure: Failure) -> response::Failure {
     };
     response::Failure {
         failure: Some(failure),
+    }
+}
+
+fn from_counts(have: usize, need: usize) -> response::NotEnoughMembers {
+    let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    response::NotEnoughMembers {
+        have: count(have),
+        need: count(need),
     }
 }
 
@@ -256,6 +260,7 @@ fn to_failure(failure: response::Failure) -> Checked<Failure> {
             Ok(Code::TokenExpired) => Failure::TokenExpired,
             Ok(Code::TokenUsed) => Failure::TokenUsed,
             Ok(Code::ValuesTooLarge) => Failure::ValuesTooLarge,
+            Ok(Code::LeaderIncomplete) => Failure::LeaderIncomplete,
             Ok(Code::Unspecified) | Err(_) => {
                 return invalid("forward_response.code", "is unknown");
             }
@@ -264,6 +269,10 @@ fn to_failure(failure: response::Failure) -> Checked<Failure> {
             position: position as usize,
         },
         Some(Wire::NotEnoughMembers(counts)) => Failure::NotEnoughMembers {
+            have: counts.have as usize,
+            need: counts.need as usize,
+        },
+        Some(Wire::LeaderWaits(counts)) => Failure::LeaderWaits {
             have: counts.have as usize,
             need: counts.need as usize,
         },
