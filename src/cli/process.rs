@@ -27,6 +27,7 @@ use super::signals::{MEANINGLESS, SignalWatch};
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
+use crate::config::units;
 use crate::config::{ConfigError, Loaded, Sources, Tls};
 use crate::coordinator;
 use crate::disk::cluster_file;
@@ -39,8 +40,15 @@ use crate::logging;
 use crate::member::{self, server::Member as MemberServer};
 use crate::net;
 use crate::resources::descriptors::Descriptors;
+use crate::resources::memory::{self, Budgets};
 use crate::rpc::tls::TlsSettings;
 use crate::threads::{self, StopSignal};
+
+/// The defaults of `client_buffer_bytes_max` and `cache_bytes`.
+const USUAL_BUDGETS: Budgets = Budgets {
+    clients: 256 << 20,
+    cache: 64 << 20,
+};
 
 /// Told by a server when it serves.
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +236,9 @@ fn serve_leader(
 ) -> Result<(), ToolError> {
     let mut settings = leader_settings(&config)?;
     fit_connections(&mut settings.net, descriptors);
+    if let Some(limit) = memory::limit() {
+        fit_memory(&mut settings, limit);
+    }
     let leader = LeaderServer::start(settings, stop.clone())?;
     let control = leader.control();
     reload.on_reload(move |config| {
@@ -260,6 +271,42 @@ fn fit_connections(net: &mut net::Limits, descriptors: Descriptors) {
             net.connections_max,
             Descriptors::needed(wanted)
         );
+    }
+}
+
+/// Sizes the budgets from the memory that this process may take. Those that the configuration sets
+/// to something else than usual stay.
+fn fit_memory(settings: &mut leader::server::Settings, limit: u64) {
+    let usual = USUAL_BUDGETS;
+    let fitting = usual.within(limit, settings.payload_bytes_max);
+    let (clients, cache) = (&mut settings.net.budget_bytes, &mut settings.cache_bytes);
+    for (name, value, usual, fitting) in [
+        (
+            "client_buffer_bytes_max",
+            clients,
+            usual.clients,
+            fitting.clients,
+        ),
+        ("cache_bytes", cache, usual.cache, fitting.cache),
+    ] {
+        if *value <= fitting {
+            continue;
+        }
+        let shown = |bytes: u64| units::show_bytes(bytes);
+        let (set, fits) = (shown(*value as u64), shown(fitting as u64));
+        if *value == usual {
+            log::info!(
+                "{name} is {fits}: this process may take {} of memory",
+                shown(limit)
+            );
+            *value = fitting;
+        } else {
+            log::warn!(
+                "{name} is {set}, and this process may take {} of memory: more than {fits} may \
+                 end it",
+                shown(limit)
+            );
+        }
     }
 }
 
@@ -439,4 +486,25 @@ fn watch_signals(
         }
         _ => log::warn!("signal {signal} means nothing to a server"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_budgets_are_the_defaults() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let base = dir.path().to_str().expect("UTF-8").to_owned();
+        let sources = Sources {
+            flags: vec![("base_dir".to_owned(), base)],
+            ..Sources::default()
+        };
+        let config = LeaderConfig::load(&sources).expect("valid").config;
+        let usual = Budgets {
+            clients: config.client_buffer_bytes_max,
+            cache: config.cache_bytes,
+        };
+        assert_eq!(usual, USUAL_BUDGETS);
+    }
 }

@@ -20,6 +20,7 @@ mod ending;
 pub mod leftover;
 pub mod live;
 pub mod manifest;
+mod owed;
 pub mod ports;
 pub mod readiness;
 mod remake;
@@ -45,6 +46,7 @@ use children::Running;
 use control::{Control, Request, Verb};
 use ending::Ending;
 use manifest::{Manifest, Role, State};
+use owed::Owed;
 use readiness::Readiness;
 use setup::Plan;
 use wish::Wish;
@@ -125,20 +127,6 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
     let stopped = up.stop();
     signals.finish();
     served.and(stopped)
-}
-
-/// What is to be noted in the data directory. A cluster that runs does not end because it cannot be
-/// now, as on a full disk: each look at the children tries it again.
-#[derive(Default)]
-struct Owed {
-    /// `cluster.json` is not up to date.
-    manifest: bool,
-    /// The leader group exists.
-    bootstrapped: bool,
-    /// All leaders have had a vote.
-    gathered: bool,
-    /// The last attempt failed, which was said.
-    is_failing: bool,
 }
 
 /// A running local cluster.
@@ -310,31 +298,6 @@ impl Up {
     fn has_died(&self, name: &str) -> bool {
         let mut children = self.children.iter();
         children.any(|child| child.planned.name == name && child.has_died())
-    }
-
-    /// Notes what is owed, or says once that it cannot be done now.
-    fn pay(&mut self) {
-        let paid = self.try_pay();
-        if let (Err(error), false) = (&paid, self.owed.is_failing) {
-            warn(&format!("warning: {}; it is tried again", error.text));
-        }
-        self.owed.is_failing = paid.is_err();
-    }
-
-    fn try_pay(&mut self) -> Result<(), ToolError> {
-        if self.owed.manifest {
-            self.write_manifest()?;
-            self.owed.manifest = false;
-        }
-        if self.owed.bootstrapped {
-            setup::note_bootstrapped(&self.plan.dir)?;
-            self.owed.bootstrapped = false;
-        }
-        if self.owed.gathered {
-            setup::note_gathered(&self.plan.dir)?;
-            self.owed.gathered = false;
-        }
-        Ok(())
     }
 
     /// Reports children that have died; `cluster.json` is to say so.
