@@ -115,6 +115,10 @@ pub enum Problem {
     NoLineEnd,
     /// The batch is none.
     InvalidBatch(Box<InvalidBatch>),
+    /// The line is one of HTTP.
+    Http,
+    /// The bytes are those of TLS.
+    Tls,
 }
 
 const SET_USAGE: &str = "SET <id> <message>";
@@ -411,7 +415,8 @@ fn is_word(word: &[u8], name: &str) -> bool {
     word.eq_ignore_ascii_case(name.as_bytes())
 }
 
-fn is_blank(byte: u8) -> bool {
+/// A space or a tab.
+pub fn is_blank(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
 }
 

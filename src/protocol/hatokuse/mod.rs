@@ -1,14 +1,15 @@
 //! HaToKuSe, the text protocol: one command a line, made for a person at `nc` and for programs.
 //! Pure.
 //!
-//! HATOKUSE.md is a promise byte for byte; `testscripts/` holds transcripts of every row of it.
+//! `proto/hatokuse.md` is a promise byte for byte; `testscripts/` holds transcripts of every row of it.
 //!
 //! * [`command`]: the commands, and the grammar of a line.
-//! * [`parser`]: bytes to commands, incremental and bounded.
+//! * [`parser`]: bytes to commands, incremental and bounded. [`foreign`]: what is HTTP or TLS.
 //! * [`session`]: commands to batches; banner, prompt, and what needs no execution.
 //! * [`writer`]: replies to bytes.
 
 pub mod command;
+pub mod foreign;
 pub mod parser;
 pub mod session;
 #[cfg(test)]

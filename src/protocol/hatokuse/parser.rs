@@ -3,7 +3,10 @@
 //! Memory: the parser holds the unfinished line or payload, at most [`Limits::line_bytes_max`] and
 //! what came in one piece behind it. Of a longer line nothing is held: it is skipped, then
 //! answered. Each byte is searched for a line end once, however small the pieces are in which it
-//! comes.
+//! comes. At most [`SKIPPED_BYTES_MAX`] of one line or payload are skipped; what is longer ends the
+//! session with its error.
+//!
+//! A line of another protocol ([`foreign`]) ends the session before anything after it is parsed.
 //!
 //! Known limits: a SETB line that is itself longer than a line may be is skipped and answered as
 //! any other, and the payload behind it is read as commands.
@@ -14,8 +17,13 @@ use memchr::memchr;
 use super::Limits;
 use super::command::prefix::Prefix;
 use super::command::{BULK_USAGE, Command, Framed, Parsed, Problem, parse};
+use super::foreign::{self, Sketch};
 use crate::protocol::batch;
 use crate::protocol::request::BULK_BYTES_MAX;
+
+/// The most bytes of one line or payload that are skipped because they are above the limit: some
+/// ten seconds of a fast network. Nobody waits for the answer to more than that.
+pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
 
 /// From this length on a payload is a slice of the input buffer; shorter ones are copied out of it,
 /// so that a small message that is kept somewhere does not keep a whole buffer.
@@ -40,7 +48,7 @@ enum State {
     /// A command line.
     Line,
     /// The rest of a line to be skipped, then answered.
-    SkippedLine(Problem),
+    SkippedLine(SkippedLine),
     /// `length` bytes, and their line end.
     Payload {
         what: Framed,
@@ -51,6 +59,41 @@ enum State {
     SkippedPayload { left: u64, problem: Problem },
     /// Nothing is parsed any more.
     Closed,
+}
+
+/// A line of which nothing is held.
+#[derive(Clone, Debug)]
+struct SkippedLine {
+    problem: Problem,
+    /// What is known of what it began with and ends with.
+    sketch: Sketch,
+    /// Its bytes until here.
+    skipped: u64,
+}
+
+impl SkippedLine {
+    fn new(problem: Problem) -> SkippedLine {
+        SkippedLine {
+            problem,
+            sketch: Sketch::default(),
+            skipped: 0,
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        self.sketch.receive(bytes);
+        self.skipped = self.skipped.saturating_add(bytes.len() as u64);
+    }
+
+    /// The answer, if its end is reached or too far away.
+    fn answer(&self, is_whole: bool) -> Option<Command> {
+        let is_too_long = self.skipped > SKIPPED_BYTES_MAX;
+        match is_whole && self.sketch.is_http() {
+            true => Some(Command::Fatal(Problem::Http)),
+            false if is_too_long => Some(Command::Fatal(self.problem.clone())),
+            false => is_whole.then(|| Command::Invalid(self.problem.clone())),
+        }
+    }
 }
 
 /// A line end at a position of the buffer, as far as it is there.
@@ -77,11 +120,10 @@ impl Parser {
         match &mut self.state {
             State::Closed => return,
             // What is skipped does not pass through the buffer.
-            State::SkippedLine(_) if self.buffer.is_empty() => {
-                bytes = match memchr(b'\n', bytes) {
-                    Some(end) => bytes.split_at(end).1,
-                    None => return,
-                };
+            State::SkippedLine(line) if self.buffer.is_empty() => {
+                let (skipped, rest) = bytes.split_at(memchr(b'\n', bytes).unwrap_or(bytes.len()));
+                line.receive(skipped);
+                bytes = rest;
             }
             State::SkippedPayload { left, .. } if self.buffer.is_empty() => {
                 let count = min_len(*left, bytes.len());
@@ -123,7 +165,7 @@ impl Parser {
     pub fn shed(&mut self) {
         let held = self.buffer.len();
         match &self.state {
-            State::Line if held > 0 => self.state = State::SkippedLine(Problem::Busy),
+            State::Line if held > 0 => return self.skip_line(Problem::Busy),
             State::Payload { length, .. } if held < *length => {
                 let left = (*length - held) as u64;
                 let problem = Problem::Busy;
@@ -152,28 +194,36 @@ impl Parser {
             match &mut self.state {
                 State::Closed => return None,
                 State::Line => {
-                    let (line, whole) = self.find_line()?;
+                    if foreign::is_tls(&self.buffer) {
+                        return Some(Command::Fatal(Problem::Tls));
+                    }
+                    let Some((line, whole)) = self.find_line() else {
+                        match self.state {
+                            State::SkippedLine(_) => continue,
+                            _ => return None,
+                        }
+                    };
                     if line > self.limits.line_bytes_max() {
-                        self.consume(whole);
-                        return Some(Command::Invalid(Problem::TooLarge));
+                        self.state = State::SkippedLine(SkippedLine::new(Problem::TooLarge));
+                        continue;
                     }
                     if let Some(command) = self.parse_line(line, whole) {
                         return Some(command);
                     }
                 }
-                State::SkippedLine(problem) => {
-                    let problem = problem.clone();
-                    let Some(end) = memchr(b'\n', &self.buffer) else {
-                        self.buffer.clear();
-                        if !self.is_ended {
-                            return None;
+                State::SkippedLine(line) => {
+                    let end = memchr(b'\n', &self.buffer);
+                    line.receive(&self.buffer[..end.unwrap_or(self.buffer.len())]);
+                    let answer = line.answer(end.is_some() || self.is_ended);
+                    match end {
+                        Some(end) => {
+                            self.consume(end + 1);
+                            self.state = State::Line;
                         }
-                        self.close();
-                        return Some(Command::Invalid(problem));
-                    };
-                    self.consume(end + 1);
-                    self.state = State::Line;
-                    return Some(Command::Invalid(problem));
+                        None if self.is_ended => self.close(),
+                        None => self.buffer.clear(),
+                    }
+                    return answer;
                 }
                 State::Payload { length, .. } => {
                     let length = *length;
@@ -216,11 +266,18 @@ impl Parser {
         }
         // One byte more, as the last one may be the CR of the line end.
         if self.buffer.len() > self.limits.line_bytes_max() + 1 {
-            self.buffer = BytesMut::new();
-            self.scanned = 0;
-            self.state = State::SkippedLine(Problem::TooLarge);
+            self.skip_line(Problem::TooLarge);
         }
         None
+    }
+
+    /// Drops what was received of a line, and will drop the rest of it.
+    fn skip_line(&mut self, problem: Problem) {
+        let mut line = SkippedLine::new(problem);
+        line.receive(&self.buffer);
+        self.buffer = BytesMut::new();
+        self.scanned = 0;
+        self.state = State::SkippedLine(line);
     }
 
     fn consume(&mut self, count: usize) {
@@ -232,6 +289,12 @@ impl Parser {
     fn parse_line(&mut self, line: usize, whole: usize) -> Option<Command> {
         let (parsed, prefix) = parse(&self.buffer[..line]);
         let command = match parsed {
+            // A command in order is none of another protocol; HELP takes any words.
+            Parsed::Done(Command::Invalid(_) | Command::Fatal(_) | Command::Help)
+                if foreign::is_http(&self.buffer[..line]) =>
+            {
+                Command::Fatal(Problem::Http)
+            }
             Parsed::Done(command) => command,
             Parsed::Delete(key) => Command::Delete { key, prefix },
             Parsed::Expire { key, ttl_ms } => {
@@ -272,25 +335,26 @@ impl Parser {
                     Ok(Framed::Message(_)) | Err(_) => self.limits.payload_bytes_max,
                 };
                 let fitting = usize::try_from(length).ok().filter(|&bytes| bytes <= limit);
-                self.state = match (what, fitting) {
-                    (Ok(what), Some(length)) => State::Payload {
-                        what,
-                        prefix,
-                        length,
-                    },
-                    (Ok(Framed::Message(_)), None) => State::SkippedPayload {
-                        left: length,
-                        problem: Problem::TooLarge,
-                    },
-                    (Ok(Framed::Batch), None) => State::SkippedPayload {
-                        left: length,
-                        problem: Problem::InvalidBatch(Box::new(batch::too_long(limit))),
-                    },
-                    (Err(problem), _) => State::SkippedPayload {
-                        left: length,
-                        problem,
-                    },
+                let problem = match (what, fitting) {
+                    (Ok(what), Some(length)) => {
+                        self.state = State::Payload {
+                            what,
+                            prefix,
+                            length,
+                        };
+                        return None;
+                    }
+                    (Ok(Framed::Message(_)), None) => Problem::TooLarge,
+                    (Ok(Framed::Batch), None) => {
+                        Problem::InvalidBatch(Box::new(batch::too_long(limit)))
+                    }
+                    (Err(problem), _) => problem,
                 };
+                if length > SKIPPED_BYTES_MAX {
+                    return Some(Command::Fatal(problem));
+                }
+                let left = length;
+                self.state = State::SkippedPayload { left, problem };
                 return None;
             }
         };

@@ -183,6 +183,11 @@ fn transcript_errors() {
 }
 
 #[test]
+fn transcript_other_protocols() {
+    transcript("other_protocols");
+}
+
+#[test]
 fn transcript_pipelining() {
     transcript("pipelining");
 }
@@ -226,6 +231,45 @@ fn the_clients_of_the_original_read_each_reply() {
     }
 }
 
+/// `proto/hatokuse.md` is the promise: a command or a reason to fail that it does not have would be
+/// none.
+#[test]
+fn the_promise_has_every_command_and_failure() {
+    let promise = include_str!("../../../proto/hatokuse.md");
+    let mut session = open(1000);
+    let mut output = Vec::new();
+    session.receive(b"PROMPT OFF\nHELP\n");
+    execute(&mut *session, &mut FakeStore::default(), &mut output);
+    let text = String::from_utf8(output).expect("text");
+    let (_, list) = text.rsplit_once("Commands:").expect("the list of HELP");
+    let lines: Vec<&str> = list.lines().filter(|line| line.starts_with("  ")).collect();
+    assert!(lines.len() > 15, "{lines:?}");
+    for line in lines {
+        let (form, _) = line
+            .trim()
+            .split_once("  ")
+            .expect("a form and what it does");
+        let command = form.split(" | ").next().unwrap_or(form);
+        let begins = format!("| `{command}");
+        assert!(promise.contains(&begins), "{begins}");
+    }
+    for name in [
+        "members",
+        "write-timeout",
+        "read-timeout",
+        "no-leader",
+        "busy",
+        "too-many",
+        "in-use",
+        "used",
+        "expired",
+    ] {
+        let failure = failure(name).expect("a failure").to_string();
+        let words = failure.split(" (").next().unwrap_or_default();
+        assert!(promise.contains(&format!("`ERROR: {words}")), "{failure}");
+    }
+}
+
 /// A line is searched once, however small the pieces: this would take minutes if it were not.
 #[test]
 fn a_long_line_in_small_pieces_is_not_searched_again() {
@@ -259,6 +303,35 @@ fn an_over_long_line_is_not_held() {
         session.next_batch().map(|batch| describe(&batch)),
         Some("of 1 reads".into())
     );
+}
+
+/// More than is ever skipped: whoever sends a line without end is told at last.
+#[test]
+fn a_line_without_end_is_skipped_for_so_long() {
+    for (begin, reply) in [
+        (
+            &b"SET 1 "[..],
+            "ERROR: message too large (limit 1000 bytes)",
+        ),
+        (b"x", "ERROR: message too large (limit 1000 bytes)"),
+    ] {
+        let mut session = open(1000);
+        session.receive(b"PROMPT OFF\n");
+        session.receive(begin);
+        let mut store = FakeStore::default();
+        let mut output = Vec::new();
+        let piece = vec![b'x'; 16 << 20];
+        for _ in 0..63 {
+            session.receive(&piece);
+            execute(&mut *session, &mut store, &mut output);
+        }
+        assert!(!session.wants_close());
+        output.clear();
+        session.receive(&piece);
+        execute(&mut *session, &mut store, &mut output);
+        assert_eq!(String::from_utf8_lossy(&output), format!("{reply}\r\n"));
+        assert!(session.wants_close());
+    }
 }
 
 #[test]
@@ -309,6 +382,12 @@ mod properties {
             "STATUS\n",
             "STATUS JSON\n",
             "HELP me\n",
+            "POST / HTTP/1.1\r\n",
+            "Host: x\r\n",
+            "\u{16}\u{3}\u{1}",
+            "SET 1 / HTTP/1.1\n",
+            "SETB 1 17\r\nGET / HTTP/1.1\r\n\r\n",
+            "SETB 1 9999999999\n",
             "PROMPT OFF\n",
             "prompt on\n",
             "QUIT\n",

@@ -239,6 +239,10 @@ impl Writer {
             Problem::Busy => self.error(format_args!("{}", Failure::Busy)),
             Problem::InvalidBatch(error) => self.error(format_args!("{error}")),
             Problem::NoLineEnd => self.error(format_args!("no line end behind the payload")),
+            Problem::Http => self.error(format_args!(
+                "this port does not speak HTTP; nothing from this line on is executed"
+            )),
+            Problem::Tls => self.error(format_args!("this port does not speak TLS")),
         }
     }
 
