@@ -40,7 +40,7 @@ pub fn run(action: &KvAction) -> Result<(), ToolError> {
             tell(
                 more,
                 "",
-                &json!({"key": text(&key), "revision": revision.as_u64()}),
+                &json!({"key": text(&key), "revision": revision.to_string()}),
             )
         }
         KvAction::Get { key, more } if !more.json => get(&more.at, key),
@@ -71,8 +71,7 @@ pub fn run(action: &KvAction) -> Result<(), ToolError> {
         } => {
             let (key, condition) = (check_key(key)?, condition(revision)?);
             let revision = client(more)?.set_if(&key, &payload(message)?, condition)?;
-            let revision = revision.as_u64();
-            let answer = json!({"key": text(&key), "revision": revision});
+            let answer = json!({"key": text(&key), "revision": revision.to_string()});
             tell(more, &format!("{revision}\n"), &answer)
         }
         KvAction::List {
@@ -126,8 +125,8 @@ fn list(prefix: &str, after: Option<&OsStr>, limit: u64, more: &KvArgs) -> Resul
             bytes,
         } in &page.keys
         {
-            let revision = revision.as_u64();
             if more.json {
+                let revision = revision.to_string();
                 let row = json!({"key": text(key), "revision": revision, "bytes": bytes});
                 lines += &format!("{before}{row}");
                 before = ",";
@@ -167,7 +166,7 @@ fn text(key: &Key) -> String {
 
 fn message_json(key: &Key, message: &Message) -> Value {
     let (value, encoding) = encode_value(&message.payload);
-    let revision = message.revision.as_u64();
+    let revision = message.revision.to_string();
     let mut json = json!({"key": text(key), "revision": revision, "value": value});
     if let Some(encoding) = encoding {
         json["encoding"] = encoding.into();

@@ -341,6 +341,7 @@ pub(crate) fn leader_settings(
         rpc_advertise: config.rpc_advertise.clone(),
         client_advertise: config.hatokuse_advertise.clone(),
         http_advertise: config.http_advertise.clone(),
+        http_hosts: config.http_hosts.clone(),
         tls,
         limits: coordinator::Limits {
             copy_timeout: config.copy_timeout,

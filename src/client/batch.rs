@@ -18,6 +18,7 @@ use super::request::Request;
 use super::{Client, Condition, Key, Token, answer};
 use crate::ids::Revision;
 use crate::protocol::batch::encode_value;
+use crate::protocol::json::RevisionJson;
 use crate::protocol::request::TTL_MS_MAX;
 
 /// Collects operations, which [`Batch::run`] does. See [`Client::batch`].
@@ -178,11 +179,11 @@ fn milliseconds(time: Duration) -> Result<u64, ClientError> {
 }
 
 /// A condition as `if_revision`.
-fn demand(condition: Option<Condition>) -> Result<Option<u64>, ClientError> {
+fn demand(condition: Option<Condition>) -> Result<Option<String>, ClientError> {
     match condition {
         None => Ok(None),
-        Some(Condition::Absent) => Ok(Some(0)),
-        Some(Condition::Revision(revision)) => Ok(Some(revision.as_u64())),
+        Some(Condition::Absent) => Ok(Some("0".to_owned())),
+        Some(Condition::Revision(revision)) => Ok(Some(revision.to_string())),
         Some(Condition::Exists) => Err(ClientError::invalid(
             "in a batch, and with a time to live, accepted: a revision, or no such message",
         )),
@@ -206,7 +207,7 @@ struct ResultJson {
     status: String,
     value: Option<String>,
     encoding: Option<String>,
-    revision: Option<u64>,
+    revision: Option<RevisionJson>,
     error: Option<String>,
     outcome: Option<String>,
 }
@@ -236,9 +237,9 @@ impl ResultJson {
     fn read(self, kind: Kind) -> Option<Result<Done, ClientError>> {
         Some(Ok(match (kind, self.status.as_str()) {
             (_, "failed") => return Some(Err(self.failed())),
-            (Kind::Set, "ok") => Done::Stored(Revision::from_u64(self.revision?)),
+            (Kind::Set, "ok") => Done::Stored(self.revision?.revision()?),
             (Kind::Get, "ok") => {
-                let (revision, value) = (Revision::from_u64(self.revision?), self.value?);
+                let (revision, value) = (self.revision?.revision()?, self.value?);
                 let payload = match self.encoding.as_deref() {
                     None => value.into_bytes(),
                     Some("base64") => STANDARD.decode(value).ok()?,
@@ -255,7 +256,7 @@ impl ResultJson {
 
     fn failed(self) -> ClientError {
         if let Some(revision) = self.revision {
-            let revision = (revision != 0).then(|| Revision::from_u64(revision));
+            let revision = revision.revision();
             return ClientError::Mismatch { revision };
         }
         let reason = self.error.unwrap_or_default();
@@ -283,13 +284,13 @@ mod tests {
     #[test]
     fn each_result_is_read_as_its_operation_asked_for_it() {
         let json = r#"{"results":[
-            {"status":"ok","revision":7},
+            {"status":"ok","revision":"7"},
             {"status":"ok","value":"v","revision":7},
             {"status":"ok","value":"/w==","encoding":"base64","revision":7},
             {"status":"not_found"},
             {"status":"ok"},
             {"status":"not_found"},
-            {"status":"failed","error":"the condition does not hold","revision":7},
+            {"status":"failed","error":"the condition does not hold","revision":"7"},
             {"status":"failed","error":"the condition does not hold","revision":0},
             {"status":"failed","error":"busy, try again"},
             {"status":"failed","error":"timed out","outcome":"unknown"},
@@ -354,10 +355,10 @@ mod tests {
         );
         let request = request(&batch.operations, batch.is_atomic, None);
         let json = r#"{"atomic":true,"operations":["#.to_owned()
-            + r#"{"if_revision":0,"key":"k","ttl":"1501ms","type":"set","value":"v\n"},"#
+            + r#"{"if_revision":"0","key":"k","ttl":"1501ms","type":"set","value":"v\n"},"#
             + r#"{"key":"k","type":"get"},"#
             + r#"{"encoding":"base64","key":"7","type":"set","value":"/w=="},"#
-            + r#"{"if_revision":9,"key":"k","type":"delete"}]}"#;
+            + r#"{"if_revision":"9","key":"k","type":"delete"}]}"#;
         let expected = format!("BATCH {}\r\n{json}\r\n", json.len());
         assert_eq!(String::from_utf8_lossy(&request.bytes), expected);
         assert_eq!((request.is_write, request.is_repeatable), (true, false));

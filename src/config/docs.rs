@@ -62,7 +62,8 @@ pub fn markdown(table: &[Setting]) -> String {
 fn toml_value(setting: &Setting) -> String {
     match setting.kind {
         Kind::Switch | Kind::Count(..) => setting.default.to_owned(),
-        Kind::Addresses => {
+        Kind::Hosts if setting.default.is_empty() => "[]".to_owned(),
+        Kind::Addresses | Kind::Hosts => {
             let quoted: Vec<String> = setting
                 .default
                 .split(',')

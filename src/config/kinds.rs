@@ -14,6 +14,9 @@ use crate::ids::ClusterId;
 /// The longest node name: a DNS label, since certificates carry it as one.
 pub const NAME_BYTES_MAX: usize = 63;
 
+/// The longest name of a host, as DNS has it.
+const HOST_BYTES_MAX: usize = 253;
+
 /// What a setting accepts.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
@@ -35,6 +38,8 @@ pub enum Kind {
     Advertise,
     /// One or more `host:port`.
     Addresses,
+    /// Any number of host names, without ports.
+    Hosts,
     /// `true` or `false`.
     Switch,
     /// A whole number within bounds.
@@ -58,7 +63,7 @@ pub enum Value {
     Path(PathBuf),
     /// Of `Bind`, `BindOrNone`.
     Bind(SocketAddr),
-    /// Of `Advertise` and `Addresses`: each is `host:port`.
+    /// Of `Advertise` and `Addresses`: each is `host:port`; of `Hosts`: each is a host.
     Addresses(Vec<String>),
     /// Of `Switch`.
     Switch(bool),
@@ -81,7 +86,7 @@ impl Kind {
             Kind::Text | Kind::Filled => is_plain(text).then(|| Value::Text(text.to_owned())),
             Kind::BaseDir if text.is_empty() => Some(Value::None),
             Kind::Path | Kind::BaseDir => is_plain(text).then(|| Value::Path(text.into())),
-            Kind::BindOrNone | Kind::Advertise | Kind::Cluster if text.is_empty() => {
+            Kind::BindOrNone | Kind::Advertise | Kind::Cluster | Kind::Hosts if text.is_empty() => {
                 Some(Value::None)
             }
             Kind::Bind | Kind::BindOrNone => text.parse().ok().map(Value::Bind),
@@ -91,6 +96,13 @@ impl Kind {
                 parts
                     .iter()
                     .all(|p| is_host_port(p))
+                    .then_some(Value::Addresses(parts))
+            }
+            Kind::Hosts => {
+                let parts: Vec<String> = text.split(',').map(|p| p.trim().to_owned()).collect();
+                parts
+                    .iter()
+                    .all(|p| is_host(p))
                     .then_some(Value::Addresses(parts))
             }
             Kind::Switch => text.parse().ok().map(Value::Switch),
@@ -125,6 +137,7 @@ impl Kind {
             | Kind::BindOrNone
             | Kind::Advertise
             | Kind::Addresses
+            | Kind::Hosts
             | Kind::Switch
             | Kind::OneOf(_)
             | Kind::Cluster => "",
@@ -148,6 +161,7 @@ impl fmt::Display for Kind {
             Kind::BindOrNone => f.write_str("an IP address and port, or \"\""),
             Kind::Advertise => f.write_str("host:port or \"\""),
             Kind::Addresses => f.write_str("one or more host:port"),
+            Kind::Hosts => f.write_str("host names without ports, or none"),
             Kind::Switch => f.write_str("true or false"),
             Kind::Count(min, max) => write!(f, "a number from {min} to {max}"),
             Kind::Size(min, max) => {
@@ -187,6 +201,15 @@ fn is_plain(text: &str) -> bool {
     !text.chars().any(char::is_control)
 }
 
+/// Whether `text` is the name of a host, as it stands in a URL.
+fn is_host(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        !label.is_empty() && label.bytes().all(is_good)
+    };
+    text.len() <= HOST_BYTES_MAX && text.split('.').all(is_label)
+}
+
 /// Whether `text` has the form `host:port`; the host is resolved when it is used. An IPv6 address
 /// stands in brackets. What other places split at (`,`, `@`) and blanks are refused.
 pub fn is_host_port(text: &str) -> bool {
@@ -208,7 +231,7 @@ mod tests {
 
     #[test]
     fn each_kind_takes_its_own_and_nothing_else() {
-        let table: [(Kind, &[&str], &[&str]); 14] = [
+        let table: [(Kind, &[&str], &[&str]); 15] = [
             (Kind::Text, &["", "a b"], &["a\tb"]),
             (Kind::Filled, &["a b"], &["", "a\0"]),
             (
@@ -229,6 +252,11 @@ mod tests {
                 &["h", "h:0", "h:65536", "a b:1", "::1:1"],
             ),
             (Kind::Addresses, &["h:1", "h:1, i:2"], &["", "h:1,", "h"]),
+            (
+                Kind::Hosts,
+                &["", "h", "a.example, b_1.example"],
+                &["h:1", "*.example", "a.", "a,", "h/x"],
+            ),
             (Kind::Switch, &["true", "false"], &["", "1", "yes"]),
             (Kind::Count(1, 9), &["1", "9"], &["0", "10", "x", "1.0", ""]),
             (Kind::Size(1, 1024), &["1KiB", "7"], &["2KiB", "0", ""]),

@@ -110,6 +110,15 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "the address HTTP clients are told; empty: as bound",
     },
     Setting {
+        name: "http_hosts",
+        kind: Kind::Hosts,
+        default: "",
+        originals: &[],
+        short_flags: &[],
+        meaning: "names under which HTTP is served beside IP addresses, localhost and the \
+                  advertised names; in a file a list, elsewhere with commas",
+    },
+    Setting {
         name: "insecure",
         kind: Kind::Switch,
         default: "false",
@@ -345,6 +354,7 @@ pub struct LeaderConfig {
     pub hatokuse_advertise: Option<String>,
     pub http_bind: Option<SocketAddr>,
     pub http_advertise: Option<String>,
+    pub http_hosts: Vec<String>,
     pub insecure: bool,
     pub rpc_bind: SocketAddr,
     pub rpc_advertise: Option<String>,
@@ -456,6 +466,7 @@ fn build(values: &Values) -> LeaderConfig {
         hatokuse_advertise: values.addresses("hatokuse_advertise").pop(),
         http_bind: values.bind_or_none("http_bind"),
         http_advertise: values.addresses("http_advertise").pop(),
+        http_hosts: values.addresses("http_hosts"),
         insecure: values.switch("insecure"),
         rpc_bind: values.bind("rpc_bind"),
         rpc_advertise: values.addresses("rpc_advertise").pop(),

@@ -88,7 +88,7 @@ pub fn open(
     let node = LeaderNode::new(
         Arc::clone(shared),
         Arc::clone(&stats),
-        forwards,
+        (forwards, settings.http_hosts.clone()),
         place,
         stop,
     );

@@ -28,6 +28,8 @@ pub struct LeaderNode {
     stats: Arc<Stats>,
     /// Whether it passes requests on to the active leader.
     forwards: bool,
+    /// Further host names under which it is served.
+    http_hosts: Vec<String>,
     fs: Arc<dyn FileSystem>,
     data_dir: PathBuf,
     /// Set when the process is told to stop, or its journal has failed.
@@ -99,7 +101,7 @@ impl LeaderNode {
     pub fn new(
         shared: Arc<Shared>,
         stats: Arc<Stats>,
-        forwards: bool,
+        (forwards, http_hosts): (bool, Vec<String>),
         (fs, data_dir): (Arc<dyn FileSystem>, PathBuf),
         stop: StopSignal,
     ) -> LeaderNode {
@@ -108,6 +110,7 @@ impl LeaderNode {
             shared,
             stats,
             forwards,
+            http_hosts,
             fs,
             data_dir,
             stop,
@@ -269,6 +272,35 @@ impl Node for LeaderNode {
 
     fn leader(&self) -> Option<String> {
         self.shared.leader_http()
+    }
+
+    fn group_http(&self) -> Vec<String> {
+        let configuration = self.shared.group.configuration();
+        let peers = configuration.addresses.values();
+        let mut addresses: Vec<String> = peers.map(|peer| peer.http.clone()).collect();
+        // Before it was added to a group it knows none.
+        addresses.push(self.shared.http_address.clone());
+        addresses
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        let configuration = self.shared.group.configuration();
+        let peers = configuration.addresses.values();
+        let mut hosts: Vec<String> = peers
+            .flat_map(|peer| [&peer.http, &peer.client, &peer.rpc])
+            .cloned()
+            .collect();
+        let shared = &self.shared;
+        hosts.extend(
+            [
+                &shared.http_address,
+                &shared.client_address,
+                &shared.rpc_address,
+            ]
+            .map(Clone::clone),
+        );
+        hosts.extend_from_slice(&self.http_hosts);
+        hosts
     }
 
     fn redirects(&self) -> bool {

@@ -92,6 +92,8 @@ pub struct Settings {
     pub client_advertise: Option<String>,
     /// What they are told of `http_bind`; `None`: as bound.
     pub http_advertise: Option<String>,
+    /// Further host names under which HTTP is served.
+    pub http_hosts: Vec<String>,
     /// Certificates.
     pub tls: TlsSettings,
     /// Times and sizes of batches.

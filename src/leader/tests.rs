@@ -89,6 +89,7 @@ impl Rig {
             rpc_advertise: None,
             client_advertise: None,
             http_advertise: None,
+            http_hosts: Vec::new(),
             tls: self.tls("leader-1"),
             limits: Limits::default(),
             payload_bytes_max: 1 << 20,

@@ -3,20 +3,20 @@
 //!
 //! ```json
 //! {"atomic": true, "operations": [
-//!   {"type": "set", "key": "k", "value": "v", "ttl": "30s", "if_revision": 0},
+//!   {"type": "set", "key": "k", "value": "v", "ttl": "30s", "if_revision": "0"},
 //!   {"type": "set", "key": "b", "value": "/w==", "encoding": "base64"},
 //!   {"type": "get", "key": "k"},
-//!   {"type": "delete", "key": "k", "if_revision": 1099511627777}]}
+//!   {"type": "delete", "key": "k", "if_revision": "1099511627777"}]}
 //! ```
 //!
-//! `if_revision` 0 demands that there is no such message. The results stand in the order of their
+//! `if_revision` 0 demands that there is no such message. Revisions are strings, see [`super::json`]. The results stand in the order of their
 //! operations:
 //!
 //! ```json
 //! {"results": [
-//!   {"status": "ok", "revision": 1099511627778},
-//!   {"status": "failed", "error": "the condition does not hold", "revision": 1099511627777},
-//!   {"status": "ok", "value": "v", "revision": 1099511627778},
+//!   {"status": "ok", "revision": "1099511627778"},
+//!   {"status": "failed", "error": "the condition does not hold", "revision": "1099511627777"},
+//!   {"status": "ok", "value": "v", "revision": "1099511627778"},
 //!   {"status": "not_found"}]}
 //! ```
 //!
@@ -34,6 +34,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::json::RevisionJson;
 use super::reply::Reply;
 use super::request::{
     BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, Condition, SetOptions, Step, TTL_MS_MAX, Transaction,
@@ -41,7 +42,7 @@ use super::request::{
 };
 use crate::config::units;
 use crate::error::Outcome;
-use crate::ids::{Key, Revision, Token};
+use crate::ids::{Key, Token};
 
 /// What a failed condition is called in a result.
 const MISMATCH: &str = "the condition does not hold";
@@ -121,7 +122,7 @@ struct OperationJson<'a> {
     #[serde(borrow, default, deserialize_with = "given")]
     ttl: Option<Cow<'a, str>>,
     #[serde(default, deserialize_with = "given")]
-    if_revision: Option<u64>,
+    if_revision: Option<RevisionJson>,
 }
 
 /// What may be left out, and is not `null`: that would be a condition, and none.
@@ -189,9 +190,9 @@ impl OperationJson<'_> {
             Ok(key) => key,
             Err(error) => return malformed(&error.to_string()),
         };
-        let condition = self.if_revision.map(|revision| match revision {
-            0 => Condition::Absent,
-            other => Condition::Revision(Revision::from_u64(other)),
+        let condition = self.if_revision.map(|json| match json.revision() {
+            None => Condition::Absent,
+            Some(revision) => Condition::Revision(revision),
         });
         let is_set = self.kind == "set";
         if !is_set && (self.value.is_some() || self.encoding.is_some() || self.ttl.is_some()) {
@@ -290,7 +291,7 @@ struct ResultJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    revision: Option<u64>,
+    revision: Option<RevisionJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -310,7 +311,7 @@ impl<'a> ResultJson<'a> {
         };
         match reply {
             Reply::Stored { revision, .. } => ResultJson {
-                revision: Some(revision.as_u64()),
+                revision: Some(RevisionJson::of(*revision)),
                 ..ok
             },
             Reply::Value { revision, payload } => {
@@ -318,7 +319,7 @@ impl<'a> ResultJson<'a> {
                 ResultJson {
                     value: Some(value),
                     encoding,
-                    revision: Some(revision.as_u64()),
+                    revision: Some(RevisionJson::of(*revision)),
                     ..ok
                 }
             }
@@ -327,7 +328,7 @@ impl<'a> ResultJson<'a> {
                 ..ResultJson::default()
             },
             Reply::Mismatch { revision } => ResultJson {
-                revision: Some(revision.map_or(0, Revision::as_u64)),
+                revision: Some(RevisionJson::of_any(*revision)),
                 ..failed(MISMATCH.to_owned())
             },
             Reply::Failed(failure) => ResultJson {
@@ -372,6 +373,7 @@ pub fn write(replies: &[Reply]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::error::Failure;
+    use crate::ids::Revision;
 
     fn read(text: &str) -> Result<Transaction, InvalidBatch> {
         parse(text.as_bytes(), None, 100)
@@ -387,7 +389,7 @@ mod tests {
             {"type": "set", "key": "k", "value": "v\n", "ttl": "30s", "if_revision": 0},
             {"type": "set", "key": "10", "value": "/w==", "encoding": "base64"},
             {"type": "get", "key": "k"},
-            {"type": "delete", "key": "k", "if_revision": 7}]}"#;
+            {"type": "delete", "key": "k", "if_revision": "7"}]}"#;
         let set = |key, payload: &'static [u8], condition, ttl_ms| {
             Step::Write(Write::Set {
                 key,
@@ -476,8 +478,12 @@ mod tests {
                 "unknown field",
             ),
             (
+                operation(r#"{"type":"delete","key":"k","if_revision":9007199254740992}"#),
+                "a string of digits",
+            ),
+            (
                 operation(r#"{"type":"set","key":"k","value":"","if_revision":-1}"#),
-                "invalid value",
+                "below 2^53",
             ),
         ] {
             let Err(InvalidBatch::Malformed(error)) = read(&text) else {
@@ -536,11 +542,11 @@ mod tests {
         assert_eq!(
             text,
             concat!(
-                r#"{"results":[{"status":"ok","revision":7},"#,
-                r#"{"status":"ok","value":"\"\n","revision":7},"#,
-                r#"{"status":"ok","value":"/w==","encoding":"base64","revision":7},"#,
+                r#"{"results":[{"status":"ok","revision":"7"},"#,
+                r#"{"status":"ok","value":"\"\n","revision":"7"},"#,
+                r#"{"status":"ok","value":"/w==","encoding":"base64","revision":"7"},"#,
                 r#"{"status":"ok"},{"status":"not_found"},"#,
-                r#"{"status":"failed","revision":0,"error":"the condition does not hold"},"#,
+                r#"{"status":"failed","revision":"0","error":"the condition does not hold"},"#,
                 r#"{"status":"failed","error":"timed out, the write may or may not "#,
                 r#"have happened","outcome":"unknown"}]}"#,
             )

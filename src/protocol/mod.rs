@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod hatokuse;
 pub mod http;
+pub mod json;
 pub mod output;
 pub mod pipeline;
 pub mod reply;

@@ -244,7 +244,7 @@ fn kv_json(cluster: &Cluster, args: &[&str]) -> serde_json::Value {
 fn kv_compares_lists_and_lets_expire() {
     let cluster = Cluster::start(&[]);
     let stored = kv_json(&cluster, &["set", "user/b", "hello"]);
-    let first = stored["revision"].as_u64().expect("a revision").to_string();
+    let first = stored["revision"].as_str().expect("a revision").to_owned();
     let found = kv_json(&cluster, &["get", "user/b"]);
     assert_eq!(
         (&found["value"], &found["revision"]),

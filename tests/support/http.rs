@@ -37,7 +37,7 @@ impl Http {
         body: &[u8],
     ) -> io::Result<()> {
         let length = body.len();
-        let mut request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n");
+        let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n");
         for (name, value) in fields {
             request += &format!("{name}: {value}\r\n");
         }

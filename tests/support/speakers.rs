@@ -241,7 +241,9 @@ fn operation(part: &Part) -> Value {
     };
     operation["key"] = text(&part.key).into();
     match part.condition {
-        Some(Condition::Revision(revision)) => operation["if_revision"] = revision.into(),
+        Some(Condition::Revision(revision)) => {
+            operation["if_revision"] = revision.to_string().into()
+        }
         Some(Condition::Absent) => operation["if_revision"] = 0.into(),
         Some(Condition::Exists) => panic!("{part}: not in a batch"),
         None => {}
@@ -267,7 +269,7 @@ fn outcome_of_response(command: &Command, response: &Response) -> (Outcome, Opti
         (Ask::Del, 204) => Told::Done,
         (Ask::Del | Ask::Get, 404) => Told::NotFound,
         (Ask::Set { .. } | Ask::Del, 412) => {
-            Told::Mismatch(known(json["revision"].as_u64().expect("a revision")))
+            Told::Mismatch(known(revision_of(&json).expect("a revision")))
         }
         (_, 307 | 409 | 500 | 503 | 504) => {
             let kind = json["type"].as_str().unwrap_or("no type").to_owned();
@@ -291,8 +293,13 @@ fn outcome_of_results(parts: &[Part], results: &[Value]) -> Outcome {
     Outcome::of_parts(told)
 }
 
+/// It is a string.
+fn revision_of(json: &Value) -> Option<u64> {
+    json["revision"].as_str()?.parse().ok()
+}
+
 fn told_by_result(part: &Part, result: &Value) -> Told {
-    let revision = result["revision"].as_u64();
+    let revision = revision_of(result);
     let error = result["error"].as_str().unwrap_or_default();
     match (result["status"].as_str(), &part.ask) {
         (Some("ok"), Ask::Set { .. }) => Told::Stored(revision.expect("a revision")),

@@ -15,8 +15,8 @@ pub const KEY_FIRST: u64 = 9_000_000_000_000_000;
 /// The byte of which payloads consist. A reply to GET cannot be mistaken for an error.
 pub const FILLING: u8 = b'x';
 
-/// Leaders serve one host, whatever its name: that of a request stays when the leader changes.
-const HOST: &str = "tolerex";
+/// Every leader is served under this name: that of a request stays when the leader changes.
+const HOST: &str = "localhost";
 
 /// When a load ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -222,7 +222,7 @@ mod tests {
             protocol: Protocol::Http,
             ..hatokuse.clone()
         };
-        let head = "HTTP/1.1\r\nHost: tolerex\r\n";
+        let head = "HTTP/1.1\r\nHost: localhost\r\n";
         let as_http = |line: String| {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {

@@ -249,7 +249,7 @@ fn the_promise_has_every_command_and_failure() {
             .trim()
             .split_once("  ")
             .expect("a form and what it does");
-        let command = form.split(" | ").next().unwrap_or(form);
+        let command = form.split(['[', '|']).next().unwrap_or(form).trim_end();
         let begins = format!("| `{command}");
         assert!(promise.contains(&begins), "{begins}");
     }

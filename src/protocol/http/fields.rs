@@ -2,6 +2,8 @@
 //!
 //! Sources: RFC 9110 sections 8.8.3 (entity tags), 12.5.1 (Accept), 13.1 (conditions), 14 (ranges).
 
+use std::fmt;
+
 use super::head::Fields;
 use super::problem::{Kind, Problem};
 use crate::ids::Revision;
@@ -10,29 +12,72 @@ use crate::protocol::request::Condition;
 /// Revisions begin with a term, and terms with 1.
 const NO_REVISION: Revision = Revision::from_u64(0);
 
+/// What an entity tag of ours ends in if it is that of a message in JSON.
+const JSON_SUFFIX: &str = "-json";
+
+/// An entity tag of ours. The representations of a message have one each, as they differ byte for
+/// byte: its bytes `"<revision>"`, and JSON `"<revision>-json"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntityTag {
+    /// Of the message.
+    pub revision: Revision,
+    /// Whether of its JSON.
+    pub is_json: bool,
+}
+
+impl EntityTag {
+    /// That of a message's bytes.
+    pub fn of_bytes(revision: Revision) -> EntityTag {
+        EntityTag {
+            revision,
+            is_json: false,
+        }
+    }
+
+    /// The tag with this text within its quotes, if it can be one of ours.
+    fn parse(text: &str) -> Option<EntityTag> {
+        let digits = text.strip_suffix(JSON_SUFFIX);
+        let (is_json, digits) = (digits.is_some(), digits.unwrap_or(text));
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = is_number.then(|| digits.parse().ok()).flatten()?;
+        Some(EntityTag {
+            revision: Revision::from_u64(number),
+            is_json,
+        })
+    }
+}
+
+impl fmt::Display for EntityTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = if self.is_json { JSON_SUFFIX } else { "" };
+        write!(f, "\"{}{suffix}\"", self.revision)
+    }
+}
+
 /// The entity tags of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tags {
     /// `*`: any.
     Any,
     /// These; those that no message of ours can have are left out.
-    Of(Vec<Revision>),
+    Of(Vec<EntityTag>),
 }
 
 impl Tags {
-    /// Whether a message with this revision is among them.
-    pub fn contain(&self, revision: Revision) -> bool {
+    /// Whether a representation with this tag is among them.
+    pub fn contain(&self, tag: EntityTag) -> bool {
         match self {
             Tags::Any => true,
-            Tags::Of(revisions) => revisions.contains(&revision),
+            Tags::Of(tags) => tags.contains(&tag),
         }
     }
 }
 
-/// One entity tag.
+/// One entity tag as it came.
 struct Tag {
     is_weak: bool,
-    revision: Option<Revision>,
+    /// If it can be one of ours.
+    known: Option<EntityTag>,
 }
 
 fn invalid(detail: &'static str) -> Problem {
@@ -53,10 +98,8 @@ fn read_tags(value: &str) -> Result<Option<Vec<Tag>>, Problem> {
         let Some((text, behind)) = quoted else {
             return Err(invalid("an entity tag is a text in double quotes"));
         };
-        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = is_number.then(|| text.parse().ok()).flatten();
-        let revision = number.map(Revision::from_u64);
-        tags.push(Tag { is_weak, revision });
+        let known = EntityTag::parse(text);
+        tags.push(Tag { is_weak, known });
         let behind = behind.trim_start();
         rest = match behind.strip_prefix(',') {
             Some(rest) => rest.trim_start(),
@@ -84,7 +127,9 @@ pub fn write_condition(fields: &Fields) -> Result<Option<Condition>, Problem> {
         return Ok(Some(Condition::Exists));
     };
     let tags = tags.into_iter().filter(|tag| !tag.is_weak);
-    let mut revisions: Vec<Revision> = tags.filter_map(|tag| tag.revision).collect();
+    // A write replaces all representations: any of their tags will do.
+    let mut revisions: Vec<Revision> = tags.filter_map(|tag| Some(tag.known?.revision)).collect();
+    revisions.sort_unstable();
     revisions.dedup();
     match revisions.as_slice() {
         // Tags of others: no message has one, which apply finds, and says what it has.
@@ -103,17 +148,17 @@ pub fn read_condition(value: Option<&str>, is_strong: bool) -> Result<Option<Tag
         None => Tags::Any,
         Some(tags) => {
             let tags = tags.into_iter().filter(|tag| !(is_strong && tag.is_weak));
-            Tags::Of(tags.filter_map(|tag| tag.revision).collect())
+            Tags::Of(tags.filter_map(|tag| tag.known).collect())
         }
     }))
 }
 
-/// What If-Range says: the revision that the client has a part of; `Some(None)` if that cannot be
-/// one of ours.
-pub fn if_range(value: Option<&str>) -> Option<Option<Revision>> {
+/// What If-Range says: the tag of what the client has a part of; `Some(None)` if that cannot be one
+/// of ours.
+pub fn if_range(value: Option<&str>) -> Option<Option<EntityTag>> {
     let tags = read_tags(value?).ok().flatten();
     Some(match tags.as_deref() {
-        Some([tag]) if !tag.is_weak => tag.revision,
+        Some([tag]) if !tag.is_weak => tag.known,
         _ => None,
     })
 }
@@ -286,7 +331,15 @@ mod tests {
         assert_eq!(condition(Some("*"), None), Ok(Some(Condition::Exists)));
         assert_eq!(condition(None, Some("*")), Ok(Some(Condition::Absent)));
         assert_eq!(condition(Some("\"x\", \"7\", W/\"8\""), None), expected);
-        for text in ["W/\"7\"", "\"x\"", "\"+7\"", "\"0\""] {
+        assert_eq!(condition(Some("\"7-json\", \"7\""), None), expected);
+        for text in [
+            "W/\"7\"",
+            "\"x\"",
+            "\"+7\"",
+            "\"0\"",
+            "\"-json\"",
+            "\"7-text\"",
+        ] {
             let nothing = Ok(Some(Condition::Revision(revision(0))));
             assert_eq!(condition(Some(text), None), nothing, "{text}");
         }
@@ -300,13 +353,21 @@ mod tests {
     #[test]
     fn conditions_of_reads_are_lists() {
         let tags = |text, is_strong| read_condition(Some(text), is_strong).expect("a condition");
-        let of = |numbers: &[u64]| Some(Tags::Of(numbers.iter().copied().map(revision).collect()));
+        let tag = |number: &u64| EntityTag::of_bytes(revision(*number));
+        let of = |numbers: &[u64]| Some(Tags::Of(numbers.iter().map(tag).collect()));
         assert_eq!(
             tags("\"1\", W/\"2\" ,\"x,y\", \"3\"", false),
             of(&[1, 2, 3])
         );
         assert_eq!(tags("\"1\", W/\"2\"", true), of(&[1]));
         assert_eq!(tags("*", true), Some(Tags::Any));
+        let json = tags("\"1-json\"", true).expect("a condition");
+        assert!(!json.contain(tag(&1)));
+        let of_json = EntityTag {
+            is_json: true,
+            ..tag(&1)
+        };
+        assert!(json.contain(of_json) && of_json.to_string() == "\"1-json\"");
         assert!(read_condition(Some("1"), false).is_err());
     }
 

@@ -3,6 +3,7 @@
 //! Heads are parsed by `httparse`; what it lets pass and two servers could read in two ways is
 //! refused here, see [`super::parser`].
 
+use super::callers::Authority;
 use super::problem::{Kind, Problem};
 
 /// The most fields of a head. Browsers send some twenty.
@@ -57,6 +58,8 @@ pub struct Head {
     pub method: Method,
     /// Of what, as it was sent, without scheme and authority.
     pub target: Box<str>,
+    /// Which host is asked: that of the target, else that of the field Host. HTTP/1.0 need not say.
+    pub host: Option<Authority>,
     /// Whether the client speaks HTTP/1.0 only.
     pub is_old: bool,
     /// Whether another request may follow.
@@ -69,7 +72,8 @@ pub struct Head {
     pub fields: Fields,
 }
 
-/// Values of fields, each with several lines as one, by `, `.
+/// Values of fields. Of those that are lists, several lines are one, by `, `; any other may come
+/// again only with the same value.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "each is the field of its name")]
 pub struct Fields {
@@ -80,25 +84,28 @@ pub struct Fields {
     pub if_match: Option<Box<str>>,
     pub if_none_match: Option<Box<str>>,
     pub if_range: Option<Box<str>>,
+    pub origin: Option<Box<str>>,
     pub range: Option<Box<str>>,
+    pub sec_fetch_site: Option<Box<str>>,
 }
 
 impl Fields {
-    fn slot(&mut self, name: &str) -> Option<&mut Option<Box<str>>> {
+    /// Where a field's value is kept, its name for a person, and whether it is a list.
+    fn slot(&mut self, name: &str) -> Option<(&'static str, bool, &mut Option<Box<str>>)> {
         let slots = [
-            ("accept", &mut self.accept),
-            ("content-encoding", &mut self.content_encoding),
-            ("content-type", &mut self.content_type),
-            ("idempotency-key", &mut self.idempotency_key),
-            ("if-match", &mut self.if_match),
-            ("if-none-match", &mut self.if_none_match),
-            ("if-range", &mut self.if_range),
-            ("range", &mut self.range),
+            ("Accept", true, &mut self.accept),
+            ("Content-Encoding", true, &mut self.content_encoding),
+            ("Content-Type", false, &mut self.content_type),
+            ("Idempotency-Key", false, &mut self.idempotency_key),
+            ("If-Match", true, &mut self.if_match),
+            ("If-None-Match", true, &mut self.if_none_match),
+            ("If-Range", false, &mut self.if_range),
+            ("Origin", false, &mut self.origin),
+            ("Range", false, &mut self.range),
+            ("Sec-Fetch-Site", false, &mut self.sec_fetch_site),
         ];
-        let found = slots
-            .into_iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name));
-        found.map(|(_, slot)| slot)
+        let mut slots = slots.into_iter();
+        slots.find(|(known, _, _)| known.eq_ignore_ascii_case(name))
     }
 }
 
@@ -106,6 +113,7 @@ impl Fields {
 #[derive(Default)]
 struct Basics {
     hosts: usize,
+    host: Option<Authority>,
     lengths: usize,
     length: u64,
     codings: usize,
@@ -145,9 +153,16 @@ pub fn read_head(bytes: &[u8]) -> Result<Head, Problem> {
         _ => return Err(Problem::bad("the length of the body is not clear")),
     };
     let method = read_method(request.method.unwrap_or_default())?;
+    let (authority, target) = split_target(target);
+    let host = match authority {
+        None => basics.host,
+        // Host has no say then, RFC 9112 section 3.2.2.
+        Some(text) => Some(Authority::parse(text).ok_or(Problem::bad("the target is malformed"))?),
+    };
     Ok(Head {
         method,
-        target: origin_form(target).into(),
+        target: target.into(),
+        host,
         is_old,
         keeps_alive: !basics.closes && (!is_old || basics.keeps),
         // Without a body nothing is waited for; HTTP/1.0 has no such thing.
@@ -170,10 +185,9 @@ fn read_field(
     }
     if is("host") {
         basics.hosts += 1;
-        let is_bad = |byte: &u8| byte.is_ascii_whitespace() || b",@/?#\\".contains(byte);
-        if value.iter().any(is_bad) {
-            return Err(Problem::bad("Host is malformed"));
-        }
+        let text = std::str::from_utf8(value).ok();
+        let host = text.and_then(Authority::parse);
+        basics.host = Some(host.ok_or(Problem::bad("Host is malformed"))?);
     } else if is("content-length") {
         basics.lengths += 1;
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
@@ -202,13 +216,23 @@ fn read_field(
             return Err(Kind::ExpectationFailed.into());
         }
         basics.expects = true;
-    } else if let Some(slot) = fields.slot(header.name) {
+    } else if is("content-range") {
+        // What would be stored as the whole message is meant as a part of it.
+        return Err(Problem::bad(
+            "Content-Range: a part of a message cannot be stored",
+        ));
+    } else if let Some((name, is_list, slot)) = fields.slot(header.name) {
         let Ok(value) = std::str::from_utf8(value) else {
             return Err(Problem::bad("a field is not UTF-8"));
         };
         *slot = Some(match slot.take() {
             None => value.into(),
-            Some(before) => format!("{before}, {value}").into(),
+            Some(before) if is_list => format!("{before}, {value}").into(),
+            Some(before) if *before == *value => before,
+            Some(_) => {
+                let detail = format!("{name} came twice, with different values");
+                return Err(Problem::with(Kind::BadRequest, detail));
+            }
         });
     }
     Ok(())
@@ -226,18 +250,19 @@ fn read_method(name: &str) -> Result<Method, Problem> {
     })
 }
 
-/// A target without `http://host`, which proxies may leave there (RFC 9112 section 3.2.2).
-fn origin_form(target: &str) -> &str {
+/// The authority of `http://host/path`, which proxies may leave there (RFC 9112 section 3.2.2), and
+/// the target without it.
+fn split_target(target: &str) -> (Option<&str>, &str) {
     let is_absolute = |scheme: &str| {
         let start = target.get(..scheme.len());
         start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
     };
     let Some(scheme) = ["http://", "https://"].into_iter().find(|s| is_absolute(s)) else {
-        return target;
+        return (None, target);
     };
     let rest = target.get(scheme.len()..).unwrap_or_default();
     match rest.find(['/', '?']) {
-        Some(at) => rest.get(at..).unwrap_or_default(),
-        None => "/",
+        Some(at) => (rest.get(..at), rest.get(at..).unwrap_or_default()),
+        None => (Some(rest), "/"),
     }
 }

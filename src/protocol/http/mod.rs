@@ -5,6 +5,7 @@
 //! * [`parser`]: bytes to heads and bodies, incremental and bounded; what could be read in two ways
 //!   is refused. [`head`]: one head, by `httparse`.
 //! * [`routes`]: heads and bodies to requests. [`fields`]: conditions, ranges, accepted types.
+//! * [`callers`]: under which names it is served, and which web pages are foreign.
 //! * [`session`]: requests to batches; keep-alive, pipelining, time-outs.
 //! * [`writer`]: replies to responses, by the [`step`] of each. [`problem`]: what can go wrong,
 //!   each with a stable `type`.
@@ -12,6 +13,7 @@
 //!
 //! Sources: RFC 9110 (semantics), RFC 9112 (HTTP/1.1), RFC 9457 (problems).
 
+pub mod callers;
 pub mod fields;
 pub mod head;
 pub mod node;

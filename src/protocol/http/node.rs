@@ -10,6 +10,14 @@ pub trait Node: Send + Sync {
     /// Where the active leader serves HTTP, `host:port`, if that is another node and is known.
     fn leader(&self) -> Option<String>;
 
+    /// Where the leaders of this group serve HTTP, `host:port` each, this one among them.
+    fn group_http(&self) -> Vec<String>;
+
+    /// The host names under which this node is served beside IP addresses and `localhost`: those
+    /// in the advertised addresses of this group's leaders, with or without a port, and those of
+    /// the setting `http_hosts`.
+    fn hosts(&self) -> Vec<String>;
+
     /// Whether a write is answered with where that leader is, now. Such a write need not be sent.
     fn redirects(&self) -> bool;
 

@@ -53,6 +53,8 @@ kinds! {
     InvalidQuery 400 "invalid-query" "the query is not valid";
     /// The body is not the JSON that was expected.
     InvalidBody 400 "invalid-body" "the body is not valid";
+    /// The request comes from a foreign web page.
+    ForeignPage 403 "foreign-page" "the request comes from a foreign page";
     /// There is no such message.
     NotFound 404 "not-found" "no such message";
     /// There is nothing under this path.
@@ -79,6 +81,8 @@ kinds! {
     RangeNotSatisfiable 416 "range-not-satisfiable" "the message does not have this range";
     /// Something else than 100-continue is expected.
     ExpectationFailed 417 "expectation-failed" "the expectation is unknown";
+    /// The host that is asked for is not served here.
+    MisdirectedRequest 421 "misdirected-request" "this host is not served here";
     /// The token was used for another kind of request.
     TokenUsed 422 "idempotency-key-used" "the Idempotency-Key was used for another request";
     /// The head is longer than allowed.

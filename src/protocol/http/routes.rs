@@ -17,6 +17,12 @@ use crate::protocol::batch::{self, InvalidBatch};
 use crate::protocol::pipeline::Work;
 use crate::protocol::request::{Batch, Condition, ListRequest, PAGE_KEYS_MAX, SetOptions, Write};
 
+/// The type of a batch, and of a message in an object.
+const JSON: &str = "application/json";
+
+/// What curl says of data unless it is told otherwise.
+const FORM: &str = "application/x-www-form-urlencoded";
+
 /// How many keys a page has unless it is said.
 const PAGE_KEYS_DEFAULT: u32 = 100;
 
@@ -182,7 +188,7 @@ fn about_key(head: &Head, key: &str, mut query: Query<'_>) -> Result<Call, Probl
             let ttl_ms = ttl_ms.map_err(|error| query_problem(error.to_string()))?;
             let (token, condition) = write_options(head)?;
             let is_json = match media_type(head)? {
-                Some("application/json") => true,
+                Some(JSON) => true,
                 Some(_) | None => false,
             };
             length_is_said(head)?;
@@ -244,10 +250,16 @@ fn media_type(head: &Head) -> Result<Option<&str>, Problem> {
     };
     let (name, _) = value.split_once(';').unwrap_or((value, ""));
     let name = name.trim();
-    if name.eq_ignore_ascii_case("application/json") {
-        return Ok(Some("application/json"));
+    // Two types in one field: whoever reads the last one would read another message.
+    if name.contains(',') {
+        return Err(Problem::bad("Content-Type is not one type"));
     }
-    Ok(Some(name))
+    let mut known = [JSON, FORM].into_iter();
+    Ok(Some(
+        known
+            .find(|known| name.eq_ignore_ascii_case(known))
+            .unwrap_or(name),
+    ))
 }
 
 fn length_is_said(head: &Head) -> Result<(), Problem> {
@@ -262,8 +274,10 @@ fn length_is_said(head: &Head) -> Result<(), Problem> {
 
 fn post_batch(head: &Head, query: Query<'_>) -> Result<Call, Problem> {
     query.end("none")?;
-    if media_type(head)? != Some("application/json") {
-        let detail = "a batch is application/json";
+    // The second is what curl says of any data. Pages may say it too, but foreign ones got no way
+    // here.
+    if !matches!(media_type(head)?, Some(JSON | FORM)) {
+        let detail = format!("a batch is {JSON}, also under {FORM}");
         return Err(Problem::with(Kind::UnsupportedMediaType, detail));
     }
     length_is_said(head)?;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Limits;
+use super::callers;
 use super::head::{Head, Method};
 use super::node::Node;
 use super::parser::{Parsed, Parser};
@@ -122,7 +123,8 @@ impl HttpSession {
                 (true, true) => End::KeepOld,
             },
         };
-        let call = match route(&head) {
+        let call = callers::check(&head, &*self.node).and_then(|()| route(&head));
+        let call = match call {
             Ok(call) => call,
             Err(problem) => return self.refuse(problem, &head, way),
         };

@@ -1,9 +1,9 @@
 //! A response to come: what it is, and what of its request it needs. Pure.
 
-use super::fields::{Accept, Range, Tags};
+use super::fields::{Accept, EntityTag, Range, Tags};
 use super::node::{Document, Probe};
 use super::problem::Problem;
-use crate::ids::{Key, Revision};
+use crate::ids::Key;
 
 /// How a step is written out.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Reading {
     /// Only these bytes of it.
     pub range: Option<Range>,
     /// Only then if it is this one.
-    pub if_range: Option<Option<Revision>>,
+    pub if_range: Option<Option<EntityTag>>,
 }
 
 /// Whether the connection goes on.

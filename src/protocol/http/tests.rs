@@ -32,6 +32,18 @@ impl Node for FakeNode {
         self.leader.lock().clone()
     }
 
+    fn group_http(&self) -> Vec<String> {
+        ["10.0.0.1:8080", "leader-2.example:8080"]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        let mut hosts = self.group_http();
+        hosts.extend_from_slice(&["h".to_owned(), "tolerex.example".to_owned()]);
+        hosts
+    }
+
     fn redirects(&self) -> bool {
         *self.redirects.lock()
     }
@@ -191,6 +203,16 @@ fn transcript(name: &str) {
 #[test]
 fn transcript_put_get_delete() {
     transcript("put_get_delete");
+}
+
+#[test]
+fn transcript_callers() {
+    transcript("callers");
+}
+
+#[test]
+fn transcript_twice() {
+    transcript("twice");
 }
 
 #[test]

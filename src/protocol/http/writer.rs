@@ -10,18 +10,22 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::fields::{Representation, Tags};
+use super::fields::{EntityTag, Representation, Tags};
 use super::node::{Check, Node, Probe};
 use super::problem::{Kind, Problem};
 use super::step::{End, Form, Reading, Step, Way};
 use crate::error::{Failure, Outcome};
 use crate::ids::Revision;
 use crate::protocol::batch;
+use crate::protocol::json::RevisionJson;
 use crate::protocol::output::Output;
 use crate::protocol::reply::{KeyPage, Reply};
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
+
+/// Of every response that another Accept might have changed.
+const VARY: &str = "Vary: Accept\r\n";
 
 /// Writes one session's responses.
 pub struct Writer {
@@ -33,7 +37,7 @@ pub struct Writer {
 #[derive(Serialize)]
 struct StoredJson {
     key: String,
-    revision: u64,
+    revision: RevisionJson,
 }
 
 #[derive(Serialize)]
@@ -42,7 +46,7 @@ struct ValueJson<'a> {
     value: std::borrow::Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     encoding: Option<&'static str>,
-    revision: u64,
+    revision: RevisionJson,
 }
 
 #[derive(Serialize)]
@@ -54,7 +58,7 @@ struct KeysJson {
 #[derive(Serialize)]
 struct KeyJson {
     key: String,
-    revision: u64,
+    revision: RevisionJson,
     bytes: u64,
 }
 
@@ -68,7 +72,7 @@ struct ProblemJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    revision: Option<u64>,
+    revision: Option<RevisionJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     results: Option<batch::Results<'a>>,
 }
@@ -143,10 +147,10 @@ impl Writer {
             }
             (Form::Stored(key), Some(Reply::Stored { revision, created })) => {
                 self.begin(if created { 201 } else { 200 });
-                self.etag(revision);
+                self.etag(EntityTag::of_bytes(revision));
                 let json = StoredJson {
                     key: key.to_string(),
-                    revision: revision.as_u64(),
+                    revision: RevisionJson::of(revision),
                 };
                 self.json(way, &json);
             }
@@ -185,39 +189,44 @@ impl Writer {
 
     fn value(&mut self, reading: &Reading, revision: Revision, payload: Bytes, way: Way) {
         let Reading { key, accept, .. } = reading;
-        let is_unwanted = |tags: &Tags| !tags.contain(revision);
+        let Some(representation) = accept.choose(&payload) else {
+            return self.problem(&Kind::NotAcceptable.into(), None, way, "");
+        };
+        let tag = EntityTag {
+            revision,
+            is_json: representation == Representation::Json,
+        };
+        let is_unwanted = |tags: &Tags| !tags.contain(tag);
         if reading.if_match.as_ref().is_some_and(is_unwanted) {
-            return self.problem(&Problem::mismatch(Some(revision)), None, way, "");
+            let problem = Problem::mismatch(Some(revision));
+            return self.problem_with(&problem, None, way, "", |writer| writer.text(VARY));
         }
         if let Some(tags) = &reading.if_none_match
-            && tags.contain(revision)
+            && tags.contain(tag)
         {
             self.begin(304);
-            self.etag(revision);
-            self.text("Vary: Accept\r\n");
+            self.etag(tag);
+            self.text(VARY);
             return self.end_without_body(way);
         }
-        let content_type = match accept.choose(&payload) {
-            None => return self.problem(&Kind::NotAcceptable.into(), None, way, ""),
-            Some(Representation::Text) => "text/plain; charset=utf-8",
-            Some(Representation::Binary) => "application/octet-stream",
-            Some(Representation::Json) => {
+        let content_type = match representation {
+            Representation::Text => "text/plain; charset=utf-8",
+            Representation::Binary => "application/octet-stream",
+            Representation::Json => {
                 let (value, encoding) = batch::encode_value(&payload);
                 let json = ValueJson {
                     key: key.to_string(),
                     value,
                     encoding,
-                    revision: revision.as_u64(),
+                    revision: RevisionJson::of(revision),
                 };
                 self.begin(200);
-                self.etag(revision);
-                self.text("Vary: Accept\r\n");
+                self.etag(tag);
+                self.text(VARY);
                 return self.json(way, &json);
             }
         };
-        let is_current = reading
-            .if_range
-            .is_none_or(|wanted| wanted == Some(revision));
+        let is_current = reading.if_range.is_none_or(|wanted| wanted == Some(tag));
         let range = reading.range.filter(|_| is_current);
         let length = payload.len();
         let part = match range.map(|range| range.within(length)) {
@@ -227,13 +236,15 @@ impl Writer {
                 let detail = format!("the message has {length} bytes");
                 let problem = Problem::with(Kind::RangeNotSatisfiable, detail);
                 return self.problem_with(&problem, None, way, "", |writer| {
+                    writer.text(VARY);
                     writer.format(format_args!("Content-Range: bytes */{length}\r\n"));
                 });
             }
         };
         self.begin(if part.is_some() { 206 } else { 200 });
-        self.etag(revision);
-        self.text("Accept-Ranges: bytes\r\nVary: Accept\r\nX-Content-Type-Options: nosniff\r\n");
+        self.etag(tag);
+        self.text(VARY);
+        self.text("Accept-Ranges: bytes\r\nX-Content-Type-Options: nosniff\r\n");
         let body = match part {
             None => payload,
             Some(part) => {
@@ -252,7 +263,7 @@ impl Writer {
         let next = last.map(|listed| listed.key.to_string());
         let keys = page.keys.into_iter().map(|listed| KeyJson {
             key: listed.key.to_string(),
-            revision: listed.revision.as_u64(),
+            revision: RevisionJson::of(listed.revision),
             bytes: listed.bytes,
         });
         let json = KeysJson {
@@ -341,7 +352,10 @@ impl Writer {
             self.format(format_args!("Retry-After: {seconds}\r\n"));
         }
         if let Some(revision @ 1..) = problem.revision {
-            self.etag(Revision::from_u64(revision));
+            self.etag(EntityTag::of_bytes(Revision::from_u64(revision)));
+        }
+        if kind == Kind::NotAcceptable {
+            self.text(VARY);
         }
         more(self);
         let outcome = match problem.outcome {
@@ -354,7 +368,7 @@ impl Writer {
             status: kind.status(),
             detail: problem.detail.as_deref(),
             outcome: way.is_write.then_some(outcome),
-            revision: problem.revision,
+            revision: problem.revision.map(RevisionJson),
             results: results.map(batch::Results),
         };
         let body = serde_json::to_vec(&json).expect("text is written to memory");
@@ -370,8 +384,8 @@ impl Writer {
         ));
     }
 
-    fn etag(&mut self, revision: Revision) {
-        self.format(format_args!("ETag: \"{revision}\"\r\n"));
+    fn etag(&mut self, tag: EntityTag) {
+        self.format(format_args!("ETag: {tag}\r\n"));
     }
 
     fn json(&mut self, way: Way, value: &impl Serialize) {
@@ -435,6 +449,7 @@ fn reason(status: u16) -> &'static str {
         304 => "Not Modified",
         307 => "Temporary Redirect",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         406 => "Not Acceptable",
@@ -447,6 +462,7 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         422 => "Unprocessable Content",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

@@ -91,7 +91,7 @@ fn operation_json(step: &Step) -> Value {
     match condition {
         None => {}
         Some(Condition::Absent) => json["if_revision"] = 0.into(),
-        Some(Condition::Revision(revision)) => json["if_revision"] = revision.as_u64().into(),
+        Some(Condition::Revision(revision)) => json["if_revision"] = revision.to_string().into(),
         Some(Condition::Exists) => panic!("JSON has no such condition"),
     }
     json

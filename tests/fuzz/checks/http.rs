@@ -127,6 +127,14 @@ impl Node for FixedNode {
         Some("127.0.0.1:8180".to_owned())
     }
 
+    fn group_http(&self) -> Vec<String> {
+        vec!["127.0.0.1:8180".to_owned()]
+    }
+
+    fn hosts(&self) -> Vec<String> {
+        vec!["h".to_owned()]
+    }
+
     fn redirects(&self) -> bool {
         self.redirects
     }
