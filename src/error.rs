@@ -61,6 +61,15 @@ pub enum Failure {
         /// The tolerance.
         need: usize,
     },
+    /// Members that would have been enough answered, and too few of them had room on their disks;
+    /// nothing happened.
+    #[error("no space on enough members (have {have}, need {need})")]
+    NoSpace {
+        /// Members that stored it.
+        have: usize,
+        /// The tolerance.
+        need: usize,
+    },
     /// The message exists, and none of its replicas answered with it.
     #[error("message unavailable (replicas: {replicas})")]
     Unavailable {
@@ -147,6 +156,7 @@ impl Failure {
             Failure::WriteTimedOut => Outcome::Unknown,
             Failure::BulkPartial { reason, .. } => reason.outcome(),
             Failure::NotEnoughMembers { .. }
+            | Failure::NoSpace { .. }
             | Failure::Unavailable { .. }
             | Failure::ReadTimedOut
             | Failure::NotLeader { .. }
@@ -221,6 +231,11 @@ mod tests {
         assert_eq!(
             members.to_string(),
             "not enough alive members (have 1, need 2)"
+        );
+        let space = Failure::NoSpace { have: 0, need: 2 };
+        assert_eq!(
+            space.to_string(),
+            "no space on enough members (have 0, need 2)"
         );
         let leader = Some("h:1".to_owned());
         assert_eq!(

@@ -168,7 +168,7 @@ fn full_disk(cluster: &Cluster) {
     cluster.kill("member-2");
     let reply = client.command("SET 1000 x");
     assert!(
-        reply.starts_with("ERROR: not enough alive members"),
+        reply.starts_with("ERROR: no space on enough members (have 1, need 2)"),
         "{reply}"
     );
     assert!(says("no space left on the disk: stores are refused"));

@@ -119,6 +119,11 @@ fn every_reply_has_its_exit_code() {
             "ERROR: not enough alive members (have 1, need 2)\r\n",
             4,
         ),
+        (
+            &["set", "k", "m"],
+            "ERROR: no space on enough members (have 0, need 2)\r\n",
+            4,
+        ),
         (&["set", "k", "m"], "ERROR: no leader elected\r\n", 4),
         (
             &["set", "k", "m"],

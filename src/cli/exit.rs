@@ -17,8 +17,8 @@ pub enum Exit {
     Usage = 2,
     /// There is no such message.
     NotFound = 3,
-    /// No leader was found, or it has not enough members; nothing happened, and it is worth another
-    /// try later.
+    /// No leader was found, or it has not enough members, or these no space; nothing happened, and it
+    /// is worth another try later.
     Unreachable = 4,
     /// A write may or may not have happened: only a read tells.
     Unknown = 5,
@@ -63,7 +63,9 @@ impl From<ClientError> for ToolError {
         let exit = match &error {
             ClientError::Invalid { .. } => Exit::Usage,
             ClientError::NoLeader { .. } => Exit::Unreachable,
-            ClientError::Unavailable { reason } if reason.starts_with("not enough alive") => {
+            ClientError::Unavailable { reason }
+                if reason.starts_with("not enough alive") || reason.starts_with("no space") =>
+            {
                 Exit::Unreachable
             }
             _ if error.outcome() == Outcome::Unknown => Exit::Unknown,
@@ -122,6 +124,10 @@ mod tests {
         for (line, exit) in [
             (
                 "not enough alive members (have 1, need 2)",
+                Exit::Unreachable,
+            ),
+            (
+                "no space on enough members (have 0, need 2)",
                 Exit::Unreachable,
             ),
             ("no leader elected", Exit::Unreachable),

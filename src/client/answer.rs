@@ -92,6 +92,7 @@ fn of_error(error: &str) -> Answer {
     let passing = [
         "busy, try again",
         "not enough alive members",
+        "no space on enough members",
         "message unavailable",
         "too many tokens in use",
         "timed out",
@@ -134,6 +135,7 @@ mod tests {
         let replicas = "member-1@127.0.0.1:5556:down".to_owned();
         let cases = [
             (members, Answer::Later),
+            (Failure::NoSpace { have: 0, need: 2 }, Answer::Later),
             (Failure::Unavailable { replicas }, Answer::Later),
             (Failure::WriteTimedOut, Answer::Unknown),
             (Failure::ReadTimedOut, Answer::Later),

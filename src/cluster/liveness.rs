@@ -22,6 +22,10 @@ pub const FULL_PAUSE: Duration = Duration::from_secs(5);
 /// flight to it (64 MiB) would still fit twice.
 pub const FREE_BYTES_LOW: u64 = 128 * 1024 * 1024;
 
+/// A member that reports less free space than this has no room: a message of the largest size that
+/// may be set, with its record, would not fit.
+pub const FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
 /// How good a choice a member is for a new copy; the lower, the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fitness {
@@ -130,6 +134,13 @@ impl Liveness {
         } else {
             MemberState::Up
         }
+    }
+
+    /// Whether it has room for a message, as far as is known: it has refused none for lack of space a
+    /// short while ago, and its last heartbeat did not say that there is too little.
+    pub fn has_room(&self, now: Instant) -> bool {
+        let is_full = self.full_until.is_some_and(|until| now < until);
+        !is_full && self.free.is_none_or(|free| free >= FREE_BYTES_MIN)
     }
 
     /// How good a choice it is for a new copy; `None` without a data link.

@@ -114,6 +114,7 @@ impl Runner {
             Ok(term) => Refusal::StaleFence {
                 highest: Fence { term, link: 1 },
             },
+            Err(_) if why == "full" => Refusal::NoSpace,
             Err(_) => Refusal::Busy,
         };
         match self.store_of(name) {

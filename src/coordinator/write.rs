@@ -13,8 +13,9 @@
 //! the proposal changes nothing: its copy was given up, or named, by then.
 //!
 //! A run **fails** when nobody is left who could complete it, or the write time-out passed:
-//! `NotEnoughMembers`, where *have* counts the members that stored it; or `Busy`, if members that
-//! were never asked had no room in flight. Its requests are left out of the entry, and the others
+//! `NotEnoughMembers`, where *have* counts the members that stored it; `NoSpace`, if those that
+//! answered that their disks are full would have been enough; or `Busy`, if members that were never
+//! asked had no room in flight. Its requests are left out of the entry, and the others
 //! go on (R15).
 //!
 //! Limits: a failed copy of a run is stored elsewhere whole, though some of its records may have
@@ -314,7 +315,11 @@ impl WriteBatch {
             let chosen = cluster.choose(lacking, &run.members(), records, run.bytes, now);
             for member in chosen {
                 let state = CopyState::Asked;
-                run.copies.push(Copy { member, state });
+                run.copies.push(Copy {
+                    member,
+                    state,
+                    is_full: false,
+                });
                 outgoing.entry(member).or_default().push(position);
                 asked += 1;
             }
@@ -329,7 +334,7 @@ impl WriteBatch {
         }
         // Those that were asked in time are awaited even so: `have` is to count them.
         if asked == 0 && have + late + untried < need {
-            run.outcome = Outcome::Failed(Failure::NotEnoughMembers { have, need });
+            run.outcome = Outcome::Failed(run.shortage(need));
         }
     }
 
@@ -419,7 +424,7 @@ impl WriteBatch {
             let have = run.count(CopyState::Stored);
             if have < need {
                 run.outcome = Outcome::Failed(match run.untried(cluster) {
-                    0 => Failure::NotEnoughMembers { have, need },
+                    0 => run.shortage(need),
                     _ => Failure::Busy,
                 });
             }

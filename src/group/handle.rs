@@ -149,6 +149,11 @@ impl<O> GroupHandle<O> {
         self.shared.status()
     }
 
+    /// Whether the journal waits for space on its disk; until there is some, nothing is proposed.
+    pub fn is_disk_full(&self) -> bool {
+        self.shared.disk_full.load(Ordering::Relaxed)
+    }
+
     /// Confirms that this process leads, for one read that arrived before the call (R4).
     ///
     /// In a group of one the answer is immediate: no other process can have taken a write, and a

@@ -210,10 +210,16 @@ impl LeaderNode {
         u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn journal(&self) -> (bool, String) {
-        match self.stop.is_stopped() {
-            false => (true, "it takes writes".to_owned()),
-            true => (false, "the process is stopping".to_owned()),
+    /// With whether a restart would mend it: it gives no space to a full disk.
+    fn journal(&self) -> ((bool, String), bool) {
+        let is_full = self.shared.group.is_disk_full();
+        match (self.stop.is_stopped(), is_full) {
+            (true, _) => ((false, "the process is stopping".to_owned()), true),
+            (false, true) => (
+                (false, "its disk is full, writes wait for space".to_owned()),
+                false,
+            ),
+            (false, false) => ((true, "it takes writes".to_owned()), true),
         }
     }
 
@@ -248,6 +254,27 @@ impl LeaderNode {
         let up = members.filter(|member| is_up(member.state(now))).count();
         let text = format!("{up} are connected, {tolerance} are needed");
         (up >= usize::from(tolerance), text)
+    }
+
+    /// Whether as many members as a message needs have room for it.
+    fn space(&self) -> (bool, String) {
+        let Some(tolerance) = self.shared.view.metadata.tolerance() else {
+            return (false, "no tolerance is set".to_owned());
+        };
+        let cluster = self.shared.view.cluster.lock();
+        let now = self.shared.clock.now();
+        let connected = cluster.members();
+        let connected =
+            connected.filter(|member| !member.is_retired && member.liveness.is_connected());
+        let (with_room, full): (Vec<_>, Vec<_>) =
+            connected.partition(|member| member.liveness.has_room(now));
+        let count = with_room.len();
+        let mut text = format!("{count} connected members have room, {tolerance} are needed");
+        if !full.is_empty() {
+            let names: Vec<&str> = full.iter().map(|member| member.name.as_str()).collect();
+            text += &format!("; full: {}", names.join(", "));
+        }
+        (count >= usize::from(tolerance), text)
     }
 
     fn disk(&self) -> (bool, String) {
@@ -323,10 +350,12 @@ impl Node for LeaderNode {
             detail,
             is_vital,
         };
+        let (journal, is_vital) = self.journal();
         vec![
-            check("journal", self.journal(), true),
+            check("journal", journal, is_vital),
             check("leader", self.leader_check(), false),
             check("members", self.members(), false),
+            check("space", self.space(), false),
             check("disk", self.disk(), false),
         ]
     }

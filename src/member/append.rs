@@ -293,13 +293,15 @@ impl Appender {
         let engine = self.engine.as_mut();
         let answers = match saved {
             Ok(()) => self.replica.commit(engine)?,
+            Err(Shortage::Space) => self.replica.refuse(engine, &Refusal::NoSpace),
             Err(shortage) => {
                 let reason = format!("the fence cannot be recorded: {shortage}");
                 self.replica.refuse(engine, &Refusal::Other(reason))
             }
         };
-        for (ticket, response) in answers {
+        for (ticket, mut response) in answers {
             self.note_space(&response);
+            self.name_shortage(&mut response);
             let is_refused = matches!(response, Response::Refused(_));
             let is_news = !std::mem::replace(&mut self.refusing, is_refused);
             ticket.answer(response, is_news);
@@ -364,6 +366,23 @@ impl Appender {
         } else if self.full && results.contains(&StoreResult::Stored) {
             log::info!("stores are taken again");
             self.full = false;
+        }
+    }
+}
+
+impl Appender {
+    /// Only a full disk is called one.
+    fn name_shortage(&self, response: &mut Response) {
+        let Response::Store(results) = response else {
+            return;
+        };
+        if results.contains(&StoreResult::DiskFull) && self.engine.refusal() != Shortage::Space {
+            for result in results
+                .iter_mut()
+                .filter(|result| **result == StoreResult::DiskFull)
+            {
+                *result = StoreResult::Refused;
+            }
         }
     }
 }

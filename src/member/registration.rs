@@ -213,9 +213,11 @@ impl From<Refusal> for End {
     fn from(refusal: Refusal) -> End {
         match refusal {
             Refusal::StaleIncarnation { .. } | Refusal::Retired(_) => End::Rejected(refusal),
-            Refusal::StaleFence { .. } | Refusal::NotLeader | Refusal::Busy | Refusal::Other(_) => {
-                End::Lost(refusal.to_string())
-            }
+            Refusal::StaleFence { .. }
+            | Refusal::NotLeader
+            | Refusal::Busy
+            | Refusal::NoSpace
+            | Refusal::Other(_) => End::Lost(refusal.to_string()),
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct FakeStore {
     pub reads_max: Option<usize>,
     /// What `STATUS` says of the tolerance.
     pub tolerance: u8,
+    /// The term of its revisions.
+    pub term: u64,
     /// Batches executed.
     pub batches: usize,
     sequence: u64,
@@ -120,7 +122,7 @@ impl FakeStore {
 
     fn write(&mut self, write: Write) -> Reply {
         self.sequence += 1;
-        let revision = Revision::new(0, self.sequence);
+        let revision = Revision::new(self.term, self.sequence);
         let token = write.token().cloned();
         if let Some(reply) = self.repeated(token.as_ref()) {
             return reply;
@@ -311,6 +313,7 @@ impl FakeStore {
 pub fn failure(name: &str) -> Result<Failure, Box<dyn Error>> {
     Ok(match name {
         "members" => Failure::NotEnoughMembers { have: 1, need: 2 },
+        "space" => Failure::NoSpace { have: 0, need: 2 },
         "unavailable" => Failure::Unavailable {
             replicas: "member-1@127.0.0.1:5556:down".into(),
         },

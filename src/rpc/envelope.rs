@@ -416,6 +416,7 @@ fn from_store_result(result: StoreResult) -> i32 {
     let result = match result {
         StoreResult::Stored => wire::store_response::Result::Stored,
         StoreResult::DiskFull => wire::store_response::Result::DiskFull,
+        StoreResult::Refused => wire::store_response::Result::Refused,
         StoreResult::Conflict => wire::store_response::Result::Conflict,
     };
     result as i32
@@ -429,6 +430,7 @@ fn to_store_results(response: wire::StoreResponse) -> Checked<Vec<StoreResult>> 
     let to_result = |result: i32| match Wire::try_from(result) {
         Ok(Wire::Stored) => Ok(StoreResult::Stored),
         Ok(Wire::DiskFull) => Ok(StoreResult::DiskFull),
+        Ok(Wire::Refused) => Ok(StoreResult::Refused),
         Ok(Wire::Conflict) => Ok(StoreResult::Conflict),
         Ok(Wire::Unspecified) | Err(_) => invalid("store_response.results", "is unknown"),
     };
@@ -1111,6 +1113,7 @@ mod tests {
                     .prop_map(|(have, need)| Failure::NotEnoughMembers { have, need }),
                 (0usize..9, 0usize..9).prop_map(|(have, need)| Failure::LeaderWaits { have, need }),
                 Just(Failure::LeaderIncomplete),
+                (0..9usize, 0..9usize).prop_map(|(have, need)| Failure::NoSpace { have, need }),
                 "[ -~]{0,30}".prop_map(|replicas| Failure::Unavailable { replicas }),
                 address.prop_map(|leader| Failure::NotLeader { leader }),
             ]
@@ -1121,6 +1124,7 @@ mod tests {
                 fence().prop_map(|highest| Refusal::StaleFence { highest }),
                 Just(Refusal::NotLeader),
                 Just(Refusal::Busy),
+                Just(Refusal::NoSpace),
                 any::<(u64, u64)>().prop_map(|(incarnation, registered)| {
                     Refusal::StaleIncarnation {
                         incarnation,
@@ -1136,6 +1140,7 @@ mod tests {
             let stored = prop_oneof![
                 Just(StoreResult::Stored),
                 Just(StoreResult::DiskFull),
+                Just(StoreResult::Refused),
                 Just(StoreResult::Conflict),
             ];
             let fetched = prop_oneof![

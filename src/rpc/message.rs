@@ -230,6 +230,8 @@ pub enum StoreResult {
     DiskFull,
     /// The revision exists with another key or other bytes; nothing was stored (R11).
     Conflict,
+    /// The system refused it for now, for want of something else than space; nothing was stored.
+    Refused,
 }
 
 /// Read records by revision.
@@ -373,6 +375,9 @@ pub enum Refusal {
     /// A queue is full.
     #[error("busy")]
     Busy,
+    /// The member's disk has no space for the fence, without which nothing is stored.
+    #[error("no space left to record the fence")]
+    NoSpace,
     /// The member's incarnation is lower than one registered, or equal with another nonce: a rolled
     /// back or cloned disk. The member exits.
     #[error("incarnation {incarnation} is not above {registered}, which is registered")]

@@ -307,8 +307,9 @@ fn pipelined_requests_are_answered_in_order() {
     for number in 0..500 {
         let body = format!("body {number}");
         let length = body.len();
-        requests +=
-            &format!("PUT /kv/p HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
+        requests += &format!(
+            "PUT /kv/p HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
         requests += "GET /kv/p HTTP/1.1\r\nHost: localhost\r\n\r\n";
     }
     (&stream).write_all(requests.as_bytes()).expect("sent");

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browsers;
 mod by_hand;
 mod client;
 mod conditions;
@@ -29,6 +30,7 @@ mod races;
 mod readme;
 mod refusals;
 mod signals;
+mod space;
 mod stalls;
 mod tool;
 

@@ -93,7 +93,7 @@ pub enum Command {
         #[arg(optional)]
         results: Vec<String>,
     },
-    /// A member refuses its oldest call: `busy` or a fence's term.
+    /// A member refuses its oldest call: `busy`, `full` (no space for the fence) or a fence's term.
     Refuse { member: String, why: String },
     /// The oldest call to a member could not be sent.
     Unsent(String),

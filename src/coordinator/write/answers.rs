@@ -28,10 +28,18 @@ impl WriteBatch {
         let term = self.revisions.first.term();
         let states = match answer {
             Answer::Results(results) => {
+                self.note_full(&call, &results);
                 if results.contains(&StoreResult::DiskFull) {
                     cluster.refused_full(call.member, now);
                 }
                 self.copy_states(&call, &results)
+            }
+            Answer::Refused(Refusal::NoSpace) => {
+                cluster.refused_full(call.member, now);
+                for &run in &call.runs {
+                    self.runs[run].refused_full(call.member);
+                }
+                vec![CopyState::Absent; call.runs.len()]
             }
             Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
                 self.deposed(call.member, highest, effects);
@@ -47,6 +55,19 @@ impl WriteBatch {
             self.runs[run].answered(call.member, state);
         }
         self.collect(now, cluster, effects);
+    }
+
+    /// Remembers for which of its runs the member had no space.
+    fn note_full(&mut self, call: &Call, results: &[StoreResult]) {
+        let mut rest = results;
+        for &run in &call.runs {
+            let count = self.runs[run].sets.len().min(rest.len());
+            let (results, others) = rest.split_at(count);
+            if results.contains(&StoreResult::DiskFull) {
+                self.runs[run].refused_full(call.member);
+            }
+            rest = others;
+        }
     }
 
     /// What the results of a store say of each of its runs.

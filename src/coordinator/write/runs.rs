@@ -28,6 +28,8 @@ pub(super) struct Copy {
     pub(super) member: MemberId,
     /// What is known of it.
     pub(super) state: CopyState,
+    /// It had no space for the run, or for a part of it.
+    pub(super) is_full: bool,
 }
 
 /// What is known of a copy.
@@ -75,6 +77,24 @@ impl Run {
             if copy.member == member {
                 copy.state = state;
             }
+        }
+    }
+
+    /// It answered that it has no space.
+    pub(super) fn refused_full(&mut self, member: MemberId) {
+        for copy in &mut self.copies {
+            copy.is_full |= copy.member == member;
+        }
+    }
+
+    /// Why it does not have its copies: what would have to be mended for it to have them. Members
+    /// without space are the reason if, with space, they would have been enough.
+    pub(super) fn shortage(&self, need: usize) -> Failure {
+        let have = self.count(CopyState::Stored);
+        let full = self.copies.iter().filter(|copy| copy.is_full).count();
+        match full > 0 && have + full >= need {
+            true => Failure::NoSpace { have, need },
+            false => Failure::NotEnoughMembers { have, need },
         }
     }
 

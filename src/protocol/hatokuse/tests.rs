@@ -255,6 +255,7 @@ fn the_promise_has_every_command_and_failure() {
     }
     for name in [
         "members",
+        "space",
         "write-timeout",
         "read-timeout",
         "no-leader",

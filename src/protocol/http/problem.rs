@@ -107,6 +107,8 @@ kinds! {
     TimedOut 504 "timed-out" "timed out";
     /// A version of HTTP other than 1.0 and 1.1.
     VersionNotSupported 505 "version-not-supported" "the version of HTTP is not supported";
+    /// Members that would have been enough answered, and too few of them had room.
+    NoSpace 507 "no-space" "no space on enough members";
 }
 
 /// A problem with what is known of it.
@@ -160,7 +162,7 @@ impl Problem {
 
     /// Seconds after which the client may try again, where that may help.
     pub fn retry_after(&self) -> Option<u32> {
-        (self.kind.status() == 503).then_some(1)
+        matches!(self.kind.status(), 503 | 507).then_some(1)
     }
 }
 
@@ -168,6 +170,7 @@ impl From<&Failure> for Problem {
     fn from(failure: &Failure) -> Problem {
         let kind = match failure {
             Failure::NotEnoughMembers { .. } => Kind::NotEnoughMembers,
+            Failure::NoSpace { .. } => Kind::NoSpace,
             Failure::Unavailable { .. } => Kind::Unavailable,
             Failure::WriteTimedOut | Failure::ReadTimedOut => Kind::TimedOut,
             Failure::NotLeader { leader: None }

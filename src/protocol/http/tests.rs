@@ -104,6 +104,8 @@ enum Step {
     Late,
     /// Says what is held.
     Held,
+    /// From here on revisions are of this term.
+    Term(u64),
     /// From here on every request fails; without a word no longer.
     Fail(Option<String>),
     /// From here on the active leader is there; without a word it is not known.
@@ -147,6 +149,7 @@ impl Runner for Transcript {
             Step::Shed => self.session.shed(),
             Step::Late => self.session.input_timed_out(),
             Step::Held => return Ok(format!("{} bytes held\n", self.session.bytes_held())),
+            Step::Term(term) => self.store.term = *term,
             Step::Fail(name) => {
                 self.store.failure = name.as_deref().map(failure).transpose()?;
             }
@@ -208,6 +211,11 @@ fn transcript_put_get_delete() {
 #[test]
 fn transcript_callers() {
     transcript("callers");
+}
+
+#[test]
+fn transcript_large_revisions() {
+    transcript("large_revisions");
 }
 
 #[test]

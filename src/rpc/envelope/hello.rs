@@ -64,6 +64,7 @@ pub(super) fn from_refusal(refusal: Refusal) -> wire::Refused {
         Refusal::StaleFence { highest } => Reason::StaleFence(from_fence(highest)),
         Refusal::NotLeader => Reason::NotLeader(Nothing {}),
         Refusal::Busy => Reason::Busy(Nothing {}),
+        Refusal::NoSpace => Reason::NoSpace(Nothing {}),
         Refusal::StaleIncarnation {
             incarnation,
             registered,
@@ -94,6 +95,7 @@ pub(super) fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
         },
         Some(Reason::NotLeader(_)) => Refusal::NotLeader,
         Some(Reason::Busy(_)) => Refusal::Busy,
+        Some(Reason::NoSpace(_)) => Refusal::NoSpace,
         Some(Reason::StaleIncarnation(stale)) => Refusal::StaleIncarnation {
             incarnation: stale.incarnation,
             registered: stale.registered,

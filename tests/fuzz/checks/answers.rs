@@ -76,6 +76,7 @@ fn failure(number: usize) -> Reply {
             replicas: "member-1@127.0.0.1:5556:down".to_owned(),
         },
         5 => Failure::TokenInUse,
+        7 => Failure::NoSpace { have: 0, need: 2 },
         6 => Failure::NotApplied { position: 0 },
         _ => Failure::Busy,
     })

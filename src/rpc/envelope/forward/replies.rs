@@ -222,6 +222,7 @@ fn from_failure(failure: Failure) -> response::Failure {
         Failure::LeaderIncomplete => code(Code::LeaderIncomplete),
         Failure::NotEnoughMembers { have, need } => Wire::NotEnoughMembers(from_counts(have, need)),
         Failure::LeaderWaits { have, need } => Wire::LeaderWaits(from_counts(have, need)),
+        Failure::NoSpace { have, need } => Wire::NoSpace(from_counts(have, need)),
         Failure::Unavailable { replicas } => Wire::Unavailable(replicas),
         Failure::NotLeader { leader } => Wire::NotLeader(leader.unwrap_or_default()),
         Failure::BulkPartial { reason, stored } => {
@@ -273,6 +274,10 @@ fn to_failure(failure: response::Failure) -> Checked<Failure> {
             need: counts.need as usize,
         },
         Some(Wire::LeaderWaits(counts)) => Failure::LeaderWaits {
+            have: counts.have as usize,
+            need: counts.need as usize,
+        },
+        Some(Wire::NoSpace(counts)) => Failure::NoSpace {
             have: counts.have as usize,
             need: counts.need as usize,
         },
