@@ -256,7 +256,7 @@ impl LeaderNode {
         (up >= usize::from(tolerance), text)
     }
 
-    /// Whether as many members as a message needs have room for it.
+    /// Whether as many members as a message needs have room for it, unless none is full.
     fn space(&self) -> (bool, String) {
         let Some(tolerance) = self.shared.view.metadata.tolerance() else {
             return (false, "no tolerance is set".to_owned());
@@ -274,7 +274,8 @@ impl LeaderNode {
             let names: Vec<&str> = full.iter().map(|member| member.name.as_str()).collect();
             text += &format!("; full: {}", names.join(", "));
         }
-        (count >= usize::from(tolerance), text)
+        // That too few are connected is the check of members.
+        (full.is_empty() || count >= usize::from(tolerance), text)
     }
 
     fn disk(&self) -> (bool, String) {

@@ -9,8 +9,8 @@
 //!   {"type": "delete", "key": "k", "if_revision": "1099511627777"}]}
 //! ```
 //!
-//! `if_revision` 0 demands that there is no such message. Revisions are strings, see [`super::json`]. The results stand in the order of their
-//! operations:
+//! `if_revision` 0 demands that there is no such message. Revisions are strings, see
+//! [`super::json`]. The results stand in the order of their operations:
 //!
 //! ```json
 //! {"results": [

@@ -5,8 +5,8 @@
 //! fail with every condition. What a client sends may be a number below 2^53, which nobody rounds;
 //! one from there on may have been rounded already, and is refused.
 //!
-//! All other numbers in JSON stay below: terms, indices of the log, counts, bytes and times. Message
-//! ids, which may be any u64, are keys, and keys are strings.
+//! All other numbers in JSON stay below: terms, indices of the log, counts, bytes and times. Ids of
+//! messages, which may be any u64, are keys, and keys are strings.
 
 use std::fmt;
 

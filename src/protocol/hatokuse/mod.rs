@@ -1,7 +1,8 @@
 //! HaToKuSe, the text protocol: one command a line, made for a person at `nc` and for programs.
 //! Pure.
 //!
-//! `proto/hatokuse.md` is a promise byte for byte; `testscripts/` holds transcripts of every row of it.
+//! `proto/hatokuse.md` is a promise byte for byte; `testscripts/` holds transcripts of every row of
+//! it.
 //!
 //! * [`command`]: the commands, and the grammar of a line.
 //! * [`parser`]: bytes to commands, incremental and bounded. [`foreign`]: what is HTTP or TLS.

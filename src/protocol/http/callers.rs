@@ -15,7 +15,7 @@
 //! Programs send neither field. `Sec-Fetch-Site: none` is a person's own doing (an address that was
 //! typed); `same-site` without an Origin is a read whose answer the page does not see.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use super::head::Head;
 use super::node::Node;
