@@ -216,7 +216,11 @@ impl LeaderNode {
         match (self.stop.is_stopped(), is_full) {
             (true, _) => ((false, "the process is stopping".to_owned()), true),
             (false, true) => (
-                (false, "its disk is full, writes wait for space".to_owned()),
+                (
+                    false,
+                    "its disk is full, or the system refuses the write for now: writes wait"
+                        .to_owned(),
+                ),
                 false,
             ),
             (false, false) => ((true, "it takes writes".to_owned()), true),
