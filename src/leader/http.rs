@@ -276,7 +276,7 @@ impl LeaderNode {
         let mut text = format!("{count} connected members have room, {tolerance} are needed");
         if !full.is_empty() {
             let names: Vec<&str> = full.iter().map(|member| member.name.as_str()).collect();
-            text += &format!("; full: {}", names.join(", "));
+            text += &format!("; full, or refusing messages: {}", names.join(", "));
         }
         // That too few are connected is the check of members.
         (full.is_empty() || count >= usize::from(tolerance), text)

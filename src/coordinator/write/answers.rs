@@ -29,7 +29,10 @@ impl WriteBatch {
         let states = match answer {
             Answer::Results(results) => {
                 self.note_full(&call, &results);
-                if results.contains(&StoreResult::DiskFull) {
+                let is_refusal = |result: &StoreResult| {
+                    matches!(result, StoreResult::DiskFull | StoreResult::Refused)
+                };
+                if results.iter().any(is_refusal) {
                     cluster.refused_full(call.member, now);
                 }
                 self.copy_states(&call, &results)
