@@ -17,8 +17,8 @@ pub enum Exit {
     Usage = 2,
     /// There is no such message.
     NotFound = 3,
-    /// No leader was found, or it has not enough members, or these no space; nothing happened, and it
-    /// is worth another try later.
+    /// No leader was found, or it has not enough members, or these have no space; nothing happened,
+    /// and it is worth another try later.
     Unreachable = 4,
     /// A write may or may not have happened: only a read tells.
     Unknown = 5,

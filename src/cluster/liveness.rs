@@ -136,8 +136,8 @@ impl Liveness {
         }
     }
 
-    /// Whether it has room for a message, as far as is known: it has refused none for lack of space a
-    /// short while ago, and its last heartbeat did not say that there is too little.
+    /// Whether it has room for a message, as far as is known: it has refused none for lack of space
+    /// a short while ago, and its last heartbeat did not say that there is too little.
     pub fn has_room(&self, now: Instant) -> bool {
         let is_full = self.full_until.is_some_and(|until| now < until);
         !is_full && self.free.is_none_or(|free| free >= FREE_BYTES_MIN)

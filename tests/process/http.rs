@@ -246,8 +246,8 @@ fn followers_redirect_and_nodes_tell_of_themselves() {
     // twice.
     let statuses = all.iter().map(|address| {
         let stream = connect(address);
-        let head =
-            b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n";
+        let head = b"PUT /kv/k HTTP/1.1\r\nHost: localhost\r\n\
+              Expect: 100-continue\r\nContent-Length: 9\r\n";
         (&stream)
             .write_all(&[head, &b"\r\n"[..]].concat())
             .expect("sent");
