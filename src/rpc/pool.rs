@@ -5,8 +5,8 @@
 //! the link counter: each attempt to connect takes the next number (R8 in DESIGN.md §5), which goes
 //! into our Hello and which [`Link::number`] gives for fences. A process has one pool for its peers
 //! and one for each purpose of links to members. Each counts from a number on that the nonce of the
-//! start gives, so that a fence tells whether this start has sent it: a leader that runs on an older
-//! copy of its directory may serve a term a second time.
+//! start gives, so that a fence tells whether this start has sent it: a leader that runs on an
+//! older copy of its directory may serve a term a second time.
 //!
 //! For one target [`PoolEvents::up`] and [`PoolEvents::down`] alternate, whatever is set and
 //! removed meanwhile: the thread of a changed target first joins that of the earlier one.
