@@ -12,11 +12,21 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::private;
+
+/// What makes a file or directory this one and no other while it is open: its path may name another
+/// one by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    /// The device that holds it.
+    pub device: u64,
+    /// Its number on the device.
+    pub inode: u64,
+}
 
 /// Files by path. Shared by threads.
 pub trait FileSystem: Send + Sync {
@@ -45,6 +55,8 @@ pub trait FileSystem: Send + Sync {
     fn sync_everything(&self, dir: &Path) -> io::Result<()>;
     /// The bytes that this process may still write where `dir` is.
     fn free_space(&self, dir: &Path) -> io::Result<u64>;
+    /// The file that has this name now.
+    fn id(&self, path: &Path) -> io::Result<FileId>;
 }
 
 /// An open file. Shared by threads; has no position of its own.
@@ -65,6 +77,27 @@ pub trait File: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Makes data and metadata durable.
     fn sync_all(&self) -> io::Result<()>;
+    /// Which file this is, whatever its path names by now.
+    fn id(&self) -> io::Result<FileId>;
+}
+
+/// An error unless `path` still names the file that was opened there: what is written into a file
+/// that was removed, or covered by a mount, is lost when the process ends.
+pub fn check_in_place(fs: &dyn FileSystem, path: &Path, opened: FileId) -> io::Result<()> {
+    let what = match fs.id(path) {
+        Ok(found) if found == opened => return Ok(()),
+        Ok(found) => format!(
+            "replaced by another one (device {}, inode {}; opened were device {}, inode {})",
+            found.device, found.inode, opened.device, opened.inode
+        ),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "removed or renamed".to_owned(),
+        Err(error) => return Err(error),
+    };
+    let told = format!(
+        "the file or a directory above it was {what} while it was in use; what was written to it \
+         may be lost"
+    );
+    Err(io::Error::other(told))
 }
 
 /// Reads until `buffer` is full or the file ends; returns the bytes read.
@@ -167,6 +200,17 @@ impl FileSystem for OsFileSystem {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn id(&self, path: &Path) -> io::Result<FileId> {
+        fs::metadata(path).map(|found| id_of(&found))
+    }
+}
+
+pub(super) fn id_of(found: &fs::Metadata) -> FileId {
+    FileId {
+        device: found.dev(),
+        inode: found.ino(),
+    }
 }
 
 fn open_dir(dir: &Path) -> io::Result<fs::File> {
@@ -205,6 +249,10 @@ impl File for OsFile {
     fn sync_all(&self) -> io::Result<()> {
         synced(self.0.sync_all())
     }
+
+    fn id(&self) -> io::Result<FileId> {
+        self.0.metadata().map(|found| id_of(&found))
+    }
 }
 
 #[cfg(test)]
@@ -237,5 +285,26 @@ mod tests {
         fs.remove(&dir.join("y")).expect("removed");
         assert!(fs.list(&dir).expect("listed").is_empty());
         assert!(fs.free_space(&dir).expect("asked") > 0);
+    }
+
+    #[test]
+    fn a_path_that_names_another_file_is_noticed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (dir, aside) = (root.path().join("a"), root.path().join("b"));
+        let fs = OsFileSystem;
+        fs.create_dir_all(&dir).expect("made");
+        let path = dir.join("x");
+        let opened = fs.create(&path).expect("created").id().expect("looked");
+        check_in_place(&fs, &path, opened).expect("in place");
+        fs::rename(&dir, &aside).expect("renamed");
+        let error = check_in_place(&fs, &path, opened).expect_err("no such path");
+        assert!(error.to_string().contains("was removed"), "{error}");
+        fs.create_dir_all(&dir).expect("made");
+        let _other = fs.create(&path).expect("created");
+        let error = check_in_place(&fs, &path, opened).expect_err("another file");
+        assert!(error.to_string().contains("was replaced"), "{error}");
+        fs::remove_dir_all(&dir).expect("removed");
+        fs::rename(&aside, &dir).expect("renamed");
+        check_in_place(&fs, &path, opened).expect("in place again");
     }
 }

@@ -5,10 +5,16 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::fs::{OsFileSystem, check_in_place, id_of};
 use super::private;
+
+/// How often the holder of a lock should call [`DirLock::check`]: a second process, which a removed
+/// lock file would let in, is not alone for longer. Each call is two system calls.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The name of the file in the directory.
 pub const LOCK_NAME: &str = "LOCK";
@@ -17,8 +23,10 @@ pub const LOCK_NAME: &str = "LOCK";
 #[must_use = "the lock is given up when this is dropped"]
 #[derive(Debug)]
 pub struct DirLock {
+    /// The directory.
+    dir: PathBuf,
     /// Open as long as the lock is held; closing it gives the lock up.
-    _file: File,
+    file: File,
 }
 
 /// Why a directory could not be locked.
@@ -31,6 +39,14 @@ pub enum LockError {
         dir: PathBuf,
         /// `process 123`, or `another process`.
         holder: String,
+    },
+    /// The lock file is not there any more.
+    #[error("{} is lost: {source}", path.display())]
+    Lost {
+        /// The lock file.
+        path: PathBuf,
+        /// What became of it.
+        source: io::Error,
     },
     /// The operating system refused.
     #[error("cannot lock directory {}: {source}", dir.display())]
@@ -77,7 +93,18 @@ impl DirLock {
                 dir.display()
             );
         }
-        Ok(DirLock { _file: file })
+        let dir = dir.to_owned();
+        Ok(DirLock { dir, file })
+    }
+
+    /// An error if the directory's lock file is not the locked one any more: it or the directory
+    /// was removed, replaced or covered by a mount. Another process could lock what is there now,
+    /// so the holder must stop.
+    pub fn check(&self) -> Result<(), LockError> {
+        let path = self.dir.join(LOCK_NAME);
+        let held = self.file.metadata().map(|found| id_of(&found));
+        let checked = held.and_then(|held| check_in_place(&OsFileSystem, &path, held));
+        checked.map_err(|source| LockError::Lost { path, source })
     }
 }
 
@@ -97,6 +124,23 @@ mod tests {
         );
         drop(lock);
         let _again = DirLock::acquire(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_or_replaced_is_noticed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let dir = root.path().join("data");
+        std::fs::create_dir(&dir).expect("made");
+        let lock = DirLock::acquire(&dir).expect("free");
+        lock.check().expect("in its place");
+        std::fs::remove_file(dir.join(LOCK_NAME)).expect("removed");
+        let error = lock.check().expect_err("removed").to_string();
+        assert!(error.contains("LOCK is lost"), "{error}");
+        let _other = DirLock::acquire(&dir).expect("nothing stands in the way");
+        let error = lock.check().expect_err("replaced").to_string();
+        assert!(error.contains("replaced"), "{error}");
+        std::fs::remove_dir_all(&dir).expect("removed");
+        assert!(lock.check().is_err());
     }
 
     #[test]

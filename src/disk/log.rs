@@ -396,7 +396,8 @@ impl Log {
         Ok(())
     }
 
-    /// Makes all that was written durable, with one `fdatasync`. Any failure is final.
+    /// Makes all that was written durable, with one `fdatasync`, in a file that still has its path.
+    /// Any failure is final.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.check()?;
         if self.synced == self.end {
@@ -405,7 +406,7 @@ impl Log {
         match self.current.file.sync_data() {
             Ok(()) => {
                 self.synced = self.end;
-                Ok(())
+                self.check_in_place()
             }
             // Never a refusal, see `disk::fs`.
             Err(source) => Err(self.failed("sync", source)),
@@ -488,6 +489,7 @@ pub(crate) fn segment_salt(salt: u64, number: u32) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+mod in_place;
 mod removal;
 #[cfg(test)]
 mod tests;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::fs::{File, FileSystem};
+use super::fs::{File, FileId, FileSystem};
 use state::{Armed, Change, Disk, Inode, NameChange, fault_error, name_of, not_found};
 
 /// The disk; see the header of this file.
@@ -222,6 +222,19 @@ impl MemFileSystem {
         is_cut
     }
 
+    /// Another, empty directory takes the place of `dir`: all names in it and below are gone,
+    /// durably. Files that are open go on without a name, as under an operating system.
+    pub fn replace_dir(&self, dir: &Path) {
+        let mut disk = self.disk.lock();
+        disk.names.retain(|path, _| !path.starts_with(dir));
+        disk.durable_names.retain(|path, _| !path.starts_with(dir));
+        let (below, rest) = std::mem::take(&mut disk.unsynced_names)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, change)| change.is_below(dir));
+        drop(below);
+        disk.unsynced_names = rest;
+    }
+
     /// The content of a file, as it is seen.
     pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
         Some(self.disk.lock().named(path)?.content.to_vec())
@@ -360,6 +373,12 @@ impl FileSystem for MemFileSystem {
             .capacity
             .map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used())))
     }
+
+    fn id(&self, path: &Path) -> io::Result<FileId> {
+        let disk = self.disk.lock();
+        let inode = *disk.names.get(path).ok_or_else(|| not_found(path))?;
+        Ok(FileId { device: 0, inode })
+    }
 }
 
 struct MemFile {
@@ -437,6 +456,11 @@ impl File for MemFile {
 
     fn sync_all(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn id(&self) -> io::Result<FileId> {
+        let inode = self.inode;
+        Ok(FileId { device: 0, inode })
     }
 }
 

@@ -285,6 +285,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Fails for good if the journal's directory was removed or replaced; each write does the same.
+    pub fn check_in_place(&mut self) -> Result<(), JournalError> {
+        Ok(self.log.check_in_place()?)
+    }
+
     /// Makes the known-synced offset durable, if it is not.
     pub fn idle(&mut self) -> Result<(), JournalError> {
         Ok(self.log.idle()?)

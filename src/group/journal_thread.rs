@@ -40,6 +40,10 @@ const IDLE_AFTER: Duration = Duration::from_millis(100);
 /// How often a write that was refused is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How often the journal's path is compared with its file while nothing is written: a directory
+/// that is removed is noticed within that. It is one system call.
+const IN_PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Bytes of entries after which a write takes in no more. At 500 MB/s it takes 16 ms; a larger one
 /// saves nothing and makes the first of its proposals wait longer.
 const GROUP_BYTES_MAX: usize = 8 << 20;
@@ -131,12 +135,24 @@ impl<O> JournalThread<O> {
                 Err(RecvTimeoutError::Timeout) => {
                     self.shared.journal_sleeps.store(true, Ordering::Release);
                     self.journal.lock().idle()?;
-                    match self.writes.recv() {
+                    match self.sleep()? {
                         Ok(Task::Write(write)) => return Ok(Some(write)),
                         Ok(Task::Written) => self.cut()?,
-                        Err(_) => return Ok(None),
+                        Err(Closed) => return Ok(None),
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits for what comes next, however long; meanwhile looks whether the journal's directory is
+    /// still in its place.
+    fn sleep(&self) -> Result<Result<Task, Closed>, JournalError> {
+        loop {
+            match self.writes.recv_timeout(IN_PLACE_INTERVAL) {
+                Ok(task) => return Ok(Ok(task)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(Err(Closed)),
+                Err(RecvTimeoutError::Timeout) => self.journal.lock().check_in_place()?,
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::config::leader::Redirect;
 use crate::coordinator::Limits;
 use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
-use crate::disk::lock::DirLock;
+use crate::disk::lock::{self, DirLock};
 use crate::disk::log::LogOptions;
 use crate::group::{
     self, Bootstrap, Group, GroupError, GroupHandle, GroupOptions, ProposalOutcome, Timing,
@@ -146,7 +146,7 @@ pub struct Leader {
     failure: Arc<Mutex<Option<GroupError>>>,
     addresses: Addresses,
     fs: Arc<dyn FileSystem>,
-    _lock: DirLock,
+    lock: DirLock,
 }
 
 impl Leader {
@@ -232,7 +232,7 @@ impl Leader {
             failure,
             addresses,
             fs,
-            _lock: lock,
+            lock,
         };
         match leader.open(&settings, identity, listeners, is_alone) {
             Ok(()) => Ok(leader),
@@ -333,9 +333,17 @@ impl Leader {
         Control::new(Arc::clone(&self.shared), Arc::clone(&self.tls))
     }
 
-    /// Waits for the stop signal, then stops in order.
+    /// Waits for the stop signal, then stops in order. It stops as well when the data directory is
+    /// not its own any more, which is an error.
     pub fn wait(self) -> anyhow::Result<()> {
-        while !self.stop.wait_timeout(Duration::from_secs(3600)) {}
+        while !self.stop.wait_timeout(lock::CHECK_INTERVAL) {
+            if let Err(error) = self.lock.check() {
+                log::error!("{error}: stopping");
+                self.stop.stop();
+                _ = self.stop_parts();
+                return Err(error.into());
+            }
+        }
         info!("stopping");
         self.hand_over();
         self.stop_parts()?;

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::{Clock, SystemClock};
 use crate::disk::cluster_file;
 use crate::disk::fs::{FileSystem, OsFileSystem};
-use crate::disk::lock::DirLock;
+use crate::disk::lock::{self, DirLock};
 use crate::disk::log::LogOptions;
 use crate::ids::{ClusterId, Fence};
 use crate::member::Settings;
@@ -67,7 +67,7 @@ pub struct Member {
     witness: Arc<Witness>,
     outcome: Outcome,
     /// Held as long as the data directory is in use.
-    _lock: DirLock,
+    lock: DirLock,
 }
 
 impl Member {
@@ -142,7 +142,7 @@ impl Member {
             beats,
             witness,
             outcome: outcome.clone(),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -164,7 +164,11 @@ impl Member {
     /// Waits for the stop signal, then stops all parts; the error of the part that failed, if one
     /// did.
     pub fn wait(self) -> anyhow::Result<()> {
-        while !self.outcome.stop.wait_timeout(Duration::from_secs(3600)) {}
+        while !self.outcome.stop.wait_timeout(lock::CHECK_INTERVAL) {
+            if let Err(error) = self.lock.check() {
+                self.outcome.fail("main", error.into());
+            }
+        }
         log::info!("stopping");
         let deadline = self.clock.now() + STOP_TIMEOUT;
         self.handler.close();
@@ -381,13 +385,18 @@ impl Outcome {
         let thread = name.clone();
         let guarded = move || {
             if let Err(error) = body() {
-                log::error!("thread {thread}: {error:#}");
-                outcome.failure.lock().get_or_insert(error);
-                outcome.stop.stop();
+                outcome.fail(&thread, error);
             }
         };
         threads::spawn(name.clone(), guarded)
             .map_err(|error| anyhow!("cannot start {name}: {error}"))
+    }
+
+    /// Notes the failure of a part and stops the member.
+    fn fail(&self, thread: &str, error: anyhow::Error) {
+        log::error!("thread {thread}: {error:#}");
+        self.failure.lock().get_or_insert(error);
+        self.stop.stop();
     }
 
     fn into_result(self) -> anyhow::Result<()> {

@@ -321,6 +321,11 @@ impl Engine for BufferedEngine {
         self.note(compacted)
     }
 
+    fn check_in_place(&mut self) -> Result<(), Fatal> {
+        let checked = self.inner.check_in_place();
+        self.note(checked)
+    }
+
     fn is_buffering(&self) -> bool {
         !self.unwritten.is_empty()
     }

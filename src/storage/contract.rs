@@ -384,6 +384,41 @@ fn a_failed_sync_is_fatal_for_good() {
     }
 }
 
+/// Unless noticed, an engine goes on writing into files that have no name any more, and each
+/// acknowledgement is a copy that the next start does not find.
+#[test]
+fn nothing_is_acknowledged_once_the_directory_was_replaced() {
+    for (kind, mode) in every() {
+        for is_idle in [false, true] {
+            let mut pair = Pair::new(kind, mode);
+            pair.store(1, 1, 10);
+            assert_eq!(pair.commit(), Committed::Done);
+            pair.engine.flush().unwrap();
+            pair.engine.check_in_place().unwrap();
+            pair.fs.replace_dir(Path::new(DIR));
+            let error = if is_idle {
+                pair.engine.check_in_place().unwrap_err()
+            } else {
+                let (revision, key, payload) = record(2, 1, 10);
+                pair.engine.store(revision, &key, &payload).unwrap();
+                // In `buffered` mode a commit looks at nothing on the disk, the flush does.
+                let committed = pair.engine.commit();
+                assert_eq!(committed.is_ok(), mode == WriteMode::Buffered);
+                let flushed = committed.and_then(|_| pair.engine.flush());
+                flushed.unwrap_err()
+            };
+            let said = format!("{} {}", error, error.source);
+            assert!(said.contains("was removed"), "{kind} {mode}: {said}");
+            assert!(pair.engine.check_in_place().is_err());
+            let (revision, key, payload) = record(3, 1, 10);
+            let stored = pair.engine.store(revision, &key, &payload);
+            let stored = stored.and_then(|_| pair.engine.commit());
+            let flushed = stored.and_then(|_| pair.engine.flush());
+            assert!(flushed.is_err(), "{kind} {mode}: it goes on");
+        }
+    }
+}
+
 #[test]
 fn a_mode_may_change_and_an_engine_may_not() {
     for (kind, mode) in every() {

@@ -28,7 +28,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,7 +36,7 @@ use rustc_hash::FxHashSet;
 
 use crate::disk::atomic_file;
 use crate::disk::error::LogError;
-use crate::disk::fs::{File, FileSystem};
+use crate::disk::fs::{File, FileId, FileSystem, check_in_place};
 use crate::disk::recovery::Recovery;
 use crate::error::Shortage;
 use crate::ids::{Key, Revision};
@@ -79,6 +79,9 @@ pub struct FilesEngine {
     owed: Owed,
     /// Why the last group was refused.
     refusal: Shortage,
+    /// The layout's `format` file, and which file it was at the opening: as long as the path names
+    /// it, the directory is in its place.
+    format: (PathBuf, FileId),
     /// A write or sync failed.
     poisoned: bool,
 }
@@ -110,7 +113,12 @@ impl FilesEngine {
             index: Default::default(),
         });
         let (made, recovery) = files_recovery::recover(&shared, options.synced)?;
+        let format = dir.join(files_recovery::FORMAT_NAME);
+        let id = fs.id(&format);
+        let id =
+            id.map_err(|error| LogError::from_io("look at", format.display().to_string(), error))?;
         let engine = FilesEngine {
+            format: (format, id),
             fs,
             options,
             shared,
@@ -415,8 +423,18 @@ impl Engine for FilesEngine {
         }
         arrivals.reverse();
         let releases: Vec<Revision> = releases.into_iter().collect();
+        // Before it as well: in a directory that is gone, an error of the commit says less.
+        self.check_in_place()?;
         let committed = self.commit_group(&arrivals, &releases);
-        self.fatal("commit a group", committed)
+        let committed = self.fatal("commit a group", committed)?;
+        self.check_in_place()?;
+        Ok(committed)
+    }
+
+    fn check_in_place(&mut self) -> Result<(), Fatal> {
+        let (path, opened) = &self.format;
+        let checked = check_in_place(self.fs.as_ref(), path, *opened);
+        self.fatal("go on", checked)
     }
 
     fn discard(&mut self) {

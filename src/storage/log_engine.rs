@@ -145,6 +145,7 @@ impl LogEngine {
             Err(error) => return Err(fatal("write a group", error)),
         }
         if !self.synced || faults::has(Fault::AcknowledgeBeforeSync) {
+            self.check_in_place()?;
             return Ok(true);
         }
         let synced = self.log.sync();
@@ -230,6 +231,11 @@ impl Engine for LogEngine {
 
     fn refusal(&self) -> Shortage {
         self.refusal
+    }
+
+    fn check_in_place(&mut self) -> Result<(), Fatal> {
+        let checked = self.log.check_in_place();
+        checked.map_err(|error| fatal("find the log in its place", error))
     }
 
     fn compact(&mut self, step: &Step) -> Result<bool, Fatal> {

@@ -66,6 +66,13 @@ pub trait Engine: Send {
         Ok(())
     }
 
+    /// Fails for good if the engine's paths do not name its files any more: its directory was
+    /// removed, replaced or covered by a mount. A commit does the same before it acknowledges
+    /// anything; to be called now and then while there is none.
+    fn check_in_place(&mut self) -> Result<(), Fatal> {
+        Ok(())
+    }
+
     /// Whether something acknowledged is in the process's memory only.
     fn is_buffering(&self) -> bool {
         false

@@ -87,6 +87,67 @@ fn a_wiped_member_gets_a_new_id_and_the_old_one_is_retired() {
     get_all(&mut client, "n", 0..60, "v");
 }
 
+/// Removes the directory of a process that runs and writes there.
+fn remove_under_it(dir: &Path) {
+    crate::support::wait_until("the directory is gone", Duration::from_secs(10), || {
+        // Files that it makes meanwhile stand in the way once.
+        _ = fs::remove_dir_all(dir);
+        !dir.exists()
+    });
+}
+
+fn wait_for_death(cluster: &Cluster, name: &str) {
+    let has_died = || cluster.field(name, "state") == "died";
+    crate::support::wait_until(&format!("{name} stops"), Duration::from_secs(30), has_died);
+}
+
+#[test]
+fn a_member_whose_directory_is_removed_stops_and_says_so() {
+    for engine in ["log", "files"] {
+        let cluster = Cluster::start(&["--engine", engine]);
+        let mut client = cluster.client();
+        set_all(&mut client, "k", 0..20, "v");
+        // One that is written to, and one that is idle.
+        remove_under_it(&cluster.dir().join("member-1"));
+        set_all(&mut client, "n", 0..200, "v");
+        wait_for_death(&cluster, "member-1");
+        let said = cluster.errors();
+        let place = format!("member-1/{engine}/");
+        let lock = "member-1/LOCK";
+        assert!(
+            (said.contains(&place) || said.contains(lock)) && said.contains("removed"),
+            "{said}"
+        );
+        // What was acknowledged is there: member-1 took nothing that counts once its directory
+        // was gone.
+        get_all(&mut client, "n", 0..200, "v");
+    }
+}
+
+#[test]
+fn an_idle_member_and_a_leader_notice_a_directory_that_was_replaced() {
+    let cluster = Cluster::start(&[]);
+    let mut client = cluster.client();
+    set_all(&mut client, "k", 0..20, "v");
+    for name in ["member-2", "leader-1"] {
+        let dir = cluster.dir().join(name);
+        fs::rename(&dir, cluster.dir().join(format!("{name}.aside"))).expect("renamed");
+        fs::create_dir(&dir).expect("made");
+        wait_for_death(&cluster, name);
+        let said = cluster.errors();
+        assert!(
+            said.contains(&format!("{name} (pid")) && said.contains("was removed or renamed"),
+            "{said}"
+        );
+        fs::remove_dir_all(&dir).expect("removed");
+        fs::rename(cluster.dir().join(format!("{name}.aside")), &dir).expect("renamed");
+    }
+    let _leader = cluster.by_hand("leader-1");
+    let _member = cluster.by_hand("member-2");
+    cluster.wait_for_state("member-2", "up");
+    get_all(&mut cluster.client(), "k", 0..20, "v");
+}
+
 #[test]
 fn a_wiped_leader_refuses_to_start_an_empty_group() {
     let cluster = Cluster::start(&[]);

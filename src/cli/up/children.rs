@@ -7,7 +7,8 @@
 //! cut.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -43,6 +44,8 @@ pub struct Running {
     /// What `cluster.json` says of it.
     state: State,
     log: PathBuf,
+    /// The same, open: its lines can be shown when the directory was removed under the process.
+    log_file: File,
     /// Where this run begins in the log.
     log_start: u64,
 }
@@ -56,8 +59,10 @@ impl Running {
             let old = planned.data_dir.join(format!("{}.log.1", planned.name));
             fs::rename(&log, old).context("cannot put a log aside")?;
         }
-        let opened = private::options().create(true).append(true).open(&log);
+        let mut options = private::options();
+        let opened = options.create(true).append(true).read(true).open(&log);
         let output = opened.with_context(|| format!("cannot write {}", log.display()))?;
+        let log_file = output.try_clone().context("cannot share a log")?;
         let log_start = output.metadata().map(|meta| meta.len()).unwrap_or(0);
         let executable = std::env::current_exe().context("cannot find this executable")?;
         let mut command = Command::new(executable);
@@ -76,6 +81,7 @@ impl Running {
             status: None,
             state: State::Running,
             log,
+            log_file,
             log_start,
         })
     }
@@ -114,14 +120,7 @@ impl Running {
 
     /// Whether it has said that it serves.
     pub fn is_ready(&self) -> bool {
-        let begin = || -> io::Result<Vec<u8>> {
-            let mut file = File::open(&self.log)?;
-            file.seek(SeekFrom::Start(self.log_start))?;
-            let mut bytes = Vec::new();
-            file.take(LOG_HEAD_BYTES).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let text = begin().unwrap_or_default();
+        let text = read_part(&self.log_file, self.log_start, LOG_HEAD_BYTES).unwrap_or_default();
         self.is_running()
             && text
                 .split(|byte| *byte == b'\n')
@@ -162,7 +161,7 @@ impl Running {
     pub fn obituary(&self, status: ExitStatus) -> String {
         let (name, pid, log) = (&self.planned.name, self.pid(), self.log.display());
         let mut text = format!("{name} (pid {pid}) died: {status}");
-        match last_lines(&self.log, self.log_start) {
+        match last_lines(&self.log_file, self.log_start) {
             Ok(lines) if !lines.is_empty() => {
                 text += &format!("; the last lines of {log}:");
                 lines.iter().for_each(|line| text += &format!("\n  {line}"));
@@ -221,14 +220,20 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
     args
 }
 
+/// Up to `length_max` bytes of a file from `start` on.
+fn read_part(file: &File, start: u64, length_max: u64) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len().saturating_sub(start);
+    let length = usize::try_from(length.min(length_max)).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, start)?;
+    Ok(bytes)
+}
+
 /// The last lines of a file, of what was written from `start` on.
-fn last_lines(path: &Path, start: u64) -> io::Result<Vec<String>> {
-    let mut file = File::open(path)?;
+fn last_lines(file: &File, start: u64) -> io::Result<Vec<String>> {
     let end = file.metadata()?.len();
     let from = start.max(end.saturating_sub(LOG_TAIL_BYTES));
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = Vec::new();
-    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+    let bytes = read_part(file, from, LOG_TAIL_BYTES)?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let skip = lines.len().saturating_sub(LOG_TAIL_LINES);
@@ -245,10 +250,11 @@ mod tests {
         let path = dir.path().join("x.log");
         let lines: String = (0..20).map(|number| format!("line {number}\n")).collect();
         fs::write(&path, format!("old\n{lines}")).expect("written");
-        let all = last_lines(&path, 4).expect("readable");
+        let file = File::open(&path).expect("opened");
+        let all = last_lines(&file, 4).expect("readable");
         assert_eq!((all.len(), all[0].as_str()), (LOG_TAIL_LINES, "line 12"));
         let end = fs::metadata(&path).expect("a file").len();
-        assert_eq!(last_lines(&path, end - 8).expect("readable"), ["line 19"]);
-        assert!(last_lines(&path, end).expect("readable").is_empty());
+        assert_eq!(last_lines(&file, end - 8).expect("readable"), ["line 19"]);
+        assert!(last_lines(&file, end).expect("readable").is_empty());
     }
 }

@@ -320,6 +320,13 @@ impl NameChange {
         | NameChange::Remove(path)) = self;
         path.parent() == Some(dir)
     }
+
+    pub(super) fn is_below(&self, dir: &Path) -> bool {
+        let (NameChange::Create(path, _)
+        | NameChange::Rename(_, path, _)
+        | NameChange::Remove(path)) = self;
+        path.starts_with(dir)
+    }
 }
 
 pub(super) fn not_found(path: &Path) -> io::Error {

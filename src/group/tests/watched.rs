@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::disk::fs::{File, FileSystem};
+use crate::disk::fs::{File, FileId, FileSystem};
 
 /// A disk that counts syncs and fails on demand.
 #[derive(Clone)]
@@ -73,6 +73,9 @@ impl FileSystem for Watched {
         }
         self.fs.free_space(dir)
     }
+    fn id(&self, path: &Path) -> std::io::Result<FileId> {
+        self.fs.id(path)
+    }
 }
 
 impl File for WatchedFile {
@@ -100,5 +103,8 @@ impl File for WatchedFile {
     }
     fn sync_all(&self) -> std::io::Result<()> {
         self.file.sync_all()
+    }
+    fn id(&self) -> std::io::Result<FileId> {
+        self.file.id()
     }
 }
