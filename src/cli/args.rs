@@ -103,7 +103,7 @@ pub enum Command {
     /// Kill a process of the cluster that `tolerex up` runs (SIGKILL).
     Kill(ProcessArgs),
     /// Start a process that was stopped or has died, of the cluster that `tolerex up` runs.
-    Start(ProcessArgs),
+    Start(StartArgs),
     /// Measure how fast a cluster stores and reads messages.
     ///
     /// Without --rate each connection sends its next requests when the last ones are answered. With
@@ -179,6 +179,18 @@ pub struct ProcessArgs {
     pub data_dir: PathBuf,
 }
 
+/// `tolerex start`.
+#[derive(Args, Clone, Debug)]
+pub struct StartArgs {
+    /// Which process.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Of a member: its data directory takes the name over from one that holds messages, whose
+    /// copies are given up.
+    #[arg(long)]
+    pub replace: bool,
+}
+
 /// `tolerex up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
@@ -202,6 +214,10 @@ pub struct UpArgs {
     /// the first start.
     #[arg(long, value_enum)]
     pub engine: Option<EngineArg>,
+    /// A member whose data directory takes its name over from one that holds messages, whose copies
+    /// are given up. May be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub replace: Vec<String>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR", default_value = "tolerex-data")]
     pub data_dir: PathBuf,

@@ -61,7 +61,14 @@ fn run(command: Command) -> Result<(), ToolError> {
         Command::Group { action, json, at } => group::run(action.as_ref(), json, &at),
         Command::Stop(args) => control::run(Verb::Stop, &args),
         Command::Kill(args) => control::run(Verb::Kill, &args),
-        Command::Start(args) => control::run(Verb::Start, &args),
+        Command::Start(args) => {
+            let verb = if args.replace {
+                Verb::Replace
+            } else {
+                Verb::Start
+            };
+            control::run(verb, &args.process)
+        }
         Command::Shell { at } => shell::run(&at),
         Command::Bench(args) => {
             Descriptors::raise();

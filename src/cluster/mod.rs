@@ -99,7 +99,7 @@ impl Cluster {
     }
 
     /// Takes a member in as applied metadata has it, or renews its name, address and zone; what is
-    /// known of its links and load stays.
+    /// known of its links and load stays. One that was retired is not any more.
     pub fn register(&mut self, registration: &Registration) {
         let zone_number = self.zone_number(&registration.zone);
         let position = match self.position(registration.id) {
@@ -121,6 +121,7 @@ impl Cluster {
             }
         };
         let member = &mut self.members[position];
+        member.is_retired = false;
         member.name.clone_from(&registration.name);
         member.address.clone_from(&registration.address);
         member.zone.clone_from(&registration.zone);
@@ -311,6 +312,12 @@ impl Cluster {
         self.position(id)
             .ok()
             .map(|position| &self.members[position])
+    }
+
+    /// The id other than `id` that has this name, and is not retired.
+    pub fn other_of_name(&self, name: &str, id: MemberId) -> Option<&MemberView> {
+        let mut members = self.members.iter();
+        members.find(|member| !member.is_retired && member.name == name && member.id != id)
     }
 
     /// All registered members that are not retired, by name.

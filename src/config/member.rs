@@ -95,6 +95,15 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "where this member stands; copies are spread over zones",
     },
     Setting {
+        name: "replace",
+        kind: Kind::Switch,
+        default: "false",
+        originals: &[],
+        short_flags: &[],
+        meaning: "for one start: take the name over from another data directory that holds \
+                  messages, whose copies are given up",
+    },
+    Setting {
         name: "engine",
         kind: Kind::OneOf(ENGINES),
         default: "log",
@@ -226,6 +235,7 @@ pub struct MemberConfig {
     pub metrics_bind: Option<SocketAddr>,
     pub expected_leader_cn: String,
     pub zone: String,
+    pub replace: bool,
     pub engine: EngineKind,
     pub io: WriteMode,
     pub segment_bytes: u64,
@@ -247,6 +257,7 @@ impl MemberConfig {
             metrics_bind: values.bind_or_none("metrics_bind"),
             expected_leader_cn: values.text("expected_leader_cn"),
             zone: values.text("zone"),
+            replace: values.switch("replace"),
             engine: match values.text("engine").as_str() {
                 "log" => EngineKind::Log,
                 "files" => EngineKind::Files,

@@ -223,6 +223,7 @@ impl BulkWrite {
                 | Applied::Expired { .. }
                 | Applied::Registered { .. }
                 | Applied::StaleIncarnation { .. }
+                | Applied::NameHeld { .. }
                 | Applied::Retired
                 | Applied::Set => unreachable!("a reservation is applied as a reservation"),
             },

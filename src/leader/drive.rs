@@ -461,6 +461,7 @@ fn refusal(response: Response) -> Refusal {
         Response::Refused(refusal) => refusal,
         Response::Store(_)
         | Response::Fetch(_)
+        | Response::Holds(_)
         | Response::Release
         | Response::Register
         | Response::Heartbeat(_)

@@ -217,8 +217,10 @@ impl Machine {
         self.publish_numbers();
         let loads = self.state.take_changed_loads();
         let mut cluster = self.view.cluster.lock();
-        if let (Applied::Registered { retired }, Change::RegisterMember(registration)) =
-            (applied, &command.change)
+        if let (
+            Applied::Registered { retired },
+            Change::RegisterMember(registration) | Change::AdmitMember { registration, .. },
+        ) = (applied, &command.change)
         {
             if let Some(retired) = retired {
                 cluster.retire(*retired);
@@ -258,6 +260,7 @@ impl StateMachine for Machine {
             | Applied::Resumed { .. }
             | Applied::Refused(_)
             | Applied::StaleIncarnation { .. }
+            | Applied::NameHeld { .. }
             | Applied::Retired => {}
         }
         applied

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use log::{info, warn};
+use parking_lot::Mutex;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Instant};
+use crate::cluster::liveness::HEARTBEAT_SILENCE_MAX;
 use crate::group::{IncomingChunk, ProposalOutcome};
 use crate::ids::{MemberId, PeerId};
 use crate::leader::desk::Desk;
@@ -12,6 +14,7 @@ use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command, Registration};
+use crate::protocol::reply::MemberState;
 use crate::protocol::request::Batch;
 use crate::rpc::PeerInfo;
 use crate::rpc::link::Link;
@@ -22,18 +25,30 @@ use crate::rpc::message::{
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
 
+/// The member whose refusal was logged last, and the refusal. Guards only itself.
+type LastRefused = Arc<Mutex<Option<(MemberId, Refusal)>>>;
+
 /// Answers members and other leaders.
 pub struct MemberService {
     shared: Arc<Shared>,
     /// Answers what other leaders pass on.
     desk: Option<Arc<Desk>>,
+    /// When this leader began to hear members.
+    since: Instant,
+    /// So that a member which tries again each second is not logged each time.
+    refused: LastRefused,
 }
 
 impl MemberService {
     /// For all connections of members.
     pub fn new(shared: Arc<Shared>) -> MemberService {
-        let desk = None;
-        MemberService { shared, desk }
+        let (desk, since) = (None, shared.clock.now());
+        MemberService {
+            shared,
+            desk,
+            since,
+            refused: Arc::default(),
+        }
     }
 
     /// What other leaders pass on is answered there; without it, it is refused.
@@ -127,11 +142,19 @@ impl MemberService {
             incarnation: peer.incarnation,
             nonce: peer.nonce,
         };
-        let name = peer.name.clone();
-        let command = Command {
-            term,
-            change: Change::RegisterMember(registration.clone()),
+        let change = match self.name_holder(&registration) {
+            Holder::Itself => Change::RegisterMember(registration.clone()),
+            Holder::Another(refusal) => {
+                log_refusal(&self.refused, &registration, &refusal);
+                return responder.send(Response::Refused(refusal));
+            }
+            Holder::Free => Change::AdmitMember {
+                registration: registration.clone(),
+                replace: request.replace,
+            },
         };
+        let command = Command { term, change };
+        let refused = Arc::clone(&self.refused);
         self.shared
             .group
             .propose(term, command.encode(), move |outcome| {
@@ -145,11 +168,66 @@ impl MemberService {
                 responder.send(match answer {
                     Ok(()) => Response::Register,
                     Err(refusal) => {
-                        warn!("registration of {name} is refused: {refusal}");
+                        log_refusal(&refused, &registration, &refusal);
                         Response::Refused(refusal)
                     }
                 });
             });
+    }
+}
+
+/// Logs a refused registration, unless it is the last one again.
+fn log_refusal(last: &LastRefused, registration: &Registration, refusal: &Refusal) {
+    let refused = Some((registration.id, refusal.clone()));
+    let before = std::mem::replace(&mut *last.lock(), refused.clone());
+    if before != refused {
+        let Registration { name, id, .. } = registration;
+        warn!("registration of {name} ({id}) is refused: {refusal}");
+    }
+}
+
+/// Who has the name of a member that registers.
+enum Holder {
+    /// This id.
+    Itself,
+    /// Another id, which is up: the member is refused.
+    Another(Refusal),
+    /// None, or one that is not up: the registry decides.
+    Free,
+}
+
+impl MemberService {
+    /// Who has a name now. An id whose process is up keeps its name: a second process with its
+    /// certificate, or the same machine started twice, must not end it.
+    fn name_holder(&self, registration: &Registration) -> Holder {
+        let cluster = self.shared.view.cluster.lock();
+        let (id, name, now) = (registration.id, &registration.name, self.shared.clock.now());
+        if let Some(holder) = cluster.other_of_name(name, id) {
+            let state = cluster.state(holder.id, now);
+            // A leader that has just started has not heard of anybody yet.
+            let is_unknown = holder.liveness.last_seen().is_none()
+                && now.since(self.since) < HEARTBEAT_SILENCE_MAX;
+            return match state != MemberState::Down || is_unknown {
+                true => Holder::Another(Refusal::NameHeld {
+                    holder: holder.id,
+                    messages: holder.load.records(),
+                    is_up: true,
+                }),
+                false => Holder::Free,
+            };
+        }
+        let known = cluster.member(id);
+        match known.is_some_and(|known| !known.is_retired && known.name == *name) {
+            true => Holder::Itself,
+            false => Holder::Free,
+        }
+    }
+
+    /// Whether the member is retired, as far as the active leader knows.
+    fn is_retired(&self, id: MemberId) -> bool {
+        let is_active_leader = self.shared.serving_term().is_some();
+        let cluster = self.shared.view.cluster.lock();
+        is_active_leader && cluster.member(id).is_some_and(|member| member.is_retired)
     }
 }
 
@@ -162,7 +240,7 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
             let incarnation = registration.incarnation;
             info!("member {name} ({id}) registered at {address}, incarnation {incarnation}");
             if let Some(retired) = retired {
-                warn!("member {name} came with a new id, {retired} is retired");
+                warn!("member {name} came with another id, {id}: {retired} is retired");
             }
             Ok(())
         }
@@ -171,6 +249,11 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
             registered: *registered,
         }),
         Applied::Retired => Err(Refusal::Retired(registration.id)),
+        Applied::NameHeld { holder, messages } => Err(Refusal::NameHeld {
+            holder: *holder,
+            messages: *messages,
+            is_up: false,
+        }),
         Applied::WrongTerm => Err(Refusal::NotLeader),
         Applied::Write { .. }
         | Applied::Transacted { .. }
@@ -200,6 +283,9 @@ impl Service for MemberService {
             Request::Heartbeat(counters) => {
                 let now = self.shared.clock.now();
                 let id = MemberId(peer.node_id);
+                if self.is_retired(id) {
+                    return responder.send(Response::Refused(Refusal::Retired(id)));
+                }
                 self.shared
                     .view
                     .cluster
@@ -208,7 +294,7 @@ impl Service for MemberService {
                 self.shared.told(id, counters.seen);
                 responder.send(Response::Heartbeat(self.shared.committed()));
             }
-            Request::Store(_) | Request::Fetch(_) | Request::Release(_) => {
+            Request::Store(_) | Request::Fetch(_) | Request::Release(_) | Request::Holds(_) => {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());
                 responder.send(Response::Refused(refusal));
             }

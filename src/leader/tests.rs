@@ -126,6 +126,7 @@ impl Rig {
             data_dir: self.data_dir(&name),
             cluster_id: CLUSTER,
             zone: String::new(),
+            replace: false,
             tls: self.tls(&name),
             engine: crate::storage::EngineKind::Log,
             io: crate::storage::WriteMode::Sync,

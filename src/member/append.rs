@@ -423,6 +423,7 @@ impl Ticket {
                 );
             }
             Response::Fetch(_)
+            | Response::Holds(_)
             | Response::Register
             | Response::Heartbeat(_)
             | Response::Snapshot

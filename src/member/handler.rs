@@ -12,10 +12,12 @@ use parking_lot::RwLock;
 
 use crate::ids::{CallId, Fence};
 use crate::member::append::{AppendQueue, Job, Operation};
-use crate::replica::core::fetch;
+use crate::replica::core::{fetch, holds};
 use crate::rpc::PeerInfo;
 use crate::rpc::frame::FRAME_BYTES_MAX;
-use crate::rpc::message::{FetchRequest, FetchResult, Purpose, Refusal, Request, Response};
+use crate::rpc::message::{
+    FetchRequest, FetchResult, HoldsRequest, Purpose, Refusal, Request, Response,
+};
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
 use crate::storage::compaction::Step;
@@ -37,9 +39,15 @@ struct Queues {
     large: Sender<Fetch>,
 }
 
-/// A fetch that waits for a reader.
+/// What readers answer.
+enum Query {
+    Fetch(FetchRequest),
+    Holds(HoldsRequest),
+}
+
+/// A query that waits for a reader.
 struct Fetch {
-    request: FetchRequest,
+    query: Query,
     call: CallId,
     from: Arc<str>,
     responder: Responder,
@@ -96,15 +104,15 @@ impl Handler {
         }
     }
 
-    fn fetch(
+    fn read(
         &self,
-        request: FetchRequest,
+        query: Query,
         call: CallInfo,
         (from, purpose): (Arc<str>, Purpose),
         responder: Responder,
     ) {
         let fetch = Fetch {
-            request,
+            query,
             call: call.id,
             from,
             responder,
@@ -143,7 +151,12 @@ impl Service for Handler {
                 self.append(Operation::Release(request), call, from, responder);
             }
             Request::Fetch(request) => {
-                self.fetch(request, call, (from, peer.purpose), responder);
+                let query = Query::Fetch(request);
+                self.read(query, call, (from, peer.purpose), responder);
+            }
+            Request::Holds(request) => {
+                let query = Query::Holds(request);
+                self.read(query, call, (from, peer.purpose), responder);
             }
             Request::Register(_) | Request::Heartbeat(_) => {
                 let reason = "a member takes no registrations".to_owned();
@@ -193,12 +206,23 @@ impl FetchWorker {
 
     fn answer(&self, waiting: Fetch) {
         let Fetch {
-            request,
+            query,
             call,
             from,
             responder,
         } = waiting;
         let highest = *self.fence.read();
+        let request = match query {
+            Query::Fetch(request) => request,
+            Query::Holds(request) => {
+                let response = holds(self.reader.as_ref(), highest, &request);
+                log::debug!(
+                    "call={call} from={from} holds records={}",
+                    request.revisions.len()
+                );
+                return responder.send(response);
+            }
+        };
         let damaged = |revision, error| {
             log::error!("call={call} from={from}: revision {revision} is damaged: {error}");
         };
@@ -219,6 +243,7 @@ impl FetchWorker {
             }
             Response::Store(_)
             | Response::Release
+            | Response::Holds(_)
             | Response::Register
             | Response::Heartbeat(_)
             | Response::Snapshot

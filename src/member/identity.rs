@@ -12,8 +12,14 @@
 //!
 //! **R11.** `member.id` claims that fence, incarnation and data are complete: leaders count on the
 //! copies of that id. So it is written after the others, and when one of them is missing or damaged
-//! it is removed, durably, before anything is put in their place; the member gets a new id, under
-//! which it holds nothing. Its old records stay where they are, for the audit to release.
+//! the member does not start: it may be a disk that is not mounted, or a file that can be put back.
+//! With `--replace` the id is given up instead: it is removed, durably, before anything is put in
+//! the place of what is missing, and the member gets a new id, under which it holds nothing. Its old
+//! records stay where they are, for the audit to release.
+//!
+//! A first start that was cut short leaves parts too. It is told by their values, which no member
+//! has that ever took a record: no id, at most the first incarnation, at most the lowest fence.
+//! Then nothing is lost, and the start begins anew.
 //!
 //! Not seen: a log directory that lost some of its newest segments as whole files.
 
@@ -53,7 +59,7 @@ pub enum Past {
         /// The highest fence executed.
         fence: Fence,
     },
-    /// It is new, or something is missing: it gets a new id.
+    /// It is new, or its id was given up: it gets a new id.
     None,
 }
 
@@ -62,42 +68,74 @@ pub fn fence_path(data_dir: &Path) -> PathBuf {
     data_dir.join("fence")
 }
 
-/// Looks at what is there, before the engine is opened. What claims an identity that is not
-/// complete any more is removed for good.
-pub fn examine(fs: &dyn FileSystem, data_dir: &Path, engine: EngineKind) -> anyhow::Result<Past> {
+/// The identity in a data directory has a part that is missing or damaged.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: put back what is missing (is a disk not mounted?) and start again; or start with \
+     --replace: then this member gets a new id, and its copies under the old one are given up",
+    parts.join("; ")
+)]
+pub struct Incomplete {
+    /// The files, each with what is wrong with it.
+    parts: Vec<String>,
+}
+
+/// Looks at what is there, before the engine is opened. An identity of which a part is missing or
+/// damaged is an error, [`Incomplete`]; with `replace` it is given up for good.
+pub fn examine(
+    fs: &dyn FileSystem,
+    data_dir: &Path,
+    engine: EngineKind,
+    replace: bool,
+) -> anyhow::Result<Past> {
     let id_path = data_dir.join("member.id");
     let id = found(read_integer(fs, &id_path))?;
     let incarnation = found(read_integer(fs, &data_dir.join("incarnation")))?;
     let fence = found(read_fence(fs, data_dir))?;
     let data = found(find_data(fs, data_dir, engine))?;
-    let (id, incarnation, fence) = match (id, incarnation, fence, data) {
-        (Ok(id), Ok(incarnation), Ok(fence), Ok(())) => (id, incarnation, fence),
-        (Err(id), Err(_), Err(_), Err(_)) if id == MISSING => return Ok(Past::None),
+    let is_unfinished = id == Err(MISSING.to_owned())
+        && is_missing_or(&incarnation, 1)
+        && is_missing_or(&fence, Fence::default())
+        && (fence.is_ok() || incarnation.is_err());
+    match (id, incarnation, fence, data) {
+        (Ok(id), Ok(incarnation), Ok(fence), Ok(())) => Ok(Past::Complete {
+            id: MemberId(id),
+            incarnation,
+            fence,
+        }),
+        _ if is_unfinished => Ok(Past::None),
         (id, incarnation, fence, data) => {
             let engine = engine.to_string();
-            for (what, error) in [
+            let parts = [
                 ("member.id", id.as_ref().err()),
                 ("incarnation", incarnation.as_ref().err()),
                 ("fence", fence.as_ref().err()),
                 (engine.as_str(), data.as_ref().err()),
-            ] {
-                if let Some(error) = error {
-                    let path = data_dir.join(what);
-                    log::error!("{}: {error}: this member gets a new id", path.display());
-                }
+            ];
+            let bad = parts.into_iter().filter_map(|(what, error)| {
+                let path = data_dir.join(what);
+                Some(format!("{} is {}", path.display(), error?))
+            });
+            let parts: Vec<String> = bad.collect();
+            if !replace {
+                return Err(Incomplete { parts }.into());
             }
+            log::error!("{}: this member gets a new id", parts.join("; "));
             if let Ok(id) = id {
                 log::error!("member id {id:016x} is given up, its copies count as lost");
             }
             give_up(fs, data_dir, &id_path)?;
-            return Ok(Past::None);
+            Ok(Past::None)
         }
-    };
-    Ok(Past::Complete {
-        id: MemberId(id),
-        incarnation,
-        fence,
-    })
+    }
+}
+
+/// Whether a file does not exist, or has this value.
+fn is_missing_or<T: PartialEq>(found: &Result<T, String>, value: T) -> bool {
+    match found {
+        Ok(found) => *found == value,
+        Err(error) => error == MISSING,
+    }
 }
 
 /// Begins this start's incarnation, under a new id if there is no past. The data exists by now.
@@ -158,7 +196,9 @@ fn found<T>(read: Result<Option<T>, LogError>) -> anyhow::Result<Result<T, Strin
     match read {
         Ok(Some(value)) => Ok(Ok(value)),
         Ok(None) => Ok(Err(MISSING.to_owned())),
-        Err(error @ LogError::Damaged { .. }) => Ok(Err(error.to_string())),
+        Err(LogError::Damaged { offset, what, .. }) => {
+            Ok(Err(format!("damaged at offset {offset}: {what}")))
+        }
         Err(
             error @ (LogError::Version { .. }
             | LogError::Io { .. }
@@ -225,10 +265,14 @@ mod tests {
 
     /// Does what a start does, with one file in the place of a log.
     fn start(fs: &MemFileSystem) -> anyhow::Result<Identity> {
+        start_with(fs, false)
+    }
+
+    fn start_with(fs: &MemFileSystem, replace: bool) -> anyhow::Result<Identity> {
         let dir = Path::new(DIR);
         fs.create_dir_all(dir)?;
         cluster_file::bind(fs, dir, ClusterId(1))?;
-        let past = examine(fs, dir, EngineKind::Log)?;
+        let past = examine(fs, dir, EngineKind::Log, replace)?;
         let log = opening::engine_dir(dir, EngineKind::Log);
         fs.create_dir_all(&log)?;
         let segment = log.join("00000001.log");
@@ -283,19 +327,70 @@ mod tests {
         assert_eq!(start(&fs).unwrap().fence, fence);
     }
 
+    const PARTS: [&str; 4] = ["member.id", "fence", "incarnation", "log/00000001.log"];
+
     #[test]
-    fn an_id_without_its_data_never_comes_back_whatever_fails_meanwhile() {
+    fn a_part_that_is_missing_or_damaged_is_named_and_costs_nothing_once_it_is_back() {
+        for name in PARTS {
+            for is_cut in [false, true] {
+                let fs = MemFileSystem::new();
+                let old = start(&fs).unwrap();
+                // Records came, and raised the fence.
+                let fence = Fence { term: 3, link: 1 };
+                let path = fence_path(Path::new(DIR));
+                atomic_file::write(&fs, &path, &fence::encode(fence)).unwrap();
+                let whole = fs.fork();
+                match is_cut {
+                    // The log's own recovery tells what becomes of a segment that was cut.
+                    true if name.ends_with(".log") => continue,
+                    true => assert!(fs.cut(&Path::new(DIR).join(name), 3)),
+                    false => remove(&fs, name),
+                }
+                for _ in 0..2 {
+                    let error = start(&fs).unwrap_err().to_string();
+                    let part = name.split('/').next().unwrap();
+                    assert!(error.contains(&format!("{DIR}/{part} is ")), "{error}");
+                    assert!(error.contains("--replace"), "{error}");
+                }
+                let new = start_with(&fs, true).unwrap();
+                assert_ne!(new.id, old.id);
+                assert_eq!(start(&whole).unwrap().id, old.id);
+            }
+        }
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_short_begins_anew() {
+        for calls in 0..40 {
+            let fs = MemFileSystem::new();
+            fs.fail(Operation::Any, calls, Fault::ShortWrite);
+            _ = start(&fs);
+            fs.heal();
+            fs.crash(Loss::Random(calls));
+            let first = start(&fs).unwrap();
+            assert_eq!(start(&fs).unwrap().id, first.id, "{calls} calls");
+        }
+    }
+
+    #[test]
+    fn an_id_without_its_data_never_comes_back_once_it_is_given_up() {
         for name in ["fence", "incarnation", "log/00000001.log"] {
             for calls in 0..40 {
                 let fs = MemFileSystem::new();
                 let old = start(&fs).unwrap();
+                let fence = Fence { term: 3, link: 1 };
+                let path = fence_path(Path::new(DIR));
+                atomic_file::write(&fs, &path, &fence::encode(fence)).unwrap();
                 remove(&fs, name);
                 fs.fail(Operation::Any, calls, Fault::ShortWrite);
-                _ = start(&fs);
+                let given_up = start_with(&fs, true);
                 fs.heal();
                 fs.crash(Loss::Random(calls));
-                let new = start(&fs).unwrap();
+                let new = start(&fs).or_else(|_| start_with(&fs, true)).unwrap();
                 assert_ne!(new.id, old.id, "{name}, {calls} calls");
+                if let Ok(given_up) = given_up {
+                    assert_eq!(new.id, given_up.id);
+                }
                 let again = start(&fs).unwrap();
                 assert_eq!(again.id, new.id);
             }

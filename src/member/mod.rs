@@ -64,6 +64,9 @@ pub struct Settings {
     pub cluster_id: ClusterId,
     /// Placement zone, empty for none.
     pub zone: String,
+    /// A new id may take the name from one that holds messages, whose copies are given up; an
+    /// identity that is not complete is given up too.
+    pub replace: bool,
     /// Its certificate.
     pub tls: TlsSettings,
     /// How payloads are kept on disk; refused if the data directory has it otherwise.

@@ -4,8 +4,13 @@
 //!
 //! A leader that is not the active one refuses the registration; it is tried again before long, so
 //! that the member is registered wherever the active leader turns up. A refusal that says that this
-//! data directory is a rolled back or cloned one, or was replaced, ends the process: serving on
-//! would count copies that are not there.
+//! data directory is a rolled back or cloned one ends the process: serving on would count copies
+//! that are not there.
+//!
+//! When another member id has this member's name, the process waits: it says what to do and tries
+//! again each second, so that it goes on as soon as the other one's data directory is given up, or
+//! its own start was a mistake that is undone. One that hears from a heartbeat that its id was
+//! retired says so and registers again, which leads to the same wait.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,6 +60,10 @@ pub struct Registration {
     pub address: String,
     /// Its placement zone, empty for none.
     pub zone: String,
+    /// The name may be taken from an id that holds messages.
+    pub replace: bool,
+    /// Records that were acknowledged may be lost.
+    pub incomplete: bool,
     /// Our certificate.
     pub tls: Arc<TlsContext>,
     /// For deadlines.
@@ -70,6 +79,10 @@ pub struct Registration {
     /// Ends the thread.
     pub stop: StopSignal,
 }
+
+/// How the log line begins that tells what somebody must do before this member takes part;
+/// `tolerex up` shows such lines.
+pub const WAITING: &str = "waiting for a decision: ";
 
 /// Why a link to a leader ended.
 enum End {
@@ -126,15 +139,36 @@ impl Registration {
         let mut registered = false;
         while !self.stop.is_stopped() {
             if !registered {
-                registered = self.call(&link, Request::Register(self.registration()))?;
-                if registered {
-                    let name = &link.peer().name;
-                    log::info!("registered with leader {name} ({leader})");
-                    reported.clear();
+                match self.call(&link, Request::Register(self.registration()))? {
+                    Ok(()) => {
+                        let name = &link.peer().name;
+                        log::info!("registered with leader {name} ({leader})");
+                        reported.clear();
+                        registered = true;
+                    }
+                    Err(refusal @ Refusal::NameHeld { .. }) => {
+                        let reason = format!("{WAITING}{refusal}");
+                        if reason != *reported {
+                            log::warn!("{reason}");
+                        }
+                        *reported = reason;
+                        self.wait(&link, HEARTBEAT_INTERVAL);
+                        continue;
+                    }
+                    Err(refusal @ Refusal::Retired(_)) => return Err(End::Rejected(refusal)),
+                    Err(_) => {}
                 }
             }
-            // A leader that refuses it as not the active one may have to be told who we are later.
-            registered &= self.call(&link, Request::Heartbeat(self.counters()))?;
+            match self.call(&link, Request::Heartbeat(self.counters()))? {
+                Ok(()) => {}
+                Err(refusal) => {
+                    if let Refusal::Retired(_) = refusal {
+                        log::error!("{refusal}: its name came with another id, it is retired");
+                    }
+                    // Not the active leader: it may have to be told who we are later.
+                    registered = false;
+                }
+            }
             let interval = match registered {
                 true => HEARTBEAT_INTERVAL,
                 false => REGISTER_INTERVAL,
@@ -144,19 +178,26 @@ impl Registration {
         Ok(())
     }
 
-    /// Whether the call was accepted; a leader that is not the active one refuses it.
-    fn call(&self, link: &Link, request: Request) -> Result<bool, End> {
+    /// Whether the call was accepted, or a refusal after which the link is still of use; a leader
+    /// that is not the active one refuses.
+    fn call(&self, link: &Link, request: Request) -> Result<Result<(), Refusal>, End> {
         let deadline = self.clock.now() + CALL_TIMEOUT;
         match link.call_wait(0, request, deadline)? {
-            Response::Register => Ok(true),
+            Response::Register => Ok(Ok(())),
             Response::Heartbeat(committed) => {
                 self.witness.told(committed, self.clock.now());
-                Ok(true)
+                Ok(Ok(()))
             }
-            Response::Refused(Refusal::NotLeader | Refusal::Busy) => Ok(false),
+            Response::Refused(
+                refusal @ (Refusal::NotLeader
+                | Refusal::Busy
+                | Refusal::NameHeld { .. }
+                | Refusal::Retired(_)),
+            ) => Ok(Err(refusal)),
             Response::Refused(refusal) => Err(End::from(refusal)),
             Response::Store(_)
             | Response::Fetch(_)
+            | Response::Holds(_)
             | Response::Release
             | Response::Snapshot
             | Response::Join(_)
@@ -172,6 +213,9 @@ impl Registration {
             address: self.address.clone(),
             zone: self.zone.clone(),
             seen: self.seen(),
+            replace: self.replace,
+            incomplete: self.incomplete,
+            records: Some(self.reader.counters().records),
         }
     }
 
@@ -217,6 +261,7 @@ impl From<Refusal> for End {
             | Refusal::NotLeader
             | Refusal::Busy
             | Refusal::NoSpace
+            | Refusal::NameHeld { .. }
             | Refusal::Other(_) => End::Lost(refusal.to_string()),
         }
     }

@@ -123,6 +123,8 @@ impl Member {
             identity: local,
             address: address.unwrap_or_else(|| server.local_addr().to_string()),
             zone: settings.zone.clone(),
+            replace: settings.replace,
+            incomplete: false,
             tls: Arc::clone(&tls),
             clock: Arc::clone(&clock),
             reader: Arc::clone(&reader),
@@ -289,19 +291,20 @@ fn start_beats(
     Ok(beats)
 }
 
-/// Opens the data directory: the store, and this start's incarnation.
+/// Opens the data directory: the store, and this start's incarnation. With `replace` an identity
+/// that is not complete is given up.
 pub fn open_data(
     fs: &Arc<dyn FileSystem>,
     dir: &Path,
     cluster_id: ClusterId,
-    options: &StoreOptions,
+    (options, replace): (&StoreOptions, bool),
     random: &mut dyn FnMut() -> anyhow::Result<u64>,
 ) -> anyhow::Result<(Store, Identity)> {
     let engine = options.engine;
     opening::check_engine(fs.as_ref(), dir, engine)
         .with_context(|| format!("cannot look at {}", dir.display()))??;
     cluster_file::bind(fs.as_ref(), dir, cluster_id)?;
-    let past = identity::examine(fs.as_ref(), dir, engine)?;
+    let past = identity::examine(fs.as_ref(), dir, engine, replace)?;
     let store = opening::open(fs, dir, options)
         .with_context(|| format!("cannot open the {engine} engine in {}", dir.display()))?;
     for damage in &store.recovery.damaged {
@@ -326,8 +329,9 @@ fn open_store(fs: &Arc<dyn FileSystem>, settings: &Settings) -> anyhow::Result<(
         },
     };
     let mut random = || getrandom::u64().context("no random numbers");
+    let opened = (&options, settings.replace);
     let dir = settings.data_dir.as_path();
-    let (store, identity) = open_data(fs, dir, settings.cluster_id, &options, &mut random)?;
+    let (store, identity) = open_data(fs, dir, settings.cluster_id, opened, &mut random)?;
     let Counters { records, bytes } = store.engine.reader().counters();
     log::info!(
         "{} id={} incarnation={} fence={} engine={engine} io={io} records={records} bytes={bytes}",

@@ -62,6 +62,7 @@ impl Rig {
             data_dir: self.data_dir(),
             cluster_id: CLUSTER,
             zone: String::new(),
+            replace: false,
             tls: self.pki.issue("member-1", Role::Member),
             engine: EngineKind::Log,
             io: WriteMode::Sync,

@@ -9,8 +9,8 @@
 //!
 //! | part | size | meaning |
 //! |---|---|---|
-//! | version | 1 | 1; 2 for kind 5; 3 for the kinds from 6 on |
-//! | kind | 1 | as in the next table, from 1 write to 7 expire |
+//! | version | 1 | 1; 2 for kind 5; 3 for kinds 6 and 7; 4 for kind 8 |
+//! | kind | 1 | as in the next table, from 1 write to 8 admit member |
 //! | term | 8 | `Command::term` |
 //! | body | to the end | by kind |
 //!
@@ -23,6 +23,7 @@
 //! | once | writes and reservations with tokens: [`super::once`] |
 //! | transact | steps with conditions, times to live, reads: [`super::transact`] |
 //! | expire | varint: the leader's time in milliseconds since the Unix epoch |
+//! | admit member | as register member, then 1 byte: 1 if it may replace, else 0 |
 //!
 //! A run is neighbouring SETs with one replica set, or neighbouring DELs, so that a set is written
 //! once a run: 1 byte number of members, 0 for DELs; the member ids, 8 bytes each, ascending;
@@ -44,7 +45,7 @@ use crate::metadata::tokens::Outcome;
 use crate::metadata::transact::Transact;
 
 /// The highest version of the encoding.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const KIND_WRITE: u8 = 1;
 const KIND_RESERVE_IDS: u8 = 2;
 const KIND_REGISTER_MEMBER: u8 = 3;
@@ -52,6 +53,7 @@ const KIND_SET_TOLERANCE: u8 = 4;
 const KIND_ONCE: u8 = 5;
 const KIND_TRANSACT: u8 = 6;
 const KIND_EXPIRE: u8 = 7;
+const KIND_ADMIT_MEMBER: u8 = 8;
 
 /// The most operations in a command: 16 batches of the most requests. It bounds the memory that
 /// decoding takes to a few MiB.
@@ -80,8 +82,18 @@ pub enum Change {
         /// 1..=1,000,000.
         count: u64,
     },
-    /// Take a member into the registry, or renew it.
+    /// Take a member into the registry, or renew it. A new id for a name retires the one that it
+    /// had, whatever that holds: entries of older builds say so. Written only for an id that has
+    /// its name.
     RegisterMember(Registration),
+    /// Take a member into the registry, or renew it, unless another id holds messages under its
+    /// name.
+    AdmitMember {
+        /// The member.
+        registration: Registration,
+        /// The name may be taken from an id that holds messages.
+        replace: bool,
+    },
     /// Set how many members hold each message.
     SetTolerance(u8),
     /// Writes or reserve ids, at most once for a token.
@@ -121,7 +133,7 @@ pub enum Operation {
 pub struct Registration {
     /// Its id.
     pub id: MemberId,
-    /// Its name, unique among members: a new id for a name retires the old one.
+    /// Its name: of the ids that have it, one is not retired.
     pub name: String,
     /// Where leaders reach its RPC, `host:port`.
     pub address: String,
@@ -189,6 +201,13 @@ pub enum Applied {
     },
     /// The id is registered for another name, or was retired.
     Retired,
+    /// The name belongs to another id, which holds messages; nothing changed.
+    NameHeld {
+        /// That id.
+        holder: MemberId,
+        /// How many messages list it.
+        messages: u64,
+    },
     /// The setting holds from here on.
     Set,
 }
@@ -277,6 +296,7 @@ impl Command {
             Change::Once(_) => (2, KIND_ONCE),
             Change::Transact(_) => (3, KIND_TRANSACT),
             Change::Expire { .. } => (3, KIND_EXPIRE),
+            Change::AdmitMember { .. } => (4, KIND_ADMIT_MEMBER),
         };
         let mut out = vec![version, kind];
         out.extend(self.term.to_le_bytes());
@@ -294,6 +314,13 @@ impl Command {
             Change::Once(once) => once.put(&mut out),
             Change::Transact(transact) => transact.put(&mut out),
             Change::Expire { now_ms } => put_varint(&mut out, *now_ms),
+            Change::AdmitMember {
+                registration,
+                replace,
+            } => {
+                put_registration(&mut out, registration);
+                out.push(u8::from(*replace));
+            }
         }
         out
     }
@@ -306,6 +333,7 @@ impl Command {
             Change::Transact(transact) => (&[], Some(transact)),
             Change::ReserveIds { .. }
             | Change::RegisterMember(_)
+            | Change::AdmitMember { .. }
             | Change::SetTolerance(_)
             | Change::Expire { .. } => (&[], None),
         };
@@ -322,6 +350,7 @@ impl Command {
             Change::Write(_)
             | Change::ReserveIds { .. }
             | Change::RegisterMember(_)
+            | Change::AdmitMember { .. }
             | Change::SetTolerance(_) => {}
         }
     }
@@ -349,6 +378,14 @@ impl Command {
             (3, KIND_TRANSACT) => Change::Transact(Transact::decode(&mut input)?),
             (3, KIND_EXPIRE) => Change::Expire {
                 now_ms: input.varint()?,
+            },
+            (4, KIND_ADMIT_MEMBER) => Change::AdmitMember {
+                registration: input.registration()?,
+                replace: match input.byte()? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(DecodeError::Invalid("switch")),
+                },
             },
             (_, unknown) => return Err(DecodeError::UnknownKind(unknown)),
         };
@@ -511,6 +548,16 @@ mod tests {
             &[255; 8],
             &[1, b'm', 3, b'h', b':', b'1', 0],
         ];
+        let admitted = Command {
+            term: 9,
+            change: Change::AdmitMember {
+                registration: registration.clone(),
+                replace: true,
+            },
+        };
+        let body = [&registered.concat()[..], &[1]].concat();
+        let expected = [&[4, 8, 9, 0, 0, 0, 0, 0, 0, 0], &body[..]].concat();
+        assert_eq!(admitted.encode(), expected);
         for (change, kind, body) in [
             (Change::ReserveIds { count: 300 }, 2, vec![0xac, 2]),
             (Change::RegisterMember(registration), 3, registered.concat()),
@@ -582,7 +629,7 @@ mod tests {
             Command::decode(&bytes)
         };
         assert_eq!(changed(0, 0), Err(DecodeError::UnknownVersion(0)));
-        assert_eq!(changed(0, 4), Err(DecodeError::UnknownVersion(4)));
+        assert_eq!(changed(0, 5), Err(DecodeError::UnknownVersion(5)));
         assert_eq!(changed(0, 2), Err(DecodeError::UnknownKind(4)));
         assert_eq!(changed(1, 5), Err(DecodeError::UnknownKind(5)));
         assert_eq!(changed(1, 6), Err(DecodeError::UnknownKind(6)));
@@ -707,6 +754,19 @@ mod properties {
         })
     }
 
+    fn any_registration() -> impl Strategy<Value = Registration> {
+        (any::<[u64; 3]>(), ".{0,20}", ".{0,20}", ".{0,20}").prop_map(
+            |([id, incarnation, nonce], name, address, zone)| Registration {
+                id: MemberId(id),
+                name,
+                address,
+                zone,
+                incarnation,
+                nonce,
+            },
+        )
+    }
+
     fn any_change() -> impl Strategy<Value = Change> {
         prop_oneof![
             any_once(),
@@ -715,19 +775,15 @@ mod properties {
             proptest::collection::vec(any_operation(), 0..20).prop_map(Change::Write),
             (1..=RESERVE_COUNT_MAX).prop_map(|count| Change::ReserveIds { count }),
             (TOLERANCE_MIN..=TOLERANCE_MAX).prop_map(Change::SetTolerance),
-            (any::<[u64; 3]>(), ".{0,20}", ".{0,20}", ".{0,20}").prop_map(
-                |([id, incarnation, nonce], name, address, zone)| {
-                    let id = MemberId(id);
-                    Change::RegisterMember(Registration {
-                        id,
-                        name,
-                        address,
-                        zone,
-                        incarnation,
-                        nonce,
-                    })
+            (any_registration(), any::<Option<bool>>()).prop_map(|(registration, replace)| {
+                match replace {
+                    None => Change::RegisterMember(registration),
+                    Some(replace) => Change::AdmitMember {
+                        registration,
+                        replace,
+                    },
                 }
-            ),
+            }),
         ]
     }
 
@@ -754,7 +810,7 @@ mod properties {
             bytes.truncate(cut.index(bytes.len()) + 1);
             let _ = Command::decode(&bytes);
             let _ = Command::decode(&noise);
-            for kind in KIND_WRITE..=KIND_EXPIRE {
+            for kind in KIND_WRITE..=KIND_ADMIT_MEMBER {
                 for version in 1..=VERSION {
                     let _ = Command::decode(&[&[version, kind], &noise[..]].concat());
                 }

@@ -1,17 +1,26 @@
 //! The registry of members, and the copies each one holds by the metadata. Pure.
 //!
 //! Rules of registration (DESIGN.md §5):
-//! * an id that is known under another name, or was retired, is refused;
+//! * an id that is known under another name is refused;
 //! * a lower incarnation than the registered one is refused, an equal one too unless its nonce is
 //!   the same (a reconnect): the disk was rolled back or cloned;
-//! * a new id for a known name retires the id it had.
+//! * of the ids of a name one is active, the others are retired. Another id, a new one or one that
+//!   was retired, becomes the active one if the present one holds no message, or if it is told to
+//!   replace it; otherwise it is refused, and tries again.
 //!
-//! A retired member takes no new copies and cannot come back; it stays in the registry, because the
-//! metadata still lists it for the copies that it held, until each is overwritten, deleted or (once
-//! repair exists) moved. Its counters go down with them.
+//! So a start on an empty directory, where a disk is not mounted, costs nothing; and a retired
+//! member whose data is there after all comes back with all of its copies, as long as none of them
+//! is overwritten or deleted.
 //!
-//! Known limit: retired ids are kept for good, some 200 bytes each, so that a wiped member's old
-//! disk is refused at any later time.
+//! A retired member takes no new copies and is not asked for those that it has. It stays in the
+//! registry, because the metadata still lists it for the copies that it held, until each is
+//! overwritten, deleted or (once repair exists) moved. Its counters go down with them.
+//!
+//! Entries of older builds ([`Members::register`]) retire the present id whatever it holds, and
+//! refuse a retired one for good. They keep their effect, as leaders that replay them must agree.
+//!
+//! Known limit: retired ids are kept for good, some 200 bytes each, so that a stale disk of one is
+//! refused at any later time.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +40,16 @@ pub struct Member {
     pub bytes: u64,
 }
 
+/// How an id stands that registers.
+enum Standing {
+    /// It was renewed, or refused.
+    Known(Applied),
+    /// It is retired.
+    Retired,
+    /// It was never registered.
+    New,
+}
+
 /// All members that ever registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
@@ -40,33 +59,70 @@ pub struct Members {
 }
 
 impl Members {
-    /// Takes a member in, renews it, or says why not.
+    /// Takes a member in, renews it, or says why not, as entries of older builds mean it.
     pub fn register(&mut self, registration: &Registration) -> Applied {
-        if let Some(known) = self.members.get_mut(&registration.id) {
-            let held = &known.registration;
-            if known.is_retired || held.name != registration.name {
-                return Applied::Retired;
-            }
-            let is_same_start = held.nonce == registration.nonce;
-            if registration.incarnation < held.incarnation
-                || (registration.incarnation == held.incarnation && !is_same_start)
-            {
-                let registered = held.incarnation;
-                return Applied::StaleIncarnation { registered };
-            }
-            known.registration = registration.clone();
-            return Applied::Registered { retired: None };
+        match self.renew(registration) {
+            Standing::Known(applied) => applied,
+            Standing::Retired => Applied::Retired,
+            Standing::New => self.activate(registration),
         }
-        let member = Member {
+    }
+
+    /// Takes a member in, renews it, or says why not. With `replace` it may take its name from an
+    /// id that holds messages.
+    pub fn admit(&mut self, registration: &Registration, replace: bool) -> Applied {
+        match self.renew(registration) {
+            Standing::Known(applied) => return applied,
+            Standing::Retired | Standing::New => {}
+        }
+        let holder = self.id_of(&registration.name);
+        let holder = holder.and_then(|id| self.members.get(&id));
+        match holder {
+            Some(held) if held.records > 0 && !replace => Applied::NameHeld {
+                holder: held.registration.id,
+                messages: held.records,
+            },
+            Some(_) | None => self.activate(registration),
+        }
+    }
+
+    /// Renews the registration of an active member, or refuses one.
+    fn renew(&mut self, registration: &Registration) -> Standing {
+        let Some(known) = self.members.get_mut(&registration.id) else {
+            return Standing::New;
+        };
+        let held = &known.registration;
+        if held.name != registration.name {
+            return Standing::Known(Applied::Retired);
+        }
+        let is_same_start = held.nonce == registration.nonce;
+        let is_stale = registration.incarnation < held.incarnation
+            || (registration.incarnation == held.incarnation && !is_same_start);
+        match known.is_retired {
+            true if !is_stale => Standing::Retired,
+            _ if is_stale => {
+                let registered = held.incarnation;
+                Standing::Known(Applied::StaleIncarnation { registered })
+            }
+            _ => {
+                known.registration = registration.clone();
+                Standing::Known(Applied::Registered { retired: None })
+            }
+        }
+    }
+
+    /// Makes this id the active one of its name, and retires the one that was.
+    fn activate(&mut self, registration: &Registration) -> Applied {
+        let id = registration.id;
+        let member = self.members.entry(id).or_insert_with(|| Member {
             registration: registration.clone(),
             is_retired: false,
             records: 0,
             bytes: 0,
-        };
-        self.members.insert(registration.id, member);
-        let retired = self
-            .names
-            .insert(registration.name.clone(), registration.id);
+        });
+        member.registration = registration.clone();
+        member.is_retired = false;
+        let retired = self.names.insert(registration.name.clone(), id);
         if let Some(id) = retired {
             self.members
                 .get_mut(&id)
@@ -170,7 +226,64 @@ mod tests {
     }
 
     #[test]
-    fn a_new_id_for_a_name_retires_the_old_one_for_good() {
+    fn a_new_id_takes_a_name_only_from_one_that_holds_nothing_or_by_request() {
+        let mut members = Members::default();
+        let registered = |retired: Option<u64>| Applied::Registered {
+            retired: retired.map(MemberId),
+        };
+        assert_eq!(members.admit(&start(1, "a", 1, 1), false), registered(None));
+        members.add_copies(MemberId(1), 300, 3000);
+        let held = Applied::NameHeld {
+            holder: MemberId(1),
+            messages: 300,
+        };
+        let before = members.clone();
+        assert_eq!(members.admit(&start(2, "a", 1, 1), false), held);
+        assert_eq!(members, before, "a refusal changes nothing");
+        // The right disk is mounted again.
+        assert_eq!(members.admit(&start(1, "a", 2, 2), false), registered(None));
+        assert_eq!(
+            members.admit(&start(2, "a", 1, 1), true),
+            registered(Some(1))
+        );
+        assert!(!members.is_active(MemberId(1)) && members.is_active(MemberId(2)));
+        assert_eq!(members.member(MemberId(1)).map(|m| m.records), Some(300));
+        // Nothing was written to the new one yet, so the old one comes back with all its copies.
+        assert_eq!(
+            members.admit(&start(1, "a", 3, 3), false),
+            registered(Some(2))
+        );
+        assert!(members.is_active(MemberId(1)) && !members.is_active(MemberId(2)));
+        assert_eq!(members.id_of("a"), Some(MemberId(1)));
+    }
+
+    #[test]
+    fn a_retired_id_comes_back_unless_its_disk_is_stale_or_its_name_is_used() {
+        let mut members = Members::default();
+        members.admit(&start(1, "a", 5, 5), false);
+        members.add_copies(MemberId(1), 10, 100);
+        members.admit(&start(2, "a", 1, 1), true);
+        members.add_copies(MemberId(2), 1, 10);
+        let held = Applied::NameHeld {
+            holder: MemberId(2),
+            messages: 1,
+        };
+        assert_eq!(members.admit(&start(1, "a", 6, 6), false), held);
+        let stale = Applied::StaleIncarnation { registered: 5 };
+        assert_eq!(members.admit(&start(1, "a", 5, 6), true), stale, "cloned");
+        assert_eq!(members.admit(&start(1, "a", 4, 6), true), stale, "older");
+        assert_eq!(members.admit(&start(1, "b", 6, 6), true), Applied::Retired);
+        let retired = Some(MemberId(2));
+        assert_eq!(
+            members.admit(&start(1, "a", 6, 6), true),
+            Applied::Registered { retired }
+        );
+        assert_eq!(members.member(MemberId(2)).map(|m| m.records), Some(1));
+        assert_eq!(members.iter().count(), 2);
+    }
+
+    #[test]
+    fn an_entry_of_an_older_build_retires_the_old_id_for_good() {
         let mut members = Members::default();
         members.register(&start(1, "a", 1, 1));
         members.register(&start(2, "b", 1, 1));

@@ -214,6 +214,13 @@ impl<S: Shards> State<S> {
                 self.changed.insert(registration.id);
                 self.members.register(registration)
             }
+            Change::AdmitMember {
+                registration,
+                replace,
+            } => {
+                self.changed.insert(registration.id);
+                self.members.admit(registration, *replace)
+            }
             Change::SetTolerance(tolerance) => {
                 assert!((TOLERANCE_MIN..=TOLERANCE_MAX).contains(tolerance));
                 self.settings.tolerance = Some(*tolerance);
@@ -655,10 +662,31 @@ mod properties {
         }
 
         fn register(&mut self, registration: &Registration) {
-            let Registration { id, name, .. } = registration;
-            if self.members.contains_key(id) {
-                return;
+            if !self.members.contains_key(&registration.id) {
+                self.activate(registration);
             }
+        }
+
+        /// Whether the name was free, or taken.
+        fn admit(&mut self, registration: &Registration, replace: bool) -> bool {
+            let Registration { id, name, .. } = registration;
+            if let Some((known, retired)) = self.members.get(id)
+                && (known != name || !retired)
+            {
+                return known == name;
+            }
+            let mut others = self.members.iter();
+            let holder = others.find(|(_, (known, retired))| known == name && !retired);
+            let holds = holder.is_some_and(|(id, _)| self.load(*id).0 > 0);
+            if holds && !replace {
+                return false;
+            }
+            self.activate(registration);
+            true
+        }
+
+        fn activate(&mut self, registration: &Registration) {
+            let Registration { id, name, .. } = registration;
             for (known, retired) in self.members.values_mut() {
                 *retired |= known == name;
             }
@@ -701,12 +729,15 @@ mod properties {
             6 => proptest::collection::vec(any_operation(), 0..12).prop_map(Change::Write),
             1 => (1..4_u64).prop_map(|count| Change::ReserveIds { count }),
             1 => (1..=7_u8).prop_map(Change::SetTolerance),
-            2 => (1..8_u64, "[a-e]").prop_map(|(id, name)| {
+            3 => (1..8_u64, "[a-e]", any::<Option<bool>>()).prop_map(|(id, name, replace)| {
                 let id = MemberId(id);
                 let (address, zone) = (String::new(), String::new());
                 let (incarnation, nonce) = (1, 1);
                 let registration = Registration { id, name, address, zone, incarnation, nonce };
-                Change::RegisterMember(registration)
+                match replace {
+                    None => Change::RegisterMember(registration),
+                    Some(replace) => Change::AdmitMember { registration, replace },
+                }
             }),
         ]
     }
@@ -791,6 +822,10 @@ mod properties {
                         prop_assert_eq!(*first, model.reserve(*count));
                     }
                     (Change::RegisterMember(registration), _) => model.register(registration),
+                    (Change::AdmitMember { registration, replace }, applied) => {
+                        let is_admitted = matches!(applied, Applied::Registered { .. });
+                        prop_assert_eq!(is_admitted, model.admit(registration, *replace));
+                    }
                     (Change::SetTolerance(tolerance), Applied::Set) => {
                         prop_assert_eq!(states[0].tolerance(), Some(*tolerance));
                     }

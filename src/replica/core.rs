@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crate::ids::{Fence, Revision};
 use crate::replica::fence::{self, FenceState};
 use crate::rpc::message::{
-    FetchRequest, FetchResult, Refusal, ReleaseRequest, Response, StoreRequest, StoreResult,
+    FetchRequest, FetchResult, HoldsRequest, Refusal, ReleaseRequest, Response, StoreRequest,
+    StoreResult,
 };
 use crate::storage::{Committed, Engine, Fatal, ReadError, Reader, Staged};
 
@@ -150,6 +151,16 @@ fn release_response(committed: Committed) -> Response {
             Response::Refused(Refusal::Other(reason))
         }
     }
+}
+
+/// Answers which records the member has, by its index. It raises no fence.
+pub fn holds(reader: &dyn Reader, highest: Fence, request: &HoldsRequest) -> Response {
+    if let Err(refusal) = fence::check(highest, request.fence) {
+        return Response::Refused(refusal);
+    }
+    let revisions = request.revisions.iter();
+    let held = revisions.map(|revision| reader.length(*revision).is_some());
+    Response::Holds(held.collect())
 }
 
 /// Answers a fetch. Its fence is compared with `highest`, the highest executed, and raises nothing.

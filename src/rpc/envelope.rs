@@ -17,8 +17,9 @@ use prost::Message as _;
 use crate::ids::{CallId, Fence, Key, LogPosition, Revision};
 use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HeartbeatRequest, Hello, RegisterRequest, ReleaseRequest, Request,
-    Response, Seen, StoreRecord, StoreRequest, StoreResult,
+    FetchRequest, FetchResult, HOLDS_REVISIONS_MAX, HeartbeatRequest, Hello, HoldsRequest,
+    RegisterRequest, ReleaseRequest, Request, Response, Seen, StoreRecord, StoreRequest,
+    StoreResult,
 };
 
 mod forward;
@@ -143,6 +144,14 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
                 )?,
             }))
         }
+        Some(WireBody::HoldsRequest(request)) => Body::Request(Request::Holds(HoldsRequest {
+            fence: to_fence(request.fence, "holds_request.fence")?,
+            revisions: to_revisions(
+                request.revisions,
+                HOLDS_REVISIONS_MAX,
+                "holds_request.revisions",
+            )?,
+        })),
         Some(WireBody::RegisterRequest(request)) => {
             Body::Request(Request::Register(to_register_request(request)?))
         }
@@ -161,6 +170,10 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
             Body::Response(Response::Fetch(to_fetch_results(response)?))
         }
         Some(WireBody::ReleaseResponse(_)) => Body::Response(Response::Release),
+        Some(WireBody::HoldsResponse(response)) if response.held.len() > HOLDS_REVISIONS_MAX => {
+            return invalid("holds_response.held", "has too many entries");
+        }
+        Some(WireBody::HoldsResponse(response)) => Body::Response(Response::Holds(response.held)),
         Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
         Some(WireBody::HeartbeatResponse(response)) => {
             Body::Response(Response::Heartbeat(to_position(response.committed)))
@@ -231,10 +244,21 @@ fn from_request(request: Request) -> WireBody {
                 revisions: from_revisions(request.revisions),
             })
         }
+        Request::Holds(request) => {
+            let revisions = request.revisions;
+            assert!(revisions.len() <= HOLDS_REVISIONS_MAX, "ask for too many");
+            WireBody::HoldsRequest(wire::HoldsRequest {
+                fence: Some(from_fence(request.fence)),
+                revisions: from_revisions(revisions),
+            })
+        }
         Request::Register(request) => WireBody::RegisterRequest(wire::RegisterRequest {
             address: request.address,
             zone: request.zone,
             seen: Some(from_seen(request.seen)),
+            replace: request.replace,
+            incomplete: request.incomplete,
+            records: request.records,
         }),
         Request::Heartbeat(request) => WireBody::HeartbeatRequest(wire::HeartbeatRequest {
             records: request.records,
@@ -259,6 +283,7 @@ fn from_response(response: Response) -> WireBody {
             results: results.into_iter().map(from_fetch_result).collect(),
         }),
         Response::Release => WireBody::ReleaseResponse(wire::ReleaseResponse {}),
+        Response::Holds(held) => WireBody::HoldsResponse(wire::HoldsResponse { held }),
         Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
         Response::Heartbeat(committed) => WireBody::HeartbeatResponse(wire::HeartbeatResponse {
             committed: Some(from_position(committed)),
@@ -375,10 +400,19 @@ fn to_register_request(request: wire::RegisterRequest) -> Checked<RegisterReques
     )?;
     let zone = to_label(request.zone, 0, ZONE_BYTES_MAX, "register_request.zone")?;
     let seen = to_seen(request.seen)?;
+    let wire::RegisterRequest {
+        replace,
+        incomplete,
+        records,
+        ..
+    } = request;
     Ok(RegisterRequest {
         address,
         zone,
         seen,
+        replace,
+        incomplete,
+        records,
     })
 }
 
@@ -570,6 +604,19 @@ mod tests {
                 "release_request.revisions has too many entries",
             ),
             (
+                WireBody::HoldsRequest(wire::HoldsRequest {
+                    fence: Some(wire::Fence { term: 1, link: 1 }),
+                    revisions: vec![1; HOLDS_REVISIONS_MAX + 1],
+                }),
+                "holds_request.revisions has too many entries",
+            ),
+            (
+                WireBody::HoldsResponse(wire::HoldsResponse {
+                    held: vec![true; HOLDS_REVISIONS_MAX + 1],
+                }),
+                "holds_response.held has too many entries",
+            ),
+            (
                 WireBody::StoreResponse(wire::StoreResponse { results: vec![9] }),
                 "store_response.results is unknown",
             ),
@@ -577,7 +624,7 @@ mod tests {
                 WireBody::RegisterRequest(wire::RegisterRequest {
                     address: "host: 1".to_owned(),
                     zone: String::new(),
-                    seen: None,
+                    ..Default::default()
                 }),
                 "register_request.address has white space",
             ),
@@ -912,12 +959,18 @@ mod tests {
             let release = (fence(), vec(revision(), 0..5)).prop_map(|(fence, revisions)| {
                 Request::Release(ReleaseRequest { fence, revisions })
             });
-            let register = ("[a-z]{1,9}:[0-9]{1,4}", "[a-z]{0,9}", seen()).prop_map(
-                |(address, zone, seen)| {
+            let holds = (fence(), vec(revision(), 0..5))
+                .prop_map(|(fence, revisions)| Request::Holds(HoldsRequest { fence, revisions }));
+            let flags = any::<(bool, bool, Option<u64>)>();
+            let register = ("[a-z]{1,9}:[0-9]{1,4}", "[a-z]{0,9}", seen(), flags).prop_map(
+                |(address, zone, seen, (replace, incomplete, records))| {
                     Request::Register(RegisterRequest {
                         address,
                         zone,
                         seen,
+                        replace,
+                        incomplete,
+                        records,
                     })
                 },
             );
@@ -953,6 +1006,7 @@ mod tests {
                 store,
                 fetch,
                 release,
+                holds,
                 register,
                 heartbeat,
                 raft,
@@ -1132,6 +1186,13 @@ mod tests {
                     }
                 }),
                 any::<u64>().prop_map(|id| Refusal::Retired(MemberId(id))),
+                any::<(u64, u64, bool)>().prop_map(|(holder, messages, is_up)| {
+                    Refusal::NameHeld {
+                        holder: MemberId(holder),
+                        messages,
+                        is_up,
+                    }
+                }),
                 "[ -~]{0,30}".prop_map(Refusal::Other),
             ]
         }
@@ -1153,6 +1214,7 @@ mod tests {
                 vec(stored, 0..5).prop_map(Response::Store),
                 vec(fetched, 0..5).prop_map(Response::Fetch),
                 Just(Response::Release),
+                vec(any::<bool>(), 0..9).prop_map(Response::Holds),
                 Just(Response::Register),
                 position().prop_map(Response::Heartbeat),
                 Just(Response::Snapshot),

@@ -250,6 +250,7 @@ fn results_of(request: &Request) -> RangeInclusive<usize> {
     match request {
         Request::Store(request) => exactly(request.records.len()),
         Request::Fetch(request) => exactly(request.revisions.len()),
+        Request::Holds(request) => exactly(request.revisions.len()),
         Request::Forward(Batch::Reads(keys)) => 1..=keys.len(),
         Request::Forward(batch) => exactly(batch.reply_count()),
         Request::Release(_) | Request::Register(_) | Request::Heartbeat(_) => exactly(0),
@@ -272,6 +273,7 @@ impl Pending {
             (_, Response::Refused(_)) => true,
             (Kind::Store, Response::Store(results)) => self.results.contains(&results.len()),
             (Kind::Fetch, Response::Fetch(results)) => self.results.contains(&results.len()),
+            (Kind::Holds, Response::Holds(held)) => self.results.contains(&held.len()),
             (Kind::Forward, Response::Forward(replies)) => self.results.contains(&replies.len()),
             (Kind::Release, Response::Release)
             | (Kind::Register, Response::Register)
@@ -279,7 +281,8 @@ impl Pending {
             | (Kind::Snapshot, Response::Snapshot)
             | (Kind::Join, Response::Join(_))
             | (Kind::Standing, Response::Standing(_)) => true,
-            (Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat, _)
+            (Kind::Store | Kind::Fetch | Kind::Release | Kind::Holds, _)
+            | (Kind::Register | Kind::Heartbeat, _)
             | (Kind::Raft | Kind::Snapshot | Kind::Join | Kind::Forward | Kind::Standing, _) => {
                 false
             }

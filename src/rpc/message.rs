@@ -79,6 +79,8 @@ pub enum Request {
     Fetch(FetchRequest),
     /// Leader to member: forget records.
     Release(ReleaseRequest),
+    /// Leader to member: which of these records are there?
+    Holds(HoldsRequest),
     /// Member to leader: take this member into the registry.
     Register(RegisterRequest),
     /// Member to leader: still here; once a second.
@@ -104,6 +106,8 @@ pub enum Kind {
     Fetch,
     /// See [`Request::Release`].
     Release,
+    /// See [`Request::Holds`].
+    Holds,
     /// See [`Request::Register`].
     Register,
     /// See [`Request::Heartbeat`].
@@ -124,7 +128,7 @@ impl Kind {
     /// The only role that may call it.
     pub fn caller(self) -> Role {
         match self {
-            Kind::Store | Kind::Fetch | Kind::Release => Role::Leader,
+            Kind::Store | Kind::Fetch | Kind::Release | Kind::Holds => Role::Leader,
             Kind::Raft | Kind::Snapshot | Kind::Join => Role::Leader,
             Kind::Forward | Kind::Standing => Role::Leader,
             Kind::Register | Kind::Heartbeat => Role::Member,
@@ -135,7 +139,8 @@ impl Kind {
     pub fn is_one_way(self) -> bool {
         match self {
             Kind::Raft => true,
-            Kind::Store | Kind::Fetch | Kind::Release | Kind::Register | Kind::Heartbeat => false,
+            Kind::Store | Kind::Fetch | Kind::Release | Kind::Holds => false,
+            Kind::Register | Kind::Heartbeat => false,
             Kind::Snapshot | Kind::Join | Kind::Forward | Kind::Standing => false,
         }
     }
@@ -147,6 +152,7 @@ impl fmt::Display for Kind {
             Kind::Store => "store",
             Kind::Fetch => "fetch",
             Kind::Release => "release",
+            Kind::Holds => "holds",
             Kind::Register => "register",
             Kind::Heartbeat => "heartbeat",
             Kind::Raft => "raft",
@@ -165,6 +171,7 @@ impl Request {
             Request::Store(_) => Kind::Store,
             Request::Fetch(_) => Kind::Fetch,
             Request::Release(_) => Kind::Release,
+            Request::Holds(_) => Kind::Holds,
             Request::Register(_) => Kind::Register,
             Request::Heartbeat(_) => Kind::Heartbeat,
             Request::Raft(_) => Kind::Raft,
@@ -185,6 +192,8 @@ pub enum Response {
     Fetch(Vec<FetchResult>),
     /// All named revisions are forgotten, durably.
     Release,
+    /// For each revision, in order, whether there is a record of it.
+    Holds(Vec<bool>),
     /// The member is in the registry.
     Register,
     /// Noted. The last entry that is known to be committed; none unless the active leader answers.
@@ -270,6 +279,18 @@ pub struct ReleaseRequest {
     pub revisions: Vec<Revision>,
 }
 
+/// Which of these records are there?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HoldsRequest {
+    /// A lower one than the member has executed is refused; the question does not raise it.
+    pub fence: Fence,
+    /// What is asked for, [`HOLDS_REVISIONS_MAX`] at most.
+    pub revisions: Vec<Revision>,
+}
+
+/// The most revisions in a [`HoldsRequest`]: 32 KiB, some 200 us of the member's index lock.
+pub const HOLDS_REVISIONS_MAX: usize = 4096;
+
 /// Take a member into the registry; id, name, incarnation and nonce are those of its Hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterRequest {
@@ -277,6 +298,13 @@ pub struct RegisterRequest {
     pub address: String,
     /// Placement zone, empty for none.
     pub zone: String,
+    /// The name may be taken from a member id that holds messages, whose copies are given up.
+    pub replace: bool,
+    /// Acknowledged records may be missing or damaged on the member's disk.
+    pub incomplete: bool,
+    /// Live records at the time of the call. `None`: an older build, which does not know
+    /// [`Request::Holds`].
+    pub records: Option<u64>,
     /// What it has seen of leaders.
     pub seen: Seen,
 }
@@ -387,10 +415,35 @@ pub enum Refusal {
         /// The registered incarnation.
         registered: u64,
     },
-    /// The id belongs to another name, or was retired when its name came with a new id.
+    /// The id belongs to another name, or was retired: its name came with another id.
     #[error("member id {0} is not registered for this name any more")]
     Retired(MemberId),
+    /// The member's name belongs to another member id. The process waits and tries again: the
+    /// other one may go, or the right data directory come back.
+    #[error("{}", name_held(*holder, *messages, *is_up))]
+    NameHeld {
+        /// The id that has the name.
+        holder: MemberId,
+        /// How many messages list it.
+        messages: u64,
+        /// It is up: nothing can take the name from it.
+        is_up: bool,
+    },
     /// Anything else, in words.
     #[error("{0}")]
     Other(String),
+}
+
+fn name_held(holder: MemberId, messages: u64, is_up: bool) -> String {
+    if is_up {
+        return format!(
+            "this name belongs to member id {holder}, whose process is up: stop that one first, or \
+             give this one another name"
+        );
+    }
+    format!(
+        "this name is held by member id {holder} with {messages} messages; to keep its copies, put \
+         its data directory in place (is a disk not mounted?) and start again; to give them up, \
+         start with --replace"
+    )
 }

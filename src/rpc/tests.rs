@@ -115,6 +115,7 @@ fn answering() -> Arc<Recorder> {
                 Response::Fetch(vec![FetchResult::Missing; fetch.revisions.len()])
             }
             Request::Release(_) => Response::Release,
+            Request::Holds(holds) => Response::Holds(vec![true; holds.revisions.len()]),
             Request::Register(_) => Response::Register,
             Request::Heartbeat(_) => Response::Heartbeat(LogPosition::default()),
             Request::Snapshot(_) => Response::Snapshot,

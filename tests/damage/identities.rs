@@ -1,8 +1,8 @@
 //! The small files that say who a process is: of a member `member.id`, `incarnation`, `fence` and
 //! `cluster.id`, of a leader `peer.id`.
 //!
-//! None of them may be taken for new, or for a lower value: the member gives up its id, durably,
-//! and gets another under which it holds nothing; the leader does not start.
+//! None of them may be taken for new, or for a lower value: neither of both starts. A member that is
+//! told to gives up its id, durably, and gets another under which it holds nothing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,10 +26,19 @@ pub fn start(
     dir: &Path,
     options: &StoreOptions,
 ) -> anyhow::Result<(opening::Store, Identity)> {
+    start_with(fs, dir, options, false)
+}
+
+fn start_with(
+    fs: &Arc<dyn FileSystem>,
+    dir: &Path,
+    options: &StoreOptions,
+    replace: bool,
+) -> anyhow::Result<(opening::Store, Identity)> {
     fs.create_dir_all(dir)?;
     opening::check_engine(fs.as_ref(), dir, options.engine)??;
     cluster_file::bind(fs.as_ref(), dir, ClusterId(7))?;
-    let past = identity::examine(fs.as_ref(), dir, options.engine)?;
+    let past = identity::examine(fs.as_ref(), dir, options.engine, replace)?;
     let store = opening::open(fs, dir, options)?;
     let identity = identity::begin(fs.as_ref(), dir, past, &mut || Ok(fastrand::u64(..)))?;
     Ok((store, identity))
@@ -47,8 +56,12 @@ fn options() -> StoreOptions {
 }
 
 fn start_member(fs: &MemFileSystem) -> Result<Identity, String> {
+    start_member_with(fs, false)
+}
+
+fn start_member_with(fs: &MemFileSystem, replace: bool) -> Result<Identity, String> {
     let disk: Arc<dyn FileSystem> = Arc::new(fs.clone());
-    let started = start(&disk, Path::new("data"), &options());
+    let started = start_with(&disk, Path::new("data"), &options(), replace);
     started
         .map(|(_, identity)| identity)
         .map_err(|error| format!("{error:#}"))
@@ -76,11 +89,18 @@ fn is_refused(fs: &MemFileSystem, path: &Path) -> Result<(), String> {
     }
 }
 
-/// What claims an identity with a damaged part is given up, before anything else is made.
+/// An identity with a damaged part does not start, and is as it was; when it is given up, that is
+/// done before anything else is made.
 fn judge_member(fs: &MemFileSystem, path: &Path, old: Identity) -> Verdict {
     is_refused(fs, path)?;
+    for _ in 0..2 {
+        match start_member(fs) {
+            Err(error) if names(&error, path) && error.contains("--replace") => {}
+            other => return Err(format!("without leave to give its id up: {other:?}")),
+        }
+    }
     let examined = fs.fork();
-    let past = identity::examine(&examined, Path::new("data"), EngineKind::Log);
+    let past = identity::examine(&examined, Path::new("data"), EngineKind::Log, true);
     match past {
         Ok(identity::Past::None) => {}
         other => return Err(format!("the past is {other:?}")),
@@ -91,7 +111,7 @@ fn judge_member(fs: &MemFileSystem, path: &Path, old: Identity) -> Verdict {
         if crashed {
             fs.crash(Loss::Everything);
         }
-        let new = start_member(&fs)?;
+        let new = start_member_with(&fs, true)?;
         if new.id == old.id || new.incarnation != 1 {
             return Err(format!("after {old:?} it is {new:?}"));
         }

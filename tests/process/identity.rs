@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::cluster::{Cluster, member, run};
+use crate::support::cluster::{Cluster, member, run, tolerex};
 use crate::{errors, get_all, set_all};
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -57,34 +57,166 @@ fn a_rolled_back_member_is_refused_and_exits_naming_both_incarnations() {
     get_all(&mut cluster.client(), "k", 0..50, "v");
 }
 
+/// The ids that `STATUS` shows for a member that is up.
+fn id_up(cluster: &Cluster, name: &str) -> Option<String> {
+    let status = cluster.client().status();
+    let members = status["members"].as_array().expect("members").clone();
+    let row = members
+        .into_iter()
+        .find(|row| row["name"] == name && row["state"] == "up")?;
+    Some(row["id"].as_str().expect("an id").to_owned())
+}
+
+fn wait_for_log(path: &Path, text: &str) {
+    crate::support::wait_until(
+        &format!("{text:?} is said"),
+        Duration::from_secs(20),
+        || {
+            let log = fs::read(path).unwrap_or_default();
+            String::from_utf8_lossy(&log).contains(text)
+        },
+    );
+}
+
 #[test]
-fn a_wiped_member_gets_a_new_id_and_the_old_one_is_retired() {
+fn a_wiped_member_takes_its_name_only_when_told_to_and_the_old_id_is_retired() {
     let cluster = Cluster::start(&[]);
     let mut client = cluster.client();
     set_all(&mut client, "k", 0..60, "v");
     let before = member(&client.status(), "member-1");
+    let old = before["id"].as_str().expect("an id");
     cluster.kill("member-1");
     fs::remove_dir_all(cluster.dir().join("member-1")).expect("removed");
-    let _member = cluster.by_hand("member-1");
-    let is_new = |row: &serde_json::Value| {
-        row["name"] == "member-1" && row["id"] != before["id"] && row["state"] == "up"
-    };
-    crate::support::wait_until("the new one is up", Duration::from_secs(10), || {
-        let status = cluster.client().status();
-        status["members"]
-            .as_array()
-            .expect("members")
-            .iter()
-            .any(is_new)
-    });
-    let log = fs::read(cluster.dir().join("leader-1/leader-1.log")).expect("a log");
-    let log = String::from_utf8_lossy(&log);
-    let old = before["id"].as_str().expect("an id");
+    let mut waiting = cluster.by_hand("member-1");
+    wait_for_log(&cluster.by_hand_log("member-1"), "start with --replace");
+    let log = fs::read_to_string(cluster.by_hand_log("member-1")).expect("a log");
+    assert!(
+        log.contains(&format!("held by member id {old} with")),
+        "{log}"
+    );
+    assert_eq!(id_up(&cluster, "member-1"), None, "it waits");
+    waiting.kill();
+    let _member = cluster.by_hand_with("member-1", &["--replace"]);
+    cluster.wait_for_state("member-1", "up");
+    assert_ne!(id_up(&cluster, "member-1").as_deref(), Some(old));
+    let log = cluster.log("leader-1");
     assert!(log.contains(&format!("{old} is retired")), "{log}");
     // The copies of the old one are lost, those of the others are not.
     get_all(&mut client, "k", 0..60, "v");
     set_all(&mut client, "n", 0..60, "v");
     get_all(&mut client, "n", 0..60, "v");
+}
+
+/// A disk that is not mounted: an empty directory is in its place for one start. Afterwards the
+/// cluster survives the loss of another member, as it promises.
+#[test]
+fn a_start_on_an_empty_directory_costs_no_copies() {
+    let cluster = Cluster::start(&["--members", "2"]);
+    set_all(&mut cluster.client(), "k", 0..60, "v");
+    let old = id_up(&cluster, "member-1").expect("it is up");
+    let (dir, aside) = (cluster.dir().join("member-1"), cluster.dir().join("disk"));
+    let data_dir = cluster.dir().to_str().expect("UTF-8");
+    let control = |words: &[&str]| {
+        let output = tolerex(&[words, &["--data-dir", data_dir]].concat());
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    control(&["stop", "member-1"]);
+    fs::rename(&dir, &aside).expect("renamed");
+    fs::create_dir(&dir).expect("made");
+    control(&["start", "member-1"]);
+    let up_says = |text: &str| {
+        crate::support::wait_until(
+            &format!("{text:?} is said"),
+            Duration::from_secs(20),
+            || cluster.errors().contains(text),
+        );
+    };
+    up_says("member-1 is waiting for a decision: this name is held by member id");
+    up_says("tolerex start member-1 [--replace]");
+    control(&["stop", "member-1"]);
+    fs::remove_dir_all(&dir).expect("removed");
+    fs::rename(&aside, &dir).expect("renamed");
+    control(&["start", "member-1"]);
+    cluster.wait_for_state("member-1", "up");
+    assert_eq!(id_up(&cluster, "member-1").as_ref(), Some(&old));
+    cluster.kill("member-2");
+    // A leader that starts has no payloads in its cache.
+    control(&["stop", "leader-1"]);
+    control(&["start", "leader-1"]);
+    cluster.wait_for_state("member-1", "up");
+    get_all(&mut cluster.client(), "k", 0..60, "v");
+}
+
+#[test]
+fn a_second_process_with_the_same_certificate_takes_nothing_and_a_retired_one_comes_back() {
+    let cluster = Cluster::start(&[]);
+    set_all(&mut cluster.client(), "k", 0..60, "v");
+    let first = id_up(&cluster, "member-1").expect("it is up");
+    let second_dir = cluster.dir().join("second");
+    let second_flags = [
+        "--replace",
+        "--rpc-bind",
+        "127.0.0.1:0",
+        "--data-dir",
+        second_dir.to_str().expect("UTF-8"),
+    ];
+    let log = cluster.by_hand_log("member-1");
+    let mut second = cluster.by_hand_with("member-1", &second_flags);
+    wait_for_log(&log, "whose process is up");
+    set_all(&mut cluster.client(), "n", 0..60, "v");
+    assert_eq!(id_up(&cluster, "member-1").as_ref(), Some(&first));
+    // It is still there when the first one has gone, and was told to replace it.
+    cluster.kill("member-1");
+    crate::support::wait_until("the second is up", Duration::from_secs(20), || {
+        id_up(&cluster, "member-1").is_some_and(|id| id != first)
+    });
+    // Now the first one is the other process, and waits in its turn.
+    let mut back = cluster.by_hand("member-1");
+    crate::support::wait_until("the first waits", Duration::from_secs(20), || {
+        cluster
+            .log("leader-1")
+            .contains(&format!("({first}) is refused"))
+    });
+    second.kill();
+    // Nothing was stored on the second: the first is taken again, with all of its copies.
+    cluster.kill("member-2");
+    crate::support::wait_until("the first is back", Duration::from_secs(20), || {
+        id_up(&cluster, "member-1").as_ref() == Some(&first)
+    });
+    get_all(&mut cluster.client(), "k", 0..60, "v");
+    get_all(&mut cluster.client(), "n", 0..60, "v");
+    back.kill();
+}
+
+#[test]
+fn a_member_with_a_damaged_fence_does_not_start_and_says_how_it_can() {
+    let cluster = Cluster::start(&[]);
+    set_all(&mut cluster.client(), "k", 0..60, "v");
+    let old = id_up(&cluster, "member-1").expect("it is up");
+    cluster.kill("member-1");
+    let path = cluster.dir().join("member-1/fence");
+    let fence = fs::read(&path).expect("read");
+    fs::write(&path, b"").expect("cut");
+    let output = run(
+        &mut cluster.by_hand_command("member-1"),
+        Duration::from_secs(20),
+    );
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("member-1/fence is damaged") && text.contains("--replace"),
+        "{text}"
+    );
+    fs::write(&path, fence).expect("put back");
+    let mut member = cluster.by_hand("member-1");
+    cluster.wait_for_state("member-1", "up");
+    assert_eq!(id_up(&cluster, "member-1").as_ref(), Some(&old));
+    member.kill();
+    fs::write(&path, b"").expect("cut");
+    let _member = cluster.by_hand_with("member-1", &["--replace"]);
+    cluster.wait_for_state("member-1", "up");
+    assert_ne!(id_up(&cluster, "member-1").as_ref(), Some(&old));
+    get_all(&mut cluster.client(), "k", 0..60, "v");
 }
 
 /// Removes the directory of a process that runs and writes there.
@@ -112,7 +244,7 @@ fn a_member_whose_directory_is_removed_stops_and_says_so() {
         set_all(&mut client, "n", 0..200, "v");
         wait_for_death(&cluster, "member-1");
         let said = cluster.errors();
-        let place = format!("member-1/{engine}/");
+        let place = format!("member-1/{engine}");
         let lock = "member-1/LOCK";
         assert!(
             (said.contains(&place) || said.contains(lock)) && said.contains("removed"),

@@ -91,7 +91,7 @@ impl Member {
         };
         let rng = &mut self.rng;
         let mut random = || Ok(rng.u64(1..));
-        let (store, identity) = open_data(&fs, dir, CLUSTER, &options, &mut random)?;
+        let (store, identity) = open_data(&fs, dir, CLUSTER, (&options, false), &mut random)?;
         let clock = Arc::new(NodeClock::new(now, self.ppm, 0));
         let reader = store.engine.reader();
         let (appender, queue) = Appender::new(

@@ -420,9 +420,10 @@ impl World {
     pub(crate) fn register(&mut self, ends: Ends) {
         let outbox = self.outbox.clone();
         let member = &self.members[ends.member];
-        let Some(info) = member.running.as_ref().map(|running| running.info.clone()) else {
+        let Some(process) = member.running.as_ref() else {
             return;
         };
+        let (info, records) = (process.info.clone(), process.reader.counters().records);
         if member.epoch != ends.member_epoch {
             return;
         }
@@ -441,6 +442,9 @@ impl World {
             address: format!("{}:1", info.name),
             zone: String::new(),
             seen: Seen::default(),
+            replace: false,
+            incomplete: false,
+            records: Some(records),
         });
         running.service.handle(&info, call, request, responder);
         let (leader, member) = (ends.leader, ends.member);

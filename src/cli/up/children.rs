@@ -20,6 +20,7 @@ use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 use crate::disk::private;
+use crate::member::registration::WAITING;
 
 /// A log longer than this is put aside at the next start. Days at level `info`.
 const LOG_BYTES_MAX: u64 = 16 << 20;
@@ -45,9 +46,12 @@ pub struct Running {
     state: State,
     log: PathBuf,
     /// The same, open: its lines can be shown when the directory was removed under the process.
-    log_file: File,
+    /// `None` if it was not started.
+    log_file: Option<File>,
     /// Where this run begins in the log.
     log_start: u64,
+    /// Up to which byte of the log was looked for what it waits for.
+    log_seen: u64,
 }
 
 impl Running {
@@ -81,8 +85,9 @@ impl Running {
             status: None,
             state: State::Running,
             log,
-            log_file,
+            log_file: Some(log_file),
             log_start,
+            log_seen: log_start,
         })
     }
 
@@ -94,7 +99,9 @@ impl Running {
             status: None,
             state: State::Died,
             log: planned.data_dir.join(format!("{}.log", planned.name)),
+            log_file: None,
             log_start: 0,
+            log_seen: 0,
         }
     }
 
@@ -120,11 +127,29 @@ impl Running {
 
     /// Whether it has said that it serves.
     pub fn is_ready(&self) -> bool {
-        let text = read_part(&self.log_file, self.log_start, LOG_HEAD_BYTES).unwrap_or_default();
+        let file = self.log_file.as_ref();
+        let text = file.map(|file| read_part(file, self.log_start, LOG_HEAD_BYTES));
+        let text = text.and_then(Result::ok).unwrap_or_default();
         self.is_running()
             && text
                 .split(|byte| *byte == b'\n')
                 .any(|l| l.starts_with(b"ready rpc="))
+    }
+
+    /// What it says, since the last look, that somebody must decide before it takes part.
+    pub fn new_decision(&mut self) -> Option<String> {
+        let file = self.log_file.as_ref()?;
+        let bytes = read_part(file, self.log_seen, LOG_HEAD_BYTES).ok()?;
+        // A line that is being written is looked at when it is whole; one longer than all that is
+        // read is none of those.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+        let is_full = bytes.len() as u64 == LOG_HEAD_BYTES;
+        let length = whole.map_or(if is_full { bytes.len() } else { 0 }, |at| at + 1);
+        self.log_seen += length as u64;
+        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        let mut lines = text.lines().rev();
+        let told = lines.find_map(|line| line.find(WAITING).map(|at| line[at..].to_owned()));
+        told.filter(|_| self.is_running())
     }
 
     /// The file with its log.
@@ -161,7 +186,9 @@ impl Running {
     pub fn obituary(&self, status: ExitStatus) -> String {
         let (name, pid, log) = (&self.planned.name, self.pid(), self.log.display());
         let mut text = format!("{name} (pid {pid}) died: {status}");
-        match last_lines(&self.log_file, self.log_start) {
+        let file = self.log_file.as_ref();
+        let lines = file.map_or(Ok(Vec::new()), |file| last_lines(file, self.log_start));
+        match lines {
             Ok(lines) if !lines.is_empty() => {
                 text += &format!("; the last lines of {log}:");
                 lines.iter().for_each(|line| text += &format!("\n  {line}"));
@@ -214,6 +241,9 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
             }
             if let Some(engine) = asked.engine {
                 flag("engine", engine.kind().to_string());
+            }
+            if asked.replace.contains(&planned.name) {
+                args.push("--replace".to_owned());
             }
         }
     }

@@ -56,16 +56,24 @@ pub enum Verb {
     Kill,
     /// Start it again.
     Start,
+    /// Start a member again; it may take its name over from another data directory.
+    Replace,
 }
 
 impl Verb {
-    const ALL: [Verb; 3] = [Verb::Stop, Verb::Kill, Verb::Start];
+    const ALL: [Verb; 4] = [Verb::Stop, Verb::Kill, Verb::Start, Verb::Replace];
+
+    /// Whether the process is to run afterwards.
+    pub fn starts(self) -> bool {
+        matches!(self, Verb::Start | Verb::Replace)
+    }
 
     fn as_str(self) -> &'static str {
         match self {
             Verb::Stop => "stop",
             Verb::Kill => "kill",
             Verb::Start => "start",
+            Verb::Replace => "replace",
         }
     }
 }
@@ -312,7 +320,7 @@ mod tests {
         let control = Control::start(&long, |request| {
             let answer = match (request.verb, request.name.as_str()) {
                 (Verb::Stop, "member-1") => Ok("member-1 is stopped".to_owned()),
-                (Verb::Start, _) => Err(ToolError::failed("it runs\n  already")),
+                (Verb::Start | Verb::Replace, _) => Err(ToolError::failed("it runs\n  already")),
                 (Verb::Kill, _) => Err(ToolError::usage("no such process")),
                 (Verb::Stop, _) => return, // As when `up` ends.
             };

@@ -190,6 +190,8 @@ impl Up {
             // At once: the next `up` must find it if we are killed now.
             self.write_manifest()?;
         }
+        // For one start: whoever starts one of them again says so again.
+        self.args.replace.clear();
         for child in self.children.iter().filter(|child| child.is_running()) {
             let planned = &child.planned;
             let (name, role, pid) = (&planned.name, planned.role.as_str(), child.pid());
@@ -273,6 +275,7 @@ impl Up {
             }
             self.bury_dead();
             self.pay();
+            self.show_decisions();
             self.follow_wish(clock.now());
             // Those that were told to end may be started again.
             if self.children.iter().all(Running::has_died) {
@@ -302,7 +305,7 @@ impl Up {
 
     /// Reports children that have died; `cluster.json` is to say so.
     fn bury_dead(&mut self) {
-        let wish = self.wish.as_ref().filter(|wish| wish.verb != Verb::Start);
+        let wish = self.wish.as_ref().filter(|wish| !wish.verb.starts());
         let expected = wish.map(|wish| wish.place);
         let mut reports = Vec::new();
         let mut has_ended = false;

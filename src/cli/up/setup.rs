@@ -430,6 +430,7 @@ mod tests {
 
     fn args(dir: &Path) -> UpArgs {
         UpArgs {
+            replace: Vec::new(),
             members: None,
             leaders: None,
             tolerance: None,

@@ -6,10 +6,12 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use rustix::process::Signal;
 
+use super::super::args::UpArgs;
 use super::super::exit::ToolError;
 use super::children::Running;
 use super::control::{Answer, Request, Verb};
-use super::{Up, print};
+use super::manifest::Role;
+use super::{Up, print, warn};
 use crate::clock::Instant;
 
 /// How long a single process may take to stop, or to serve after its start.
@@ -56,20 +58,25 @@ impl Up {
             ));
             return;
         }
-        let awaits_end = verb == Verb::Start && child.is_running();
+        let awaits_end = verb.starts() && child.is_running();
         match (verb, child.is_running()) {
             (Verb::Stop | Verb::Kill, false) => {
                 refuse(ToolError::failed(format!("{name} does not run")));
                 return;
             }
-            (Verb::Start, true) => {}
+            (Verb::Replace, _) if child.planned.role != Role::Member => {
+                let text = format!("{name} is no member: --replace is for members");
+                refuse(ToolError::usage(text));
+                return;
+            }
+            (Verb::Start | Verb::Replace, true) => {}
             (Verb::Stop, true) => {
                 child.signal(Signal::TERM);
                 child.signal(Signal::CONT);
             }
             (Verb::Kill, true) => child.signal(Signal::KILL),
-            (Verb::Start, false) => {
-                if let Err(error) = self.start_again(place) {
+            (Verb::Start | Verb::Replace, false) => {
+                if let Err(error) = self.start_again(place, verb) {
                     refuse(error);
                     return;
                 }
@@ -91,9 +98,14 @@ impl Up {
     }
 
     /// Starts a process that does not run.
-    fn start_again(&mut self, place: usize) -> Result<(), ToolError> {
+    fn start_again(&mut self, place: usize, verb: Verb) -> Result<(), ToolError> {
         let planned = &self.plan.processes[place];
-        self.children[place] = Running::start(&self.plan, planned, &self.args)?;
+        let replaced = (verb == Verb::Replace).then(|| planned.name.clone());
+        let args = UpArgs {
+            replace: replaced.into_iter().collect(),
+            ..self.args.clone()
+        };
+        self.children[place] = Running::start(&self.plan, planned, &args)?;
         self.owed.manifest = true;
         Ok(())
     }
@@ -101,12 +113,30 @@ impl Up {
     /// Starts the process that was awaited to end, once it has; the error if that failed.
     fn start_ended(&mut self, now: Instant) -> Option<ToolError> {
         let wish = self.wish.as_mut().filter(|wish| wish.awaits_end)?;
-        let place = wish.place;
+        let (place, verb) = (wish.place, wish.verb);
         if self.children[place].is_running() {
             return None;
         }
         (wish.awaits_end, wish.deadline) = (false, now + WISH_TIMEOUT);
-        self.start_again(place).err()
+        self.start_again(place, verb).err()
+    }
+
+    /// Shows what members wait for that somebody must decide.
+    pub(super) fn show_decisions(&mut self) {
+        let dir = self.plan.dir.display();
+        for child in &mut self.children {
+            let Some(waits_for) = child.new_decision() else {
+                continue;
+            };
+            if let Some(table) = &mut self.table {
+                table.hide();
+            }
+            let name = &child.planned.name;
+            warn(&format!(
+                "{name} is {waits_for}\n  here: tolerex stop {name} --data-dir {dir}, then tolerex \
+                 start {name} [--replace] --data-dir {dir}"
+            ));
+        }
     }
 
     /// Answers the wish once it is fulfilled, or cannot be.
@@ -125,25 +155,29 @@ impl Up {
         let is_late = now >= wish.deadline;
         let answer = match (wish.verb, child.is_running()) {
             (Verb::Stop | Verb::Kill, false) => Ok(format!("{name} (pid {pid}) has ended")),
-            (Verb::Start, true) if wish.awaits_end && is_late => {
+            (Verb::Start | Verb::Replace, true) if wish.awaits_end && is_late => {
                 Err(format!("{name} runs already, pid {pid}"))
             }
-            (Verb::Start, true) if wish.awaits_end => return,
-            (Verb::Start, true) if child.is_ready() => Ok(format!("{name} runs, pid {pid}")),
-            (Verb::Start, false) => Err(format!("{name} died at its start, see {log}")),
+            (Verb::Start | Verb::Replace, true) if wish.awaits_end => return,
+            (Verb::Start | Verb::Replace, true) if child.is_ready() => {
+                Ok(format!("{name} runs, pid {pid}"))
+            }
+            (Verb::Start | Verb::Replace, false) => {
+                Err(format!("{name} died at its start, see {log}"))
+            }
             (Verb::Stop | Verb::Kill, true) if is_late => {
                 let seconds = WISH_TIMEOUT.as_secs();
                 Err(format!(
                     "{name} still runs after {seconds} s, pid {pid}, see {log}"
                 ))
             }
-            (Verb::Start, true) if is_late => {
+            (Verb::Start | Verb::Replace, true) if is_late => {
                 let seconds = WISH_TIMEOUT.as_secs();
                 Err(format!(
                     "{name} does not serve after {seconds} s, pid {pid}, see {log}"
                 ))
             }
-            (Verb::Stop | Verb::Kill | Verb::Start, true) => return,
+            (Verb::Stop | Verb::Kill | Verb::Start | Verb::Replace, true) => return,
         };
         if let Some(table) = &mut self.table {
             table.hide();

@@ -170,6 +170,7 @@ impl WriteBatch {
             | Applied::Refused(_)
             | Applied::Registered { .. }
             | Applied::StaleIncarnation { .. }
+            | Applied::NameHeld { .. }
             | Applied::Retired
             | Applied::Expired { .. }
             | Applied::Set => unreachable!("a write is applied as a write"),

@@ -59,7 +59,7 @@ pub(super) fn to_hello(hello: wire::Hello) -> Checked<Hello> {
 }
 
 pub(super) fn from_refusal(refusal: Refusal) -> wire::Refused {
-    use wire::refused::{Nothing, Reason, StaleIncarnation};
+    use wire::refused::{NameHeld, Nothing, Reason, StaleIncarnation};
     let reason = match refusal {
         Refusal::StaleFence { highest } => Reason::StaleFence(from_fence(highest)),
         Refusal::NotLeader => Reason::NotLeader(Nothing {}),
@@ -73,6 +73,15 @@ pub(super) fn from_refusal(refusal: Refusal) -> wire::Refused {
             registered,
         }),
         Refusal::Retired(id) => Reason::Retired(id.0),
+        Refusal::NameHeld {
+            holder,
+            messages,
+            is_up,
+        } => Reason::NameHeld(NameHeld {
+            holder: holder.0,
+            messages,
+            is_up,
+        }),
         Refusal::Other(mut words) => {
             let end = (0..=REASON_BYTES_MAX.min(words.len()))
                 .rev()
@@ -101,6 +110,11 @@ pub(super) fn to_refusal(refused: wire::Refused) -> Checked<Refusal> {
             registered: stale.registered,
         },
         Some(Reason::Retired(id)) => Refusal::Retired(MemberId(id)),
+        Some(Reason::NameHeld(held)) => Refusal::NameHeld {
+            holder: MemberId(held.holder),
+            messages: held.messages,
+            is_up: held.is_up,
+        },
         Some(Reason::Other(words)) if words.len() > REASON_BYTES_MAX => {
             return invalid("refused.other", "is too long");
         }
