@@ -9,6 +9,7 @@
 
 pub mod liveness;
 pub mod load;
+pub mod missing;
 pub mod placement;
 #[cfg(test)]
 mod scripts;
@@ -18,8 +19,9 @@ pub use placement::Strategy;
 use crate::clock::Instant;
 use crate::cluster::liveness::Liveness;
 use crate::cluster::load::Load;
+use crate::cluster::missing::MissingCopies;
 use crate::cluster::placement::Candidate;
-use crate::ids::MemberId;
+use crate::ids::{MemberId, Revision};
 use crate::metadata::command::Registration;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::reply::MemberState;
@@ -42,6 +44,13 @@ pub struct MemberView {
     pub liveness: Liveness,
     /// Copies by metadata, and what is in flight.
     pub load: Load,
+    /// Those of them that the member does not have.
+    pub missing: MissingCopies,
+    /// How many times it was reported that records of it may be lost: after each its copies are
+    /// compared with the metadata.
+    pub incomplete: u64,
+    /// It says which records it has when it is asked; an older build does not know the question.
+    pub says_what_it_holds: bool,
     /// `zone` as a number in [`Cluster::zones`].
     zone_number: Option<u32>,
     /// The value of [`Cluster::placed`] from which on it has had no more than twice its share.
@@ -52,10 +61,16 @@ impl MemberView {
     /// What people are shown.
     pub fn state(&self, now: Instant) -> MemberState {
         if self.is_retired {
-            MemberState::Down
+            MemberState::Retired
         } else {
             self.liveness.state(now)
         }
+    }
+
+    /// How many of the copies that the metadata lists are there, as far as is known, and their
+    /// payload bytes.
+    pub fn present(&self) -> (u64, u64) {
+        self.missing.present(self.load.records(), self.load.bytes())
     }
 
     fn is_reachable(&self) -> bool {
@@ -113,6 +128,9 @@ impl Cluster {
                     is_retired: false,
                     liveness: Liveness::default(),
                     load: Load::default(),
+                    missing: MissingCopies::default(),
+                    incomplete: 0,
+                    says_what_it_holds: false,
                     zone_number: None,
                     ahead_until: 0,
                 };
@@ -132,6 +150,65 @@ impl Cluster {
     pub fn retire(&mut self, id: MemberId) {
         if let Some(member) = self.member_mut(id) {
             member.is_retired = true;
+        }
+    }
+
+    /// The member lost this copy, or cannot return it.
+    pub fn copy_missing(&mut self, id: MemberId, revision: Revision, length: u32) {
+        if let Some(member) = self.member_mut(id) {
+            member.missing.add(revision, length);
+        }
+    }
+
+    /// The metadata lists these copies no more.
+    pub fn released(&mut self, records: &[(Revision, ReplicaSet)]) {
+        let mut members = self.members.iter_mut();
+        if records.is_empty() || members.all(|member| member.missing.is_empty()) {
+            return;
+        }
+        for (revision, replicas) in records {
+            for id in replicas.as_slice() {
+                if let Some(member) = self.member_mut(*id) {
+                    member.missing.remove(*revision);
+                }
+            }
+        }
+    }
+
+    /// What was known of missing copies is of another term, or of another state.
+    pub fn forget_missing(&mut self) {
+        for member in &mut self.members {
+            member.missing = MissingCopies::default();
+        }
+    }
+
+    /// The member registered, and says that records of it may be lost.
+    pub fn report_incomplete(&mut self, id: MemberId) {
+        if let Some(member) = self.member_mut(id) {
+            member.incomplete += 1;
+        }
+    }
+
+    /// A copy is missing where a read looked for it: others may be. Told once a member.
+    pub fn suspect_incomplete(&mut self, id: MemberId) {
+        if let Some(member) = self.member_mut(id) {
+            member.incomplete = member.incomplete.max(1);
+        }
+    }
+
+    /// Whether the member answers when it is asked what it holds.
+    pub fn set_says_what_it_holds(&mut self, id: MemberId, says: bool) {
+        if let Some(member) = self.member_mut(id) {
+            member.says_what_it_holds = says;
+        }
+    }
+
+    /// What people are shown of a copy.
+    pub fn copy_state(&self, id: MemberId, revision: Revision, now: Instant) -> MemberState {
+        match self.member(id) {
+            Some(member) if member.missing.contains(revision) => MemberState::Missing,
+            Some(member) => member.state(now),
+            None => MemberState::Down,
         }
     }
 
@@ -279,9 +356,14 @@ impl Cluster {
             .map_or(0, |member| member.load.bytes_in_flight())
     }
 
-    /// The connected ones of `replicas` in the order in which to ask them: up and least busy first,
-    /// suspect last. Equals change places from one nanosecond to the next, so that reads spread.
-    pub fn read_order(&self, replicas: &ReplicaSet, now: Instant) -> Vec<MemberId> {
+    /// The connected ones of `replicas` in the order in which to ask them for a revision: up and
+    /// least busy first, suspect later, those whose copy counts as missing last. Equals change places from one nanosecond to the next, so that reads spread.
+    pub fn read_order(
+        &self,
+        revision: Revision,
+        replicas: &ReplicaSet,
+        now: Instant,
+    ) -> Vec<MemberId> {
         let mut reachable: Vec<&MemberView> = replicas
             .as_slice()
             .iter()
@@ -294,7 +376,8 @@ impl Cluster {
                 member.load.records_in_flight(),
             );
             let lot = fastrand::Rng::with_seed(member.id.0 ^ now.as_nanos()).u64(..);
-            (member.liveness.is_late(), busy, lot, member.id)
+            let is_missing = member.missing.contains(revision);
+            (is_missing, member.liveness.is_late(), busy, lot, member.id)
         });
         reachable.iter().map(|member| member.id).collect()
     }
@@ -331,6 +414,13 @@ impl Cluster {
         members.into_iter()
     }
 
+    /// All members that ever registered, by name, the active one of a name first.
+    pub fn members_and_retired(&self) -> Vec<&MemberView> {
+        let mut members: Vec<&MemberView> = self.members.iter().collect();
+        members.sort_by(|a, b| (&a.name, a.is_retired).cmp(&(&b.name, b.is_retired)));
+        members
+    }
+
     fn position(&self, id: MemberId) -> Result<usize, usize> {
         self.members.binary_search_by_key(&id, |member| member.id)
     }
@@ -362,6 +452,32 @@ mod tests {
     use std::time::Duration;
 
     const NOW: Instant = Instant::from_nanos(1_000_000_000);
+    const REVISION: Revision = Revision::from_u64(7);
+
+    #[test]
+    fn a_missing_copy_is_shown_and_asked_for_last() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", ""]);
+        let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
+        cluster.set_load(MemberId(1), 10, 100);
+        for missing in [1, 2] {
+            cluster.copy_missing(MemberId(missing), REVISION, 10);
+            let state = cluster.copy_state(MemberId(missing), REVISION, NOW);
+            assert_eq!(state, MemberState::Missing);
+            let order = cluster.read_order(REVISION, &both, NOW);
+            assert_eq!((order.len(), order[1]), (2, MemberId(missing)));
+            cluster.late(MemberId(3 - missing), NOW);
+            assert_eq!(cluster.read_order(REVISION, &both, NOW), order);
+            let present = cluster.member(MemberId(1)).map(MemberView::present);
+            assert_eq!(
+                present,
+                Some(if missing == 1 { (9, 90) } else { (10, 100) })
+            );
+            cluster.released(&[(REVISION, both)]);
+            let state = cluster.copy_state(MemberId(missing), REVISION, NOW);
+            assert_ne!(state, MemberState::Missing);
+            cluster.answered(MemberId(3 - missing), NOW);
+        }
+    }
 
     pub(super) fn registration(id: u64, zone: &str) -> Registration {
         Registration {
@@ -500,7 +616,7 @@ mod tests {
         cluster.retire(MemberId(1));
         assert_eq!(choose(&mut cluster, 2, &[]), [2]);
         let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
-        assert_eq!(ids(&cluster.read_order(&both, NOW)), [2]);
+        assert_eq!(ids(&cluster.read_order(REVISION, &both, NOW)), [2]);
         assert_eq!(
             cluster
                 .members()
@@ -522,16 +638,22 @@ mod tests {
         cluster.late(MemberId(1), NOW);
         cluster.charge(MemberId(2), 1, 100);
         cluster.charge(MemberId(3), 1, 50);
-        assert_eq!(ids(&cluster.read_order(&replicas, NOW)), [4, 3, 2, 1]);
+        assert_eq!(
+            ids(&cluster.read_order(REVISION, &replicas, NOW)),
+            [4, 3, 2, 1]
+        );
         cluster.disconnected(MemberId(4), NOW);
-        assert_eq!(ids(&cluster.read_order(&replicas, NOW)), [3, 2, 1]);
+        assert_eq!(
+            ids(&cluster.read_order(REVISION, &replicas, NOW)),
+            [3, 2, 1]
+        );
     }
 
     #[test]
     fn reads_of_equals_spread() {
         let cluster = cluster(Strategy::LeastLoaded, &["", ""]);
         let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
-        let first = |step| cluster.read_order(&both, NOW + Duration::from_nanos(step))[0];
+        let first = |step| cluster.read_order(REVISION, &both, NOW + Duration::from_nanos(step))[0];
         let to_first = (0..1000).filter(|step| first(*step) == MemberId(1)).count();
         assert!((400..600).contains(&to_first), "{to_first} of 1000");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Cluster, Strategy};
 use crate::clock::Instant;
-use crate::ids::MemberId;
+use crate::ids::{MemberId, Revision};
 use crate::metadata::command::Registration;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::rpc::message::HeartbeatRequest;
@@ -145,7 +145,7 @@ impl goldenscript::Runner for Runner {
                 let replicas = ReplicaSet::new(&ids).ok_or("members must be distinct")?;
                 return Ok(format!(
                     "read: {}\n",
-                    names(&cluster.read_order(&replicas, now))
+                    names(&cluster.read_order(Revision::from_u64(0), &replicas, now))
                 ));
             }
             Command::Status => return self.status(),

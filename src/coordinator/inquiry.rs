@@ -91,7 +91,12 @@ impl Inquiry {
                     Some(found) => Reply::Location {
                         revision: found.entry.revision,
                         bytes: u64::from(found.entry.length),
-                        replicas: replica_statuses(cluster, &found.entry.replicas, now),
+                        replicas: replica_statuses(
+                            cluster,
+                            found.entry.revision,
+                            &found.entry.replicas,
+                            now,
+                        ),
                     },
                 }
             }

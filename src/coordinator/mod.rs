@@ -79,6 +79,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
+use crate::ids::Revision;
 use crate::metadata::command::Change;
 use crate::metadata::once::{Once, OnceChange, TokenRefusal, WINDOW_MS_MAX};
 use crate::metadata::replica_sets::ReplicaSet;
@@ -354,7 +355,12 @@ fn refused(refusal: TokenRefusal) -> Failure {
 }
 
 /// The replicas as people read them; a member that is no longer registered is shown by its id.
-fn replica_statuses(cluster: &Cluster, replicas: &ReplicaSet, now: Instant) -> Vec<ReplicaStatus> {
+fn replica_statuses(
+    cluster: &Cluster,
+    revision: Revision,
+    replicas: &ReplicaSet,
+    now: Instant,
+) -> Vec<ReplicaStatus> {
     replicas
         .as_slice()
         .iter()
@@ -362,7 +368,7 @@ fn replica_statuses(cluster: &Cluster, replicas: &ReplicaSet, now: Instant) -> V
             Some(member) => ReplicaStatus {
                 name: member.name.clone(),
                 address: member.address.clone(),
-                state: cluster.state(id, now),
+                state: cluster.copy_state(id, revision, now),
             },
             None => ReplicaStatus {
                 name: id.to_string(),

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::private;
+use crate::error::Shortage;
 
 /// What makes a file or directory this one and no other while it is open: its path may name another
 /// one by now.
@@ -91,6 +92,8 @@ pub fn check_in_place(fs: &dyn FileSystem, path: &Path, opened: FileId) -> io::R
             found.device, found.inode, opened.device, opened.inode
         ),
         Err(error) if error.kind() == io::ErrorKind::NotFound => "removed or renamed".to_owned(),
+        // Not known now: the next look will tell.
+        Err(error) if Shortage::of(&error).is_some() => return Ok(()),
         Err(error) => return Err(error),
     };
     let told = format!(

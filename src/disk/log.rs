@@ -369,6 +369,7 @@ impl Log {
         };
         // The segment's successor says that all of it is synced.
         self.sync()?;
+        self.check_in_place()?;
         let filled = self.slot.take();
         let taken = filled.is_some();
         if !taken {

@@ -17,7 +17,7 @@ use log::{debug, error};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Instant;
-use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Settlement, Tag};
+use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Flaw, Settlement, Tag};
 use crate::error::Failure;
 use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
@@ -226,7 +226,14 @@ impl Run {
                 revision,
                 key,
                 flaw,
-            } => error!("copy of message {key} revision {revision} on member {member}: {flaw:?}"),
+            } => {
+                error!("copy of message {key} revision {revision} on member {member}: {flaw:?}");
+                let view = &self.shared.view;
+                if view.copy_missing(member, revision, &key) && flaw == Flaw::Missing {
+                    view.cluster.lock().suspect_incomplete(member);
+                    view.ring();
+                }
+            }
             Effect::Deposed { member, highest } => self.shared.refused(member, highest),
             Effect::Done(_) => unreachable!("the caller ends at Done"),
         }

@@ -1,5 +1,6 @@
 //! The `house` thread: keeps a data link to each registered member, sends releases, lets messages
-//! expire, and asks whether this leader takes part still when it has no leader.
+//! expire, compares members that lost records with the metadata, and asks whether this leader takes
+//! part still when it has no leader.
 //!
 //! It waits on a doorbell that [`View`] rings when there is something to release, the registry has
 //! changed, or a message expires earlier than all others. It rests between two rounds, so that
@@ -15,6 +16,7 @@ use crate::coordinator::release::Release;
 use crate::faults::{self, Fault};
 use crate::group::{ConfigurationChange, PeerAddress, ProposalOutcome, Role};
 use crate::ids::MemberId;
+use crate::leader::comparison::Comparisons;
 use crate::leader::expiry::Expiry;
 use crate::leader::standing::Inquirer;
 use crate::leader::state::Shared;
@@ -41,6 +43,7 @@ pub struct Housekeeping {
     targets: BTreeMap<MemberId, (String, String)>,
     inquirer: Inquirer,
     expiry: Expiry,
+    comparisons: Comparisons,
 }
 
 impl Housekeeping {
@@ -51,6 +54,7 @@ impl Housekeeping {
             targets: BTreeMap::new(),
             inquirer: Inquirer::default(),
             expiry: Expiry::default(),
+            comparisons: Comparisons::default(),
         }
     }
 
@@ -77,6 +81,7 @@ impl Housekeeping {
         }
         if let Some(term) = shared.serving_term() {
             self.expiry.round(shared, term);
+            self.comparisons.round(shared, term);
         }
         if let Some(term) = release_term(shared) {
             while let Some(release) = shared.view.next_release(term) {

@@ -230,6 +230,7 @@ impl Machine {
         for (member, records, bytes) in loads {
             cluster.set_load(member, records, bytes);
         }
+        cluster.released(applied.released());
     }
 }
 
@@ -298,6 +299,7 @@ impl StateMachine for Machine {
         self.publish_numbers();
         let loads = self.state.take_changed_loads();
         let mut cluster = self.view.cluster.lock();
+        cluster.forget_missing();
         for member in self.state.members().iter() {
             cluster.register(&member.registration);
             if member.is_retired {

@@ -154,7 +154,8 @@ impl MemberService {
             },
         };
         let command = Command { term, change };
-        let refused = Arc::clone(&self.refused);
+        let (refused, shared) = (Arc::clone(&self.refused), Arc::clone(&self.shared));
+        let (incomplete, records) = (request.incomplete, request.records);
         self.shared
             .group
             .propose(term, command.encode(), move |outcome| {
@@ -166,13 +167,37 @@ impl MemberService {
                     ProposalOutcome::Lost | ProposalOutcome::Unknown => Err(Refusal::NotLeader),
                 };
                 responder.send(match answer {
-                    Ok(()) => Response::Register,
+                    Ok(()) => {
+                        note_losses(&shared, registration.id, incomplete, records);
+                        Response::Register
+                    }
                     Err(refusal) => {
                         log_refusal(&refused, &registration, &refusal);
                         Response::Refused(refusal)
                     }
                 });
             });
+    }
+}
+
+/// Has the copies of a member that registered compared, if records of it may be lost: it says so,
+/// or has fewer than the metadata lists. Nothing is stored there while there is no data link, so
+/// only then the numbers can be compared.
+fn note_losses(shared: &Shared, id: MemberId, incomplete: bool, records: Option<u64>) {
+    let mut cluster = shared.view.cluster.lock();
+    cluster.set_says_what_it_holds(id, records.is_some());
+    let Some(member) = cluster.member(id) else {
+        return;
+    };
+    let listed = member.load.records();
+    let is_short = !member.liveness.is_connected() && records.is_some_and(|held| held < listed);
+    if incomplete || is_short {
+        let name = &member.name;
+        let held = records.map_or("unknown".to_owned(), |held| held.to_string());
+        warn!("member {name} ({id}) may have lost records: {held} are there, {listed} are listed");
+        cluster.report_incomplete(id);
+        drop(cluster);
+        shared.view.ring();
     }
 }
 

@@ -33,6 +33,7 @@
 //! cluster, the releases, a shard of the cache, an inbox.
 
 pub mod command_time;
+pub mod comparison;
 pub mod control;
 pub mod desk;
 mod doors;

@@ -95,6 +95,30 @@ impl View {
         releases.queue.begin_term(term);
         releases.term = term;
         releases.next_sequence = 0;
+        drop(releases);
+        // Those of an earlier term may have been released since.
+        self.cluster.lock().forget_missing();
+    }
+
+    /// A copy is not what the metadata says of it: if it is listed, it counts as missing from here
+    /// on, until it is released. Whether it is.
+    pub fn copy_missing(&self, member: MemberId, revision: Revision, key: &Key) -> bool {
+        let listed = || {
+            let entry = self.metadata.find(key)?;
+            let is_it = entry.revision == revision && entry.replicas.contains(member);
+            is_it.then_some(entry)
+        };
+        let Some(entry) = listed() else {
+            return false;
+        };
+        let length = entry.length;
+        self.cluster.lock().copy_missing(member, revision, length);
+        // A release that was applied before this line has not found it; a later one does.
+        let still_listed = listed().is_some();
+        if !still_listed {
+            self.cluster.lock().released(&[(revision, entry.replicas)]);
+        }
+        still_listed
     }
 
     /// `term` is served no longer.

@@ -10,15 +10,17 @@ pub fn cluster_status(shared: &Shared) -> ClusterStatus {
     let cluster = shared.view.cluster.lock();
     let now = shared.clock.now();
     let members = cluster
-        .members()
+        .members_and_retired()
+        .into_iter()
         .filter(|member| !member.is_retired || member.load.records() > 0)
-        .map(|member| MemberStatus {
+        .map(|member| (member, member.present()))
+        .map(|(member, (messages, bytes))| MemberStatus {
             name: member.name.clone(),
             id: member.id.to_string(),
             address: member.address.clone(),
             state: cluster.state(member.id, now),
-            messages: member.load.records(),
-            bytes: member.load.bytes(),
+            messages,
+            bytes,
             free: member.liveness.free(),
             last_seen_ms: member
                 .liveness

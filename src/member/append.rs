@@ -293,7 +293,11 @@ impl Appender {
             }
         }
         let saved = match self.replica.unsaved_fence() {
-            Some(fence) => self.persist(fence)?,
+            Some(fence) => {
+                // A directory that was removed is told better than by a file that cannot be made.
+                self.engine.check_in_place()?;
+                self.persist(fence)?
+            }
             None => Ok(()),
         };
         let engine = self.engine.as_mut();

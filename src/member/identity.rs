@@ -6,6 +6,7 @@
 //! | `member.id` | version 1, u64 member id | last of all when an identity is made; at each start |
 //! | `incarnation` | version 1, u64 count of starts | at each start, and when refused |
 //! | `committed` | see `member::witness` | now and then |
+//! | `incomplete` | version 1, u64 1 | at a start that found records lost; stays |
 //! | `fence` | see `replica::fence` | before the effect of what raises it; at each start |
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
@@ -14,8 +15,8 @@
 //! copies of that id. So it is written after the others, and when one of them is missing or damaged
 //! the member does not start: it may be a disk that is not mounted, or a file that can be put back.
 //! With `--replace` the id is given up instead: it is removed, durably, before anything is put in
-//! the place of what is missing, and the member gets a new id, under which it holds nothing. Its old
-//! records stay where they are, for the audit to release.
+//! the place of what is missing, and the member gets a new id, under which it holds nothing. Its
+//! old records stay where they are, for the audit to release.
 //!
 //! A first start that was cut short leaves parts too. It is told by their values, which no member
 //! has that ever took a record: no id, at most the first incarnation, at most the lowest fence.
@@ -178,6 +179,17 @@ pub fn begin(
         nonce,
         fence,
     })
+}
+
+/// Notes, durably, that acknowledged records were found lost or damaged. It stays in the directory:
+/// the part of the log that tells it may be removed by compaction.
+pub fn note_losses(fs: &dyn FileSystem, data_dir: &Path) -> Result<(), LogError> {
+    write_integer(fs, &data_dir.join("incomplete"), 1)
+}
+
+/// Whether acknowledged records were ever found lost or damaged; a note that is damaged says so.
+pub fn has_losses(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<bool> {
+    Ok(found(read_integer(fs, &data_dir.join("incomplete")))? != Err(MISSING.to_owned()))
 }
 
 /// Gives back an incarnation that the leader refused, so that the next start has the same and is

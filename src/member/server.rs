@@ -124,7 +124,7 @@ impl Member {
             address: address.unwrap_or_else(|| server.local_addr().to_string()),
             zone: settings.zone.clone(),
             replace: settings.replace,
-            incomplete: false,
+            incomplete: identity::has_losses(fs.as_ref(), dir)?,
             tls: Arc::clone(&tls),
             clock: Arc::clone(&clock),
             reader: Arc::clone(&reader),
@@ -309,6 +309,10 @@ pub fn open_data(
         .with_context(|| format!("cannot open the {engine} engine in {}", dir.display()))?;
     for damage in &store.recovery.damaged {
         log::error!("{damage}: what is in it is lost here, its replicas have it");
+    }
+    // Before the identity is complete: no leader counts on this start without being told.
+    if !store.recovery.damaged.is_empty() {
+        identity::note_losses(fs.as_ref(), dir)?;
     }
     if let Some(cut) = &store.recovery.cut {
         log::info!("{cut}");

@@ -218,26 +218,37 @@ fn a_stale_fence_is_refused_also_after_a_restart() {
 }
 
 #[test]
-fn a_member_that_lost_its_fence_or_its_log_comes_with_a_new_id() {
+fn a_member_that_lost_its_fence_or_its_log_takes_a_new_id_only_when_told_to() {
     let rig = Rig::new();
-    let id = |rig: &Rig| {
-        let member = rig.start();
+    let id = |rig: &Rig, replace: bool| {
+        let settings = Settings {
+            replace,
+            ..rig.settings(Vec::new())
+        };
+        let stop = StopSignal::default();
+        let member = Member::start(&settings, stop.clone()).map_err(|error| error.to_string())?;
+        let member = RunningMember { member, stop };
         let id = rig.dial(&member, 1).peer().node_id;
         member.stop();
-        id
+        Ok::<u64, String>(id)
     };
-    let first = id(&rig);
-    assert_eq!(id(&rig), first);
-    std::fs::remove_file(rig.data_dir().join("fence")).unwrap();
-    let second = id(&rig);
-    assert_ne!(second, first);
-    std::fs::remove_dir_all(rig.data_dir().join("log")).unwrap();
-    let third = id(&rig);
-    assert!(third != second && third != first);
-    std::fs::write(rig.data_dir().join("fence"), b"rubbish").unwrap();
-    let fourth = id(&rig);
-    assert!(fourth != third);
-    assert_eq!(id(&rig), fourth);
+    let mut last = id(&rig, false).unwrap();
+    assert_eq!(id(&rig, true), Ok(last), "all of it is there");
+    for lost in ["fence", "log", "fence"] {
+        let path = rig.data_dir().join(lost);
+        match lost {
+            "log" => std::fs::remove_dir_all(&path).unwrap(),
+            _ if last % 2 == 0 => std::fs::remove_file(&path).unwrap(),
+            _ => std::fs::write(&path, b"rubbish").unwrap(),
+        }
+        let error = id(&rig, false).unwrap_err();
+        assert!(error.contains(path.to_str().unwrap()), "{error}");
+        assert!(error.contains("--replace"), "{error}");
+        let new = id(&rig, true).unwrap();
+        assert_ne!(new, last);
+        assert_eq!(id(&rig, false), Ok(new));
+        last = new;
+    }
 }
 
 #[test]

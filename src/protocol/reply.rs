@@ -104,6 +104,10 @@ pub enum MemberState {
     Suspect,
     /// Not connected, or silent for too long.
     Down,
+    /// Its name has another id: its copies are given up, unless its data directory comes back.
+    Retired,
+    /// Of a copy: the member is known not to have it, or not whole.
+    Missing,
 }
 
 impl fmt::Display for MemberState {
@@ -112,6 +116,8 @@ impl fmt::Display for MemberState {
             MemberState::Up => "up",
             MemberState::Suspect => "suspect",
             MemberState::Down => "down",
+            MemberState::Retired => "retired",
+            MemberState::Missing => "missing",
         })
     }
 }

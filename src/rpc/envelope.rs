@@ -14,16 +14,16 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::ids::{CallId, Fence, Key, LogPosition, Revision};
+use crate::ids::{CallId, Fence, Key, Revision};
 use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HOLDS_REVISIONS_MAX, HeartbeatRequest, Hello, HoldsRequest,
-    RegisterRequest, ReleaseRequest, Request, Response, Seen, StoreRecord, StoreRequest,
-    StoreResult,
+    FetchRequest, FetchResult, HOLDS_REVISIONS_MAX, Hello, HoldsRequest, ReleaseRequest, Request,
+    Response, StoreRecord, StoreRequest, StoreResult,
 };
 
 mod forward;
 mod hello;
+mod members;
 mod peers;
 
 /// The generated types, named nowhere else.
@@ -153,15 +153,10 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
             )?,
         })),
         Some(WireBody::RegisterRequest(request)) => {
-            Body::Request(Request::Register(to_register_request(request)?))
+            Body::Request(Request::Register(members::to_register(request)?))
         }
         Some(WireBody::HeartbeatRequest(request)) => {
-            Body::Request(Request::Heartbeat(HeartbeatRequest {
-                records: request.records,
-                bytes: request.bytes,
-                free: request.free,
-                seen: to_seen(request.seen)?,
-            }))
+            Body::Request(Request::Heartbeat(members::to_heartbeat(request)?))
         }
         Some(WireBody::StoreResponse(response)) => {
             Body::Response(Response::Store(to_store_results(response)?))
@@ -175,9 +170,9 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
         }
         Some(WireBody::HoldsResponse(response)) => Body::Response(Response::Holds(response.held)),
         Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
-        Some(WireBody::HeartbeatResponse(response)) => {
-            Body::Response(Response::Heartbeat(to_position(response.committed)))
-        }
+        Some(WireBody::HeartbeatResponse(response)) => Body::Response(Response::Heartbeat(
+            members::to_position(response.committed),
+        )),
         Some(WireBody::RaftRequest(request)) => {
             Body::Request(Request::Raft(peers::to_raft(request)?))
         }
@@ -252,20 +247,8 @@ fn from_request(request: Request) -> WireBody {
                 revisions: from_revisions(revisions),
             })
         }
-        Request::Register(request) => WireBody::RegisterRequest(wire::RegisterRequest {
-            address: request.address,
-            zone: request.zone,
-            seen: Some(from_seen(request.seen)),
-            replace: request.replace,
-            incomplete: request.incomplete,
-            records: request.records,
-        }),
-        Request::Heartbeat(request) => WireBody::HeartbeatRequest(wire::HeartbeatRequest {
-            records: request.records,
-            bytes: request.bytes,
-            free: request.free,
-            seen: Some(from_seen(request.seen)),
-        }),
+        Request::Register(request) => WireBody::RegisterRequest(members::from_register(request)),
+        Request::Heartbeat(request) => WireBody::HeartbeatRequest(members::from_heartbeat(request)),
         Request::Raft(request) => WireBody::RaftRequest(peers::from_raft(request)),
         Request::Snapshot(chunk) => WireBody::SnapshotRequest(peers::from_chunk(chunk)),
         Request::Join(request) => WireBody::JoinRequest(peers::from_join(request)),
@@ -286,7 +269,7 @@ fn from_response(response: Response) -> WireBody {
         Response::Holds(held) => WireBody::HoldsResponse(wire::HoldsResponse { held }),
         Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
         Response::Heartbeat(committed) => WireBody::HeartbeatResponse(wire::HeartbeatResponse {
-            committed: Some(from_position(committed)),
+            committed: Some(members::from_position(committed)),
         }),
         Response::Snapshot => WireBody::SnapshotResponse(wire::SnapshotResponse {}),
         Response::Join(answer) => WireBody::JoinResponse(peers::from_join_answer(answer)),
@@ -391,61 +374,6 @@ fn to_store_request(request: wire::StoreRequest) -> Checked<StoreRequest> {
     })
 }
 
-fn to_register_request(request: wire::RegisterRequest) -> Checked<RegisterRequest> {
-    let address = to_label(
-        request.address,
-        1,
-        NAME_BYTES_MAX,
-        "register_request.address",
-    )?;
-    let zone = to_label(request.zone, 0, ZONE_BYTES_MAX, "register_request.zone")?;
-    let seen = to_seen(request.seen)?;
-    let wire::RegisterRequest {
-        replace,
-        incomplete,
-        records,
-        ..
-    } = request;
-    Ok(RegisterRequest {
-        address,
-        zone,
-        seen,
-        replace,
-        incomplete,
-        records,
-    })
-}
-
-fn from_seen(seen: Seen) -> wire::Seen {
-    wire::Seen {
-        fence: Some(from_fence(seen.fence)),
-        revision: seen.revision.map_or(0, Revision::as_u64),
-        committed: Some(from_position(seen.committed)),
-    }
-}
-
-/// Missing parts are nothing seen.
-fn to_seen(seen: Option<wire::Seen>) -> Checked<Seen> {
-    let seen = seen.unwrap_or_default();
-    Ok(Seen {
-        fence: seen.fence.map_or(Ok(Fence::default()), |fence| {
-            to_fence(Some(fence), "seen.fence")
-        })?,
-        revision: (seen.revision != 0).then_some(Revision::from_u64(seen.revision)),
-        committed: to_position(seen.committed),
-    })
-}
-
-fn from_position(position: LogPosition) -> wire::LogPosition {
-    let LogPosition { term, index } = position;
-    wire::LogPosition { term, index }
-}
-
-fn to_position(position: Option<wire::LogPosition>) -> LogPosition {
-    let wire::LogPosition { term, index } = position.unwrap_or_default();
-    LogPosition { term, index }
-}
-
 fn from_store_result(result: StoreResult) -> i32 {
     let result = match result {
         StoreResult::Stored => wire::store_response::Result::Stored,
@@ -512,14 +440,15 @@ fn to_fetch_results(response: wire::FetchResponse) -> Checked<Vec<FetchResult>> 
 mod tests {
     use super::*;
     use crate::error::Failure;
-    use crate::ids::{ClusterId, MemberId, PeerId, Token};
+    use crate::ids::{ClusterId, LogPosition, MemberId, PeerId, Token};
     use crate::protocol::reply::{KeyPage, ListedKey, MemberState, ReplicaStatus, Reply};
     use crate::protocol::request::{
         BULK_COUNT_MAX, Batch, Condition, ListRequest, PAGE_KEYS_MAX, SetOptions, Step, TTL_MS_MAX,
         Transaction, Write,
     };
     use crate::rpc::message::{
-        JoinAnswer, JoinRequest, Purpose, RaftRequest, Refusal, Role, SnapshotChunk, StandingAnswer,
+        HeartbeatRequest, JoinAnswer, JoinRequest, Purpose, RaftRequest, Refusal, RegisterRequest,
+        Role, Seen, SnapshotChunk, StandingAnswer,
     };
 
     fn body_of(body: WireBody) -> Bytes {
@@ -1116,6 +1045,8 @@ mod tests {
                 Just(MemberState::Up),
                 Just(MemberState::Suspect),
                 Just(MemberState::Down),
+                Just(MemberState::Retired),
+                Just(MemberState::Missing),
             ];
             let replica = ("[a-z0-9-]{1,9}", "[a-z]{1,9}:[0-9]{1,4}", state).prop_map(
                 |(name, address, state)| ReplicaStatus {

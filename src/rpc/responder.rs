@@ -107,7 +107,7 @@ impl Responder {
 fn without_room(response: &Response) -> Option<Refusal> {
     let is_read = |reply: &Reply| matches!(reply, Reply::Value { .. } | Reply::NotFound);
     match response {
-        Response::Fetch(_) => Some(Refusal::Busy),
+        Response::Fetch(_) | Response::Holds(_) => Some(Refusal::Busy),
         Response::Forward(replies) if replies.iter().all(is_read) => Some(Refusal::Busy),
         Response::Forward(_) => Some(Refusal::Other("no room for the answer".to_owned())),
         Response::Store(_) | Response::Release | Response::Register => None,

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::cluster::{Cluster, run};
+use crate::support::client::Client;
+use crate::support::cluster::{Cluster, member, run, tolerex};
+use crate::support::wait_until;
 use crate::{errors, get_all, set_all};
 
 /// Flips a bit of a byte.
@@ -111,4 +113,45 @@ fn a_damaged_record_is_read_from_the_other_replica_and_named_in_the_log() {
     );
     get_all(&mut cluster.client(), "k", 0..30, "payload");
     assert_eq!(cluster.client().command("COUNT"), "30");
+}
+
+#[test]
+fn copies_lost_with_a_segment_count_as_missing_from_the_next_start_on() {
+    let cluster = Cluster::start(&["--members", "2"]);
+    set_all(&mut cluster.client(), "k", 0..60, "v");
+    let data_dir = cluster.dir().to_str().expect("UTF-8");
+    let control = |verb: &str, name: &str| {
+        let output = tolerex(&[verb, name, "--data-dir", data_dir]);
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    let shown = |client: &mut Client, key: &str| client.command(&format!("WHERE {key}"));
+    control("stop", "member-1");
+    let segment = cluster.dir().join("member-1/log/00000001.log");
+    fs::write(&segment, b"").expect("cut");
+    control("start", "member-1");
+    let is_told = |client: &mut Client| {
+        let messages = member(&client.status(), "member-1")["messages"].clone();
+        shown(client, "k-0").contains(":missing") && messages == 0
+    };
+    let mut client = cluster.client();
+    wait_until("the losses are told", Duration::from_secs(30), || {
+        is_told(&mut client)
+    });
+    assert!(shown(&mut client, "k-0").contains(":up"));
+    // New ones are stored there, and an overwritten one is whole again.
+    set_all(&mut client, "n", 0..10, "v");
+    assert_eq!(client.command("SET k-0 v0"), "OK");
+    let place = shown(&mut client, "k-0");
+    assert!(!place.contains("missing"), "{place}");
+    assert_eq!(member(&client.status(), "member-1")["messages"], 11);
+    // Told again to each leader: here to the next start of the same one.
+    control("stop", "leader-1");
+    control("start", "leader-1");
+    let mut client = cluster.client();
+    wait_until("the losses are told again", Duration::from_secs(30), || {
+        shown(&mut client, "k-1").contains(":missing")
+    });
+    get_all(&mut client, "k", 1..60, "v");
+    cluster.kill("member-2");
+    get_all(&mut client, "n", 0..10, "v");
 }

@@ -43,7 +43,7 @@ use crate::disk::private;
 use crate::resources::descriptors::Descriptors;
 use crate::threads::{StopSignal, Thread};
 use children::Running;
-use control::{Control, Request, Verb};
+use control::{Control, Request};
 use ending::Ending;
 use manifest::{Manifest, Role, State};
 use owed::Owed;

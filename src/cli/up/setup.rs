@@ -132,6 +132,11 @@ pub fn plan(
     if existing.is_none() {
         check_tolerance(args.tolerance, members)?;
     }
+    let names: Vec<String> = (1..=members).map(|n| format!("member-{n}")).collect();
+    if let Some(name) = args.replace.iter().find(|name| !names.contains(name)) {
+        let text = format!("--replace {name}: accepted: {}", names.join(", "));
+        return Err(ToolError::usage(text));
+    }
     let leaders = match (args.leaders, count(Role::Leader)) {
         (_, Some(present)) => u16::try_from(present).unwrap_or(u16::MAX),
         (asked, None) => asked.unwrap_or(1),

@@ -133,7 +133,7 @@ impl ReadBatch {
                     outgoing.entry(member).or_default().push(at);
                 }
                 None if slot.open_calls == 0 && slot.open_lookups == 0 => {
-                    let statuses = replica_statuses(cluster, &entry.replicas, now);
+                    let statuses = replica_statuses(cluster, entry.revision, &entry.replicas, now);
                     let replicas: Vec<String> = statuses.iter().map(|s| s.to_string()).collect();
                     let replicas = replicas.join(",");
                     self.reply(at, Reply::Failed(Failure::Unavailable { replicas }));
@@ -230,11 +230,12 @@ fn next_replica(
     cluster: &Cluster,
     now: Instant,
 ) -> Option<MemberId> {
-    let mut order = cluster.read_order(&entry.replicas, now);
+    let mut order = cluster.read_order(entry.revision, &entry.replicas, now);
     order.retain(|member| !asked.contains(member));
-    let best = cluster.state(*order.first()?, now);
+    let state = |member: &MemberId| cluster.copy_state(*member, entry.revision, now);
+    let best = state(order.first()?);
     order
         .into_iter()
-        .take_while(|member| cluster.state(*member, now) == best)
+        .take_while(|member| state(member) == best)
         .min_by_key(|member| weights.get(member).copied().unwrap_or(0))
 }

@@ -17,6 +17,13 @@ impl Log {
         let (file, path) = (&self.current.file, Path::new(&self.current.path));
         let opened = file.id();
         let checked = opened.and_then(|opened| check_in_place(&*self.fs, path, opened));
-        checked.map_err(|source| self.poison("go on with", source))
+        checked.map_err(|source| {
+            self.poisoned = true;
+            LogError::Io {
+                action: "go on with",
+                file: self.current.path.clone(),
+                source,
+            }
+        })
     }
 }

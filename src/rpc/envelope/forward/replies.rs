@@ -167,6 +167,8 @@ fn from_replica(replica: ReplicaStatus) -> response::Replica {
         MemberState::Up => response::State::Up,
         MemberState::Suspect => response::State::Suspect,
         MemberState::Down => response::State::Down,
+        MemberState::Retired => response::State::Retired,
+        MemberState::Missing => response::State::Missing,
     };
     response::Replica {
         name: replica.name,
@@ -184,6 +186,8 @@ fn to_location(location: response::Location) -> Checked<Reply> {
             Ok(response::State::Up) => MemberState::Up,
             Ok(response::State::Suspect) => MemberState::Suspect,
             Ok(response::State::Down) => MemberState::Down,
+            Ok(response::State::Retired) => MemberState::Retired,
+            Ok(response::State::Missing) => MemberState::Missing,
             Ok(response::State::Unspecified) | Err(_) => {
                 return invalid("forward_response.replicas.state", "is unknown");
             }
