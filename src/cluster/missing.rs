@@ -9,8 +9,8 @@
 //! so each active leader finds the same copies again.
 //!
 //! Memory: some 40 bytes a copy, for [`MISSING_MAX`] copies of a member at most. Beyond that all
-//! copies of the member count as missing, which is the safe side: they are asked for last, and those
-//! that are there still answer.
+//! copies of the member count as missing, which is the safe side: they are asked for last, and
+//! those that are there still answer.
 
 use rustc_hash::FxHashMap;
 

@@ -357,7 +357,8 @@ impl Cluster {
     }
 
     /// The connected ones of `replicas` in the order in which to ask them for a revision: up and
-    /// least busy first, suspect later, those whose copy counts as missing last. Equals change places from one nanosecond to the next, so that reads spread.
+    /// least busy first, suspect later, those whose copy counts as missing last. Equals change
+    /// places from one nanosecond to the next, so that reads spread.
     pub fn read_order(
         &self,
         revision: Revision,

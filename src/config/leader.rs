@@ -115,8 +115,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "",
         originals: &[],
         short_flags: &[],
-        meaning: "names under which HTTP is served beside IP addresses, localhost and the \
-                  advertised names; in a file a list, elsewhere with commas",
+        meaning: "further names to serve HTTP under; in a file a list, elsewhere with commas",
     },
     Setting {
         name: "insecure",

@@ -11,9 +11,9 @@
 //! looked up again after it was noted, and taken back if it is not listed any more. A release that
 //! is applied later takes it back itself.
 //!
-//! A failed request ends the pass; it begins anew when the member is connected. A pass of 10 million
-//! messages takes a minute. The member answers from its index: a record that is there and damaged is
-//! found when it is read.
+//! A failed request ends the pass; it begins anew when the member is connected. A pass of 10
+//! million messages takes a minute. The member answers from its index: a record that is there and
+//! damaged is found when it is read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

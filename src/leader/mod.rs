@@ -32,6 +32,7 @@
 //! Taken in this order, none over I/O: a shard of the message index, the table of replica sets, the
 //! cluster, the releases, a shard of the cache, an inbox.
 
+pub mod cache;
 pub mod command_time;
 pub mod comparison;
 pub mod control;

@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
 use crate::cluster::Cluster;
-use crate::coordinator::cache::PayloadCache;
 use crate::coordinator::release::{Release, ReleaseQueue};
 use crate::coordinator::{Charge, Found, Limits, Question, Revisions, Settlement, Told};
 use crate::faults::{self, Fault};
 use crate::group::{Configuration, GroupHandle, PeerAddress, Role};
 use crate::ids::{Fence, Key, LogPosition, MemberId, Revision};
+use crate::leader::cache::Cache;
 use crate::leader::command_time::CommandTime;
 use crate::leader::gate::{Gate, Surroundings};
 use crate::leader::links::{MemberLink, MemberLinks};
@@ -34,9 +34,6 @@ use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::state::Shards;
 use crate::net;
 use crate::net::budget::Budget;
-
-/// Shards of the cache. Workers read at the same time; with one they would queue up.
-const CACHE_SHARDS: usize = 16;
 
 /// How long a call to a member may stay unanswered, beyond what its bytes need. Nobody waits that
 /// long for its answer: after it, what the call holds of the member's room in flight is given back.
@@ -475,35 +472,6 @@ impl Drop for ReleaseHold {
     fn drop(&mut self) {
         self.0.releases.lock().queue.end_hold(self.1);
         self.0.ring();
-    }
-}
-
-/// The payload cache in shards.
-pub struct Cache {
-    shards: Vec<Mutex<PayloadCache>>,
-}
-
-impl Cache {
-    fn new(bytes_max: usize) -> Cache {
-        let shard = || Mutex::new(PayloadCache::new(bytes_max / CACHE_SHARDS));
-        Cache {
-            shards: std::iter::repeat_with(shard).take(CACHE_SHARDS).collect(),
-        }
-    }
-
-    fn shard(&self, revision: Revision) -> &Mutex<PayloadCache> {
-        // Consecutive revisions, which are written and read together, go to different shards.
-        &self.shards[(revision.as_u64() % CACHE_SHARDS as u64) as usize]
-    }
-
-    /// The payload of a revision.
-    pub fn get(&self, revision: Revision) -> Option<Bytes> {
-        self.shard(revision).lock().get(revision)
-    }
-
-    /// Keeps a payload.
-    pub fn insert(&self, revision: Revision, payload: &Bytes) {
-        self.shard(revision).lock().insert(revision, payload);
     }
 }
 

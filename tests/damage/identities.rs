@@ -1,8 +1,8 @@
 //! The small files that say who a process is: of a member `member.id`, `incarnation`, `fence` and
 //! `cluster.id`, of a leader `peer.id`.
 //!
-//! None of them may be taken for new, or for a lower value: neither of both starts. A member that is
-//! told to gives up its id, durably, and gets another under which it holds nothing.
+//! None of them may be taken for new, or for a lower value: neither of both starts. A member that
+//! is told to gives up its id, durably, and gets another under which it holds nothing.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -73,9 +73,12 @@ fn idle_clients_leave_descriptors(leaders: &str) {
     }
     for name in names(&cluster) {
         assert!(is_alive(cluster.pid(&name)), "{name} has ended");
-        let fds = fs::read_dir(format!("/proc/{}/fd", cluster.pid(&name)));
-        let fds = fds.expect("it runs").count();
-        assert!(fds < 200, "{name} has {fds} descriptors");
+        // Connections that were refused take some until they are closed.
+        let open = format!("/proc/{}/fd", cluster.pid(&name));
+        let what = format!("{name} has descriptors left");
+        wait_until(&what, Duration::from_secs(20), || {
+            fs::read_dir(&open).expect("it runs").count() < 200
+        });
     }
     let log = cluster.log("leader-1");
     let told = "connections_max is 16384, and this process may have 200 files and sockets open";
