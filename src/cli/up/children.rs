@@ -3,8 +3,8 @@
 //! They are started from our own executable, in process groups of their own (a Ctrl-C at the
 //! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`.
 //! One that dies, or cannot be started, is reported and not restarted. The log is renamed to
-//! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not
-//! cut.
+//! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs it does the same
+//! itself.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,9 +19,7 @@ use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 use crate::disk::private;
-
-/// A log longer than this is put aside at the next start. Days at level `info`.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+use crate::logging::LOG_BYTES_MAX;
 
 /// How much of a log is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 8 << 10;
@@ -225,6 +223,8 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
 fn last_lines(path: &Path, start: u64) -> io::Result<Vec<String>> {
     let mut file = File::open(path)?;
     let end = file.metadata()?.len();
+    // The log of this run may have been put aside meanwhile.
+    let start = if start > end { 0 } else { start };
     let from = start.max(end.saturating_sub(LOG_TAIL_BYTES));
     file.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
