@@ -138,6 +138,14 @@ impl Revision {
     pub const SEQUENCE_MAX: u64 = (1 << SEQUENCE_BITS) - 1;
     /// The highest term a revision can hold.
     pub const TERM_MAX: u64 = (1 << (64 - SEQUENCE_BITS)) - 1;
+    /// The most by which a term may be above one that is known. A group that elects all the time,
+    /// three times a second, needs four days for as many terms; one that works has some a day.
+    /// Sixteen times of it is all that revisions can hold.
+    pub const TERM_JUMP_MAX: u64 = 1 << 20;
+    /// The most by which the term of a fence that a member has executed may be above the leader's,
+    /// for the leader to believe it and go on above it. Half of the other, so that peers and the
+    /// other members, which did not see that fence, follow.
+    pub const TERM_BELIEVED_MAX: u64 = Revision::TERM_JUMP_MAX / 2;
 
     /// The revision of the `sequence`-th write of `term`.
     pub fn new(term: u64, sequence: u64) -> Revision {
@@ -219,6 +227,13 @@ pub struct Fence {
     pub term: u64,
     /// The leader's own counter of links to this member.
     pub link: u64,
+}
+
+impl Fence {
+    /// Whether the leader of `term` believes no member that it has executed this fence.
+    pub fn is_absurd_above(self, term: u64) -> bool {
+        self.term > Revision::TERM_MAX.min(term.saturating_add(Revision::TERM_BELIEVED_MAX))
+    }
 }
 
 impl fmt::Display for Fence {

@@ -6,14 +6,23 @@
 //!
 //! Time (UTC), level, node, module, event. The level comes from the settings; `RUST_LOG`, where it
 //! is set, goes before them and may name modules (`info,tolerex::rpc=debug`). [`set_level`] changes
-//! it while the process runs. Libraries are heard from `warn` on, or everything would be lost in
-//! what they say at the levels we are interested in.
+//! it while the process runs. [`seldom`] is for lines that others can cause at will. Libraries are
+//! heard from `warn` on, or everything would be lost in what they say at the levels we are
+//! interested in.
 
 use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use env_logger::{Builder, Logger, Target};
 use log::{LevelFilter, Log, Metadata, Record, SetLoggerError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+
+mod file;
+mod seldom;
+
+pub use self::file::LOG_BYTES_MAX;
+pub use self::seldom::{INTERVAL, LeftOut, Seldom, seldom};
 
 /// The crates whose level is the setting's: the library (and `tolerex`), and the two servers.
 const OWN_CRATES: [&str; 3] = ["tolerex", "leader", "member"];
@@ -22,6 +31,13 @@ const OWN_CRATES: [&str; 3] = ["tolerex", "leader", "member"];
 static LOGGER: Switchable = Switchable {
     inner: RwLock::new(None),
 };
+
+/// The file that this process keeps short, if its standard error is one. Held while the file's
+/// length is looked at, by one thread in so many lines.
+static FILE: Mutex<Option<file::LogFile>> = Mutex::new(None);
+
+/// Lines since the last look.
+static LINES: AtomicU32 = AtomicU32::new(0);
 
 /// A logger that can be replaced while threads log.
 struct Switchable {
@@ -45,6 +61,29 @@ pub fn set_level(level: LevelFilter) {
     let name = LOGGER.inner.read().as_ref().map(|(_, name)| name.clone());
     if let Some(name) = name {
         install(&name, rust_log(), level);
+    }
+}
+
+/// Keeps the log at `path` short, if it is the standard error of this process.
+pub fn keep_short(path: &Path) {
+    *FILE.lock() = file::LogFile::of_this_process(path);
+}
+
+/// A line was written.
+fn count_line() {
+    if !LINES
+        .fetch_add(1, Ordering::Relaxed)
+        .is_multiple_of(file::LINES_BETWEEN_LOOKS)
+    {
+        return;
+    }
+    if let Some(mut file) = FILE.try_lock()
+        && let Some(Err(error)) = file.as_ref().map(file::LogFile::look)
+    {
+        // Nothing can be done about it, and it would fail again.
+        *file = None;
+        drop(file);
+        log::error!("the log is not kept short any more: {error}");
     }
 }
 
@@ -105,6 +144,7 @@ impl Log for Switchable {
         if let Some((logger, _)) = self.inner.read().as_ref() {
             logger.log(record);
         }
+        count_line();
     }
 
     fn flush(&self) {}

@@ -34,6 +34,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("cluster", "metadata"),
     ("config", "ids"),
     ("threads", "clock"),
+    ("logging", "clock"),
     ("error", "ids"),
 ];
 

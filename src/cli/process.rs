@@ -196,6 +196,7 @@ fn run<S, C: Settings>(
     let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
     let config = loaded.config;
     logging::init(config.name(), config.log_level()).context("cannot start logging")?;
+    logging::keep_short(&config.data_dir().join(format!("{}.log", config.name())));
     threads::exit_on_panic();
     let descriptors = Descriptors::raise();
     loaded

@@ -21,7 +21,7 @@ use crate::cluster::liveness::Liveness;
 use crate::cluster::load::Load;
 use crate::cluster::missing::MissingCopies;
 use crate::cluster::placement::Candidate;
-use crate::ids::{MemberId, Revision};
+use crate::ids::{Fence, MemberId, Revision};
 use crate::metadata::command::Registration;
 use crate::metadata::replica_sets::ReplicaSet;
 use crate::protocol::reply::MemberState;
@@ -40,6 +40,9 @@ pub struct MemberView {
     pub zone: String,
     /// Its name came with a new id: it gets nothing more, and is kept for the copies it may hold.
     pub is_retired: bool,
+    /// The fence for which it is isolated: no leader of this group can have made it, and the member
+    /// refuses all lower ones. It gets nothing more, and is not read from.
+    pub absurd_fence: Option<Fence>,
     /// Links, heartbeats, lateness, space.
     pub liveness: Liveness,
     /// Copies by metadata, and what is in flight.
@@ -62,6 +65,8 @@ impl MemberView {
     pub fn state(&self, now: Instant) -> MemberState {
         if self.is_retired {
             MemberState::Retired
+        } else if self.absurd_fence.is_some() {
+            MemberState::Down
         } else {
             self.liveness.state(now)
         }
@@ -74,7 +79,7 @@ impl MemberView {
     }
 
     fn is_reachable(&self) -> bool {
-        !self.is_retired && self.liveness.is_connected()
+        !self.is_retired && self.absurd_fence.is_none() && self.liveness.is_connected()
     }
 }
 
@@ -126,6 +131,7 @@ impl Cluster {
                     address: String::new(),
                     zone: String::new(),
                     is_retired: false,
+                    absurd_fence: None,
                     liveness: Liveness::default(),
                     load: Load::default(),
                     missing: MissingCopies::default(),
@@ -212,6 +218,13 @@ impl Cluster {
         }
     }
 
+    /// The member has executed a fence that no leader of this group can have made: it is neither
+    /// written to nor read from any more by this leader. Whether that is news.
+    pub fn isolate(&mut self, id: MemberId, fence: Fence) -> bool {
+        self.member_mut(id)
+            .is_some_and(|member| member.absurd_fence.replace(fence).is_none())
+    }
+
     /// What the member holds by applied metadata.
     pub fn set_load(&mut self, id: MemberId, records: u64, bytes: u64) {
         if let Some(member) = self.member_mut(id) {
@@ -289,7 +302,9 @@ impl Cluster {
         let mut candidates = Vec::with_capacity(self.members.len());
         let mut used_zones = Vec::with_capacity(copies + exclude.len());
         let mut usable = 0;
-        for member in self.members.iter_mut().filter(|member| !member.is_retired) {
+        let is_usable =
+            |member: &&mut MemberView| !member.is_retired && member.absurd_fence.is_none();
+        for member in self.members.iter_mut().filter(is_usable) {
             member.load.pass_time(now);
             let Some(fitness) = member.liveness.fitness(now) else {
                 continue;
@@ -517,6 +532,24 @@ mod tests {
             free,
             seen: Default::default(),
         }
+    }
+
+    #[test]
+    fn a_member_with_an_absurd_fence_is_neither_written_to_nor_read_from() {
+        let mut cluster = cluster(Strategy::LeastLoaded, &["", "", ""]);
+        let fence = Fence {
+            term: 1 << 63,
+            link: 1,
+        };
+        assert!(cluster.isolate(MemberId(2), fence));
+        assert!(!cluster.isolate(MemberId(2), fence), "no news");
+        assert_eq!(cluster.state(MemberId(2), NOW), MemberState::Down);
+        assert_eq!(choose(&mut cluster, 3, &[]), [1, 3]);
+        let replicas = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two");
+        assert_eq!(cluster.read_order(REVISION, &replicas, NOW), [MemberId(1)]);
+        assert_eq!(cluster.connected_count(), 2);
+        cluster.connected(MemberId(2), NOW);
+        assert_eq!(cluster.state(MemberId(2), NOW), MemberState::Down);
     }
 
     #[test]

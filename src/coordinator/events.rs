@@ -254,7 +254,8 @@ pub enum Effect {
         /// What is wrong.
         flaw: Flaw,
     },
-    /// A member has executed a fence of a higher term: this leader stops serving.
+    /// A member has executed a fence of a higher term: this leader stops serving, or isolates the
+    /// member if no leader can have made that fence.
     Deposed {
         /// Who said so.
         member: MemberId,

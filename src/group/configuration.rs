@@ -196,10 +196,11 @@ impl Configuration {
     }
 
     /// Whether changes can lead to it: what the `raft` crate demands, and ends the process without.
-    fn is_possible(&self) -> bool {
+    pub(super) fn is_possible(&self) -> bool {
         let is_staged = |peer| self.outgoing.contains(peer) && !self.voters.contains(peer);
         let is_led = !self.voters.is_empty() || self.peers().is_empty();
         is_led
+            && self.peers().len() <= PEERS_MAX
             && self.learners.iter().all(|peer| !self.is_voter(*peer))
             && self.learners_next.iter().all(is_staged)
             && (self.is_joint() || !self.auto_leave)

@@ -44,7 +44,7 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::Message;
 use raft::{RawNode, StateRole};
 
 use crate::faults::{self, Fault};
@@ -54,15 +54,18 @@ use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::{LogPosition, PeerId};
 
 pub mod copies;
+pub mod guard;
 mod membership;
 mod messages;
 mod peers;
 #[cfg(test)]
 pub(crate) mod readable;
+mod stepping;
 mod storage;
 #[cfg(test)]
 mod tests;
 mod waiting;
+mod wire;
 
 use self::copies::Recall;
 pub use self::membership::changed;
@@ -337,32 +340,6 @@ impl Core {
     /// Asks for a confirmation that this participant leads (R4). It may never be answered.
     pub fn read_index(&mut self, context: u64) {
         self.node.read_index(context.to_be_bytes().to_vec());
-    }
-
-    /// Takes a message of a peer, as [`Batch::messages`] of that peer had it. One that carries a
-    /// snapshot is for [`Core::step_snapshot`].
-    pub fn step(&mut self, message: &[u8]) -> Result<(), MessageDropped> {
-        let message = messages::decode(message)?;
-        if message.get_msg_type() == MessageType::MsgSnapshot {
-            return Err(MessageDropped("a snapshot without its file".to_owned()));
-        }
-        self.take(message)
-    }
-
-    /// Takes the message that goes with a snapshot whose file is here, durable and whole. Whether
-    /// it is installed the next batch says.
-    pub fn step_snapshot(&mut self, message: &[u8]) -> Result<(), MessageDropped> {
-        self.take(messages::decode(message)?)
-    }
-
-    fn take(&mut self, message: Message) -> Result<(), MessageDropped> {
-        if self.is_recall(&message)? {
-            return Ok(());
-        }
-        messages::check(&message, self.id)?;
-        self.node
-            .step(message)
-            .map_err(|source| MessageDropped(source.to_string()))
     }
 
     /// What there is to do, if anything. The caller asks again until there is nothing.

@@ -188,8 +188,8 @@ impl<O> GroupHandle<O> {
 
     /// A message of a peer, as its [`crate::group::Transport`] was given it. Lost when there is too
     /// much already.
-    pub fn message(&self, message: Bytes) {
-        _ = self.inbox.try_send(Event::Message(message));
+    pub fn message(&self, link: PeerId, message: Bytes) {
+        _ = self.inbox.try_send(Event::Message { link, message });
     }
 
     /// A message to `peer` was lost, or its link is.

@@ -40,6 +40,7 @@ mod events;
 mod writes;
 
 pub use self::events::Event;
+use self::events::log_dropped;
 pub(super) use self::writes::Writes;
 
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are
@@ -125,14 +126,14 @@ impl<S: StateMachine> Node<S> {
                 progress: self.core.progress(),
                 status: self.core.status(),
             }),
-            Event::Message(message) => log_dropped(self.core.step(&message)),
+            Event::Message { link, message } => log_dropped(self.core.step(link, &message)),
             Event::Unreachable(peer) => self.core.unreachable(peer),
             // One of its own is being drawn from the state that would go. The next attempt of the
             // peer comes when that is done.
-            Event::SnapshotReceived(_) if self.schedule.is_running() => {}
-            Event::SnapshotReceived(received) => {
+            Event::SnapshotReceived { .. } if self.schedule.is_running() => {}
+            Event::SnapshotReceived { link, received } => {
                 self.received = Some((received.position, received.file));
-                log_dropped(self.core.step_snapshot(&received.message));
+                log_dropped(self.core.step_snapshot(link, &received.message));
             }
             Event::SnapshotSent { to, arrived } => self.core.snapshot_sent(to, arrived),
             Event::Persisted {
@@ -385,10 +386,10 @@ impl<S: StateMachine> Node<S> {
             // The empty entry that begins a term is Raft's own.
             EntryKind::Command if entry.data.is_empty() => {}
             EntryKind::Command => output = Some(self.machine.apply(index, term, &entry.data)),
-            EntryKind::Configuration => {
-                self.core.apply_change(entry)?;
-                self.publish_configuration();
-            }
+            EntryKind::Configuration => match self.core.apply_change(entry) {
+                Ok(()) => self.publish_configuration(),
+                Err(error) => log::error!("entry {index} changes nothing: {error}"),
+            },
         }
         self.core.applied(index);
         self.applied = Position { index, term };
@@ -493,8 +494,4 @@ impl<S: StateMachine> Node<S> {
         }
         self.shared.publish(&status);
     }
-}
-
-fn log_dropped(result: Result<(), super::core::MessageDropped>) {
-    _ = result.inspect_err(|error| log::debug!("{error}"));
 }

@@ -34,6 +34,7 @@ use crate::clock::{Clock, Instant};
 use crate::group::configuration::Configuration;
 use crate::group::node::Event;
 use crate::group::window::Position;
+use crate::logging;
 use crate::threads::StopSignal;
 
 pub mod files;
@@ -204,10 +205,13 @@ impl SnapshotDesk {
             Task::Receive(chunk, done) => match self.incoming.take(&self.files, &chunk) {
                 Ok(received) => {
                     done(Ok(()));
-                    received.map(Event::SnapshotReceived)
+                    let link = chunk.from;
+                    received.map(|received| Event::SnapshotReceived { link, received })
                 }
                 Err(error) => {
-                    log::warn!("snapshot of peer {}: {error}", chunk.from);
+                    if let Some(more) = logging::seldom("snapshot of a peer") {
+                        log::warn!("snapshot of peer {}: {error}{more}", chunk.from);
+                    }
                     done(Err(error));
                     None
                 }

@@ -386,7 +386,10 @@ impl World {
             self.lose(parcel);
         } else {
             match parcel.content {
-                Content::Message(bytes) => self.tell(to, Event::Message(bytes.into())),
+                Content::Message(bytes) => {
+                    let (link, message) = (self.id(from), bytes.into());
+                    self.tell(to, Event::Message { link, message });
+                }
                 Content::Chunk(chunk, number) => self.take_chunk(from, to, chunk, number),
             }
         }

@@ -23,6 +23,7 @@ use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
 use crate::ids::{Fence, MemberId, Revision};
 use crate::leader::state::{ReleaseHold, RunningBatch, Shared};
+use crate::logging;
 use crate::metadata::command::Command;
 use crate::metadata::state::forget_met_conditions;
 use crate::net::budget::Request as RoomRequest;
@@ -227,7 +228,10 @@ impl Run {
                 key,
                 flaw,
             } => {
-                error!("copy of message {key} revision {revision} on member {member}: {flaw:?}");
+                if let Some(more) = logging::seldom("corrupt copy") {
+                    let copy = format_args!("message {key} revision {revision}");
+                    error!("copy of {copy} on member {member}: {flaw:?}{more}");
+                }
                 let view = &self.shared.view;
                 if view.copy_missing(member, revision, &key) && flaw == Flaw::Missing {
                     view.cluster.lock().suspect_incomplete(member);

@@ -209,6 +209,15 @@ impl Shared {
 
     /// A member refuses a request: it has executed this fence.
     pub fn refused(&self, member: MemberId, highest: Fence) {
+        if highest.is_absurd_above(self.group.status().term) {
+            if self.view.cluster.lock().isolate(member, highest) {
+                error!(
+                    "member {member} has executed fence {highest}, which no leader of this group \
+                     can have made: it is isolated, neither written to nor read from"
+                );
+            }
+            return;
+        }
         if self.view.gate.refused(member, highest) {
             self.look_at_gate();
         }

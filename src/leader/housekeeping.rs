@@ -20,6 +20,7 @@ use crate::leader::comparison::Comparisons;
 use crate::leader::expiry::Expiry;
 use crate::leader::standing::Inquirer;
 use crate::leader::state::Shared;
+use crate::logging;
 use crate::rpc::link::CallError;
 use crate::rpc::message::{Refusal, ReleaseRequest, Request, Response};
 use crate::threads::StopSignal;
@@ -172,7 +173,9 @@ fn send(shared: &Arc<Shared>, term: u64, release: Release) {
                 answered.view.release_refused(number, member);
             }
             Ok(response) => {
-                warn!("release {number} was refused by member {member}: {response:?}");
+                if let Some(more) = logging::seldom("release refused") {
+                    warn!("release {number} was refused by member {member}: {response:?}{more}");
+                }
                 answered.view.release_refused(number, member);
             }
             // The member may still execute it: it lingers until its next link was used (R8).

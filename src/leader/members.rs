@@ -13,10 +13,12 @@ use crate::leader::desk::Desk;
 use crate::leader::drive::not_proposed;
 use crate::leader::state::Shared;
 use crate::leader::state::View;
+use crate::logging;
 use crate::metadata::command::{Applied, Change, Command, Registration};
 use crate::protocol::reply::MemberState;
 use crate::protocol::request::Batch;
 use crate::rpc::PeerInfo;
+use crate::rpc::frame::FRAME_BYTES_MAX;
 use crate::rpc::link::Link;
 use crate::rpc::message::{
     JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role, SnapshotChunk,
@@ -27,6 +29,9 @@ use crate::rpc::server::{CallInfo, Responder, Service};
 
 /// The member whose refusal was logged last, and the refusal. Guards only itself.
 type LastRefused = Arc<Mutex<Option<(MemberId, Refusal)>>>;
+
+/// The largest frame of a member, in bytes: a registration has 1 KiB at most, a heartbeat less.
+const MEMBER_FRAME_BYTES_MAX: usize = 64 << 10;
 
 /// Answers members and other leaders.
 pub struct MemberService {
@@ -90,11 +95,17 @@ impl MemberService {
         let peers = &self.shared.view.peers;
         peers.heard(PeerId(peer.node_id), &request.address, &peer.name);
         for message in request.messages {
-            self.shared.group.message(message);
+            self.shared.group.message(PeerId(peer.node_id), message);
         }
     }
 
+    /// A piece of a snapshot, of the leader that this one follows: anybody else's would replace
+    /// what is on the disk by something that is not the group's.
     fn snapshot(&self, peer: &PeerInfo, chunk: SnapshotChunk, responder: Responder) {
+        if self.shared.group.status().leader != Some(PeerId(peer.node_id)) {
+            let reason = format!("{} does not follow {}", self.shared.name, peer.name);
+            return responder.send(Response::Refused(Refusal::Other(reason)));
+        }
         let chunk = IncomingChunk {
             from: PeerId(peer.node_id),
             transfer: chunk.transfer,
@@ -205,9 +216,11 @@ fn note_losses(shared: &Shared, id: MemberId, incomplete: bool, records: Option<
 fn log_refusal(last: &LastRefused, registration: &Registration, refusal: &Refusal) {
     let refused = Some((registration.id, refusal.clone()));
     let before = std::mem::replace(&mut *last.lock(), refused.clone());
-    if before != refused {
+    if before != refused
+        && let Some(more) = logging::seldom("registration refused")
+    {
         let Registration { name, id, .. } = registration;
-        warn!("registration of {name} ({id}) is refused: {refusal}");
+        warn!("registration of {name} ({id}) is refused: {refusal}{more}");
     }
 }
 
@@ -293,13 +306,48 @@ fn registered(registration: &Registration, applied: &Applied) -> Result<(), Refu
 }
 
 impl Service for MemberService {
-    fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal> {
-        match peer.role {
-            Role::Member | Role::Leader => Ok(()),
-            Role::Client => Err(Refusal::Other(
-                "only members and leaders connect here".to_owned(),
-            )),
+    /// An id belongs to the name with which the group knows it. One that it does not know yet may
+    /// belong to anybody who has a certificate.
+    fn admits(&self, peer: &PeerInfo) -> Result<(), Refusal> {
+        let known = match peer.role {
+            Role::Leader => {
+                let configuration = self.shared.group.configuration();
+                let address = configuration.addresses.get(&PeerId(peer.node_id));
+                address.map(|address| address.name.clone())
+            }
+            Role::Member => {
+                let cluster = self.shared.view.cluster.lock();
+                let mut members = cluster.members();
+                let member = members.find(|member| member.id == MemberId(peer.node_id));
+                member.map(|member| member.name.clone())
+            }
+            Role::Client => {
+                let reason = "only members and leaders connect here".to_owned();
+                return Err(Refusal::Other(reason));
+            }
+        };
+        match known.filter(|name| !name.is_empty() && *name != peer.name) {
+            None => Ok(()),
+            Some(name) => {
+                let (role, id) = (peer.role, peer.node_id);
+                let reason = format!(
+                    "id {id:016x} belongs to {role} {name}, not to {}",
+                    peer.name
+                );
+                Err(Refusal::Other(reason))
+            }
         }
+    }
+
+    fn frame_bytes_max(&self, peer: &PeerInfo) -> usize {
+        match peer.role {
+            Role::Leader => FRAME_BYTES_MAX,
+            Role::Member | Role::Client => MEMBER_FRAME_BYTES_MAX,
+        }
+    }
+
+    fn connected(&self, _peer: &PeerInfo) -> Result<(), Refusal> {
+        Ok(())
     }
 
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder) {

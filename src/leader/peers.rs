@@ -23,8 +23,10 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
+use crate::group::configuration::PEERS_MAX;
 use crate::group::{Configuration, GroupHandle, OutgoingSnapshot, PeerAddress, Transport};
 use crate::ids::PeerId;
+use crate::logging;
 use crate::metadata::command::Applied;
 use crate::rpc::link::Link;
 use crate::rpc::message::{JoinAnswer, JoinRequest, RaftRequest, Request, Response, SnapshotChunk};
@@ -41,6 +43,10 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a leader that is to be added may take to answer.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Leaders of which messages were heard, at most: twice as many as a group can have. Beyond it
+/// those that take no part are not dialled.
+const HEARD_MAX: usize = 2 * PEERS_MAX;
 
 /// Messages in one frame, and their bytes, at most.
 const FRAME_MESSAGES_MAX: usize = 1024;
@@ -129,15 +135,42 @@ impl Peers {
     /// A message of `peer`, whose name is `name`, says that it is reached at `address`.
     pub fn heard(&self, peer: PeerId, address: &str, name: &str) {
         let mut targets = self.targets.lock();
-        let known = targets.heard.get(&peer);
-        if known.is_some_and(|known| known.0 == address && known.1 == name) {
+        let known = targets.heard.get(&peer).cloned();
+        if known
+            .as_ref()
+            .is_some_and(|known| known.0 == address && known.1 == name)
+        {
             // A thread for it could not be started: it is tried again.
             if self.own.get().is_some_and(|own| !own.pool.holds(peer)) {
                 self.dial(&targets);
             }
             return;
         }
-        info!("peer {name} ({peer}) is reached at {address}");
+        let is_configured = targets.configured.contains_key(&peer);
+        if !is_configured {
+            // One id for a certificate's name, and no more of them than a group can have.
+            let is_earlier = |id: &PeerId, heard: &(String, String), targets: &Targets| {
+                heard.1 == name && *id != peer && !targets.configured.contains_key(id)
+            };
+            let earlier: Vec<PeerId> = targets
+                .heard
+                .iter()
+                .filter(|(id, heard)| is_earlier(id, heard, &targets))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in earlier {
+                targets.heard.remove(&id);
+                if let Some(own) = self.own.get() {
+                    own.pool.remove(id);
+                }
+            }
+            if targets.heard.len() >= HEARD_MAX && known.is_none() {
+                return;
+            }
+        }
+        if let Some(more) = logging::seldom("peer is reached") {
+            info!("peer {name} ({peer}) is reached at {address}{more}");
+        }
         let target = (address.to_owned(), name.to_owned());
         targets.heard.insert(peer, target);
         self.dial(&targets);
@@ -356,7 +389,9 @@ impl Peers {
                 true
             }
             Err(error) => {
-                warn!("the snapshot for peer {to} did not arrive: {error}");
+                if let Some(more) = logging::seldom("snapshot for a peer") {
+                    warn!("the snapshot for peer {to} did not arrive: {error}{more}");
+                }
                 false
             }
         }

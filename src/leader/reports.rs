@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Instant;
-use crate::ids::{LogPosition, MemberId};
+use crate::ids::{LogPosition, MemberId, Revision};
 use crate::rpc::message::Seen;
 
 /// How long a leader waits for members that do not tell. Long enough for a member to read a large
@@ -30,7 +30,7 @@ pub const SILENT_MEMBERS_WAIT: Duration = Duration::from_secs(15);
 
 /// How far a term may be above all that others tell. An election takes some 0.3 s at least, so
 /// these are days of elections without a leader.
-pub const TERMS_AHEAD_MAX: u64 = 1 << 20;
+pub const TERMS_AHEAD_MAX: u64 = Revision::TERM_BELIEVED_MAX;
 
 /// Members that are remembered; more are passed over. A cluster has some tens.
 const REPORTS_MAX: usize = 4096;

@@ -19,6 +19,9 @@ pub fn cluster_status(shared: &Shared) -> ClusterStatus {
             id: member.id.to_string(),
             address: member.address.clone(),
             state: cluster.state(member.id, now),
+            reason: member
+                .absurd_fence
+                .map(|fence| format!("isolated, its fence {fence} is absurdly high")),
             messages,
             bytes,
             free: member.liveness.free(),

@@ -23,6 +23,7 @@ use crate::disk::fs::FileSystem;
 use crate::error::Shortage;
 use crate::faults::{self, Fault};
 use crate::ids::{CallId, Fence};
+use crate::logging;
 use crate::replica::core::Replica;
 use crate::replica::fence;
 use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, StoreResult};
@@ -410,8 +411,11 @@ impl Ticket {
                      term={term} link={link}"
                 );
                 let conflicts = count_of(results, StoreResult::Conflict);
-                if conflicts > 0 {
-                    log::error!("call={call} from={from}: {conflicts} revisions exist otherwise");
+                if conflicts > 0
+                    && let Some(more) = logging::seldom("revision conflict")
+                {
+                    let what = format_args!("{conflicts} revisions exist otherwise");
+                    log::error!("call={call} from={from}: {what}{more}");
                 }
             }
             Response::Release => {

@@ -11,12 +11,13 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::RwLock;
 
 use crate::ids::{CallId, Fence};
+use crate::logging;
 use crate::member::append::{AppendQueue, Job, Operation};
 use crate::replica::core::{fetch, holds};
 use crate::rpc::PeerInfo;
 use crate::rpc::frame::FRAME_BYTES_MAX;
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HoldsRequest, Purpose, Refusal, Request, Response,
+    FetchRequest, FetchResult, HoldsRequest, Purpose, Refusal, Request, Response, Role,
 };
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
@@ -136,6 +137,15 @@ impl Handler {
 }
 
 impl Service for Handler {
+    fn admits(&self, peer: &PeerInfo) -> Result<(), Refusal> {
+        match peer.role {
+            Role::Leader => Ok(()),
+            Role::Member | Role::Client => {
+                Err(Refusal::Other("only leaders connect here".to_owned()))
+            }
+        }
+    }
+
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal> {
         log::info!("{peer} connected, link={}", peer.link);
         Ok(())
@@ -224,7 +234,11 @@ impl FetchWorker {
             }
         };
         let damaged = |revision, error| {
-            log::error!("call={call} from={from}: revision {revision} is damaged: {error}");
+            if let Some(more) = logging::seldom("damaged copy") {
+                log::error!(
+                    "call={call} from={from}: revision {revision} is damaged: {error}{more}"
+                );
+            }
         };
         let reader = self.reader.as_ref();
         let response = fetch(reader, highest, &request, FETCH_ANSWER_BYTES_MAX, damaged);
@@ -239,7 +253,11 @@ impl FetchWorker {
                 );
             }
             Response::Refused(refusal) => {
-                log::warn!("call={call} from={from} term={term} link={link}: refused: {refusal}");
+                if let Some(more) = logging::seldom("fetch refused") {
+                    log::warn!(
+                        "call={call} from={from} term={term} link={link}: refused: {refusal}{more}"
+                    );
+                }
             }
             Response::Store(_)
             | Response::Release

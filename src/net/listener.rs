@@ -14,6 +14,7 @@ use super::connection::{Connection, Farewell};
 use super::jobs::Seat;
 use super::slots::Shared;
 use crate::clock::Instant;
+use crate::logging;
 use crate::protocol::Sessions;
 
 /// How long accepting pauses after an error. Long enough not to spin, short enough not to be
@@ -75,8 +76,10 @@ impl Listener {
                 }
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut self.is_failing, true) {
-                        log::warn!("clients wait to be accepted: {error}");
+                    if !std::mem::replace(&mut self.is_failing, true)
+                        && let Some(more) = logging::seldom("client accept")
+                    {
+                        log::warn!("clients wait to be accepted: {error}{more}");
                     }
                     self.not_before = now + PAUSE;
                     return;

@@ -171,6 +171,9 @@ pub struct MemberStatus {
     pub address: String,
     /// What the leader believes of it.
     pub state: MemberState,
+    /// Why it is isolated; absent if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// How many copies it holds by the leader's metadata.
     pub messages: u64,
     /// Payload bytes of those copies.

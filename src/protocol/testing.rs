@@ -285,6 +285,7 @@ impl FakeStore {
             id: format!("{:016x}", 0xa0 + number),
             address: format!("127.0.0.1:{}", 5555 + number),
             state,
+            reason: None,
             messages: self.messages.len() as u64,
             bytes: 1 << number,
             free: seen.map(|_| 75_000_000_000),

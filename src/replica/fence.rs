@@ -14,7 +14,7 @@
 //! | 9 | 8 | u64 | link |
 
 use crate::faults::{self, Fault};
-use crate::ids::Fence;
+use crate::ids::{Fence, Revision};
 use crate::rpc::message::Refusal;
 
 /// The version of the fence file.
@@ -41,9 +41,22 @@ impl FenceState {
         }
     }
 
-    /// Admits a request or refuses it as stale; a higher fence than any before is raised to.
+    /// Admits a request or refuses it as stale; a higher fence than any before is raised to. One
+    /// that is absurdly high is refused, because it would lock out every other leader for good. A
+    /// member that has executed nothing has no term to compare with, and takes any that revisions
+    /// can hold.
     pub fn admit(&mut self, fence: Fence) -> Result<(), Refusal> {
         check(self.executed, fence)?;
+        let known = match self.executed.term {
+            0 => Revision::TERM_MAX,
+            term => term,
+        };
+        let most = known.saturating_add(Revision::TERM_JUMP_MAX);
+        if fence.term > most.min(Revision::TERM_MAX) {
+            let highest = self.executed;
+            let reason = format!("fence {fence} is absurdly high, the highest here is {highest}");
+            return Err(Refusal::Other(reason));
+        }
         self.executed = self.executed.max(fence);
         Ok(())
     }
@@ -122,6 +135,20 @@ mod tests {
         }
         assert_eq!(decode(&[bytes.as_slice(), b"x"].concat()), None);
         assert_eq!(decode(&[&[2], &bytes[1..]].concat()), None);
+    }
+
+    #[test]
+    fn an_absurdly_high_fence_is_refused_and_raises_nothing() {
+        let mut state = FenceState::new(fence(2, 5));
+        for term in [3 + Revision::TERM_JUMP_MAX, 1 << 63, u64::MAX] {
+            let refused = state.admit(fence(term, 1));
+            assert!(matches!(refused, Err(Refusal::Other(_))), "{term}");
+        }
+        assert_eq!(state.executed(), fence(2, 5));
+        assert_eq!(state.admit(fence(2 + Revision::TERM_JUMP_MAX, 1)), Ok(()));
+        let mut fresh = FenceState::new(Fence::default());
+        assert!(fresh.admit(fence(Revision::TERM_MAX + 1, 1)).is_err());
+        assert_eq!(fresh.admit(fence(Revision::TERM_MAX, 1)), Ok(()));
     }
 
     #[test]

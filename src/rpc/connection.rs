@@ -31,11 +31,13 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, Instant};
+use crate::logging;
 use crate::rpc::PeerInfo;
 use crate::rpc::frame::Decoder;
 use crate::rpc::greeting::Greeted;
 use crate::rpc::message::Purpose;
 use crate::rpc::tls::session::Session;
+use crate::rpc::unfinished::{InputLimits, Unfinished};
 use crate::threads::{self, Thread};
 
 mod writer;
@@ -160,6 +162,7 @@ impl Connection {
             session,
             decoder,
             peer,
+            limits,
         } = greeted;
         socket.set_write_timeout(Some(WRITE_WAIT))?;
         log::info!("link up: {peer}");
@@ -193,7 +196,7 @@ impl Connection {
             let sender = sender.clone();
             let body = move || {
                 begin();
-                sender.read_all(decoder, &*receiver);
+                sender.read_all(decoder, limits, &*receiver);
             };
             threads::spawn(format!("rx-{name}"), body)
         };
@@ -342,13 +345,22 @@ impl Sender {
     }
 
     /// The reader thread.
-    fn read_all(self: &Arc<Self>, mut decoder: Decoder, receiver: &dyn Receiver) {
+    fn read_all(
+        self: &Arc<Self>,
+        mut decoder: Decoder,
+        limits: InputLimits,
+        receiver: &dyn Receiver,
+    ) {
         _ = self.reader.set(thread::current().id());
-        let end = self.read_until_end(&mut decoder, receiver);
+        let end = self.read_until_end(&mut decoder, limits, receiver);
+        // What it holds of a frame.
+        drop(decoder);
         match end {
             ReadEnd::Gone(reason) => self.close(reason),
             ReadEnd::Violation(reason) => {
-                log::warn!("closing the link with {}: {reason}", self.peer);
+                if let Some(more) = logging::seldom("rpc violation") {
+                    log::warn!("closing the link with {}: {reason}{more}", self.peer);
+                }
                 self.finish(reason);
                 self.discard_input();
             }
@@ -371,7 +383,13 @@ impl Sender {
         while (&self.socket).read(&mut buffer).is_ok_and(|n| n > 0) {}
     }
 
-    fn read_until_end(self: &Arc<Self>, decoder: &mut Decoder, receiver: &dyn Receiver) -> ReadEnd {
+    fn read_until_end(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        limits: InputLimits,
+        receiver: &dyn Receiver,
+    ) -> ReadEnd {
+        let mut unfinished = Unfinished::new(&self.socket, &*self.clock, limits);
         let mut buffer = vec![0; READ_BYTES];
         let mut peer_closed = false;
         loop {
@@ -381,6 +399,7 @@ impl Sender {
                     Ok(None) => break,
                     Err(error) => return ReadEnd::Violation(error.to_string()),
                 };
+                unfinished.end();
                 // While we finish, input is read only so that the peer gets our last frames.
                 if self.is_open()
                     && let Err(reason) = receiver.frame(self, body)
@@ -391,10 +410,14 @@ impl Sender {
             if peer_closed {
                 return ReadEnd::Gone("closed by the peer".to_owned());
             }
+            if let Err(reason) = unfinished.look(decoder.unfinished()) {
+                return ReadEnd::Violation(reason);
+            }
             let bytes = match (&self.socket).read(&mut buffer) {
                 Ok(0) => return ReadEnd::Gone("closed by the peer".to_owned()),
                 Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Of a frame that has begun there is no more yet.
+                Err(error) if is_passing(&error) => continue,
                 Err(error) => return ReadEnd::Gone(format!("reading: {error}")),
             };
             let cipher = buffer.get(..bytes).unwrap_or_default();
@@ -423,6 +446,15 @@ impl Out {
             || self.finishing.is_some()
             || self.closed.is_some()
     }
+}
+
+/// Whether a read can be tried again. The end of a read's own time is `WouldBlock`; `TimedOut` is
+/// the kernel's word for a peer that is gone.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+    )
 }
 
 /// Why the reader stopped.

@@ -67,6 +67,16 @@ impl Decoder {
         self.buffer.len()
     }
 
+    /// The size of the frame of which a part is held, prefix included, once `next_frame` gave
+    /// `None`; that of the prefix as long as that is not complete either.
+    pub fn unfinished(&self) -> Option<usize> {
+        let bytes = match self.buffer.first_chunk::<PREFIX_BYTES>() {
+            Some(prefix) => u32::from_be_bytes(*prefix) as usize,
+            None => 0,
+        };
+        (!self.buffer.is_empty()).then_some(PREFIX_BYTES + bytes)
+    }
+
     /// The body of the next frame, `None` when it has not arrived completely. After an error every
     /// further call gives it again.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, FrameTooLarge> {

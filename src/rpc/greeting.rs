@@ -7,6 +7,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -16,8 +17,10 @@ use crate::ids::CallId;
 use crate::rpc::envelope::{self, Body, Envelope};
 use crate::rpc::frame::{Decoder, FRAME_BYTES_MAX};
 use crate::rpc::message::{Hello, Purpose, Refusal, Response, Role};
+use crate::rpc::places::Progress;
 use crate::rpc::tls::session::Session;
 use crate::rpc::tls::{PeerCertificate, TlsContext, TlsError};
+use crate::rpc::unfinished::InputLimits;
 use crate::rpc::{LocalIdentity, PROTOCOL_VERSION, PeerInfo};
 
 /// How long one address may take to connect. Round trips here are far below it.
@@ -81,6 +84,21 @@ pub enum GreetingError {
     Refused(#[source] Refusal),
 }
 
+impl GreetingError {
+    /// What kind of reason it is, for lines that are logged seldom.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            GreetingError::Address { .. } => "rpc address",
+            GreetingError::Io(_) => "rpc greeting broken off",
+            GreetingError::TimedOut => "rpc greeting too slow",
+            GreetingError::Tls(_) => "rpc greeting without tls",
+            GreetingError::Protocol(_) => "rpc greeting not understood",
+            GreetingError::WrongPeer(_) => "rpc peer refused",
+            GreetingError::Refused(_) => "refused by an rpc peer",
+        }
+    }
+}
+
 impl From<io::Error> for GreetingError {
     fn from(error: io::Error) -> GreetingError {
         let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
@@ -105,6 +123,7 @@ pub(crate) struct Greeted {
     /// Holds what came behind the Hello.
     pub(crate) decoder: Decoder,
     pub(crate) peer: PeerInfo,
+    pub(crate) limits: InputLimits,
 }
 
 /// Connects to `host:port`, trying each of its addresses.
@@ -170,10 +189,13 @@ impl<'a> Accepting<'a> {
         tls: &TlsContext,
         identity: &LocalIdentity,
         clock: &'a dyn Clock,
+        progress: Arc<Progress>,
     ) -> Result<Accepting<'a>, GreetingError> {
         let session = Session::server(tls)?;
         let mut greeter = Greeter::new(socket, session, clock)?;
+        greeter.progress = progress;
         let certificate = greeter.handshake()?;
+        greeter.progress.is_proved();
         let hello = match greeter.receive()? {
             Body::Hello(hello) => hello,
             Body::Request(_) | Body::Response(_) => return Err(no_hello()),
@@ -282,6 +304,8 @@ struct Greeter<'a> {
     decoder: Decoder,
     clock: &'a dyn Clock,
     deadline: Instant,
+    /// For those who wait for a place.
+    progress: Arc<Progress>,
 }
 
 impl<'a> Greeter<'a> {
@@ -301,6 +325,7 @@ impl<'a> Greeter<'a> {
             decoder: Decoder::new(HELLO_BYTES_MAX),
             clock,
             deadline: clock.now() + GREETING_TIMEOUT,
+            progress: Arc::default(),
         })
     }
 
@@ -309,6 +334,7 @@ impl<'a> Greeter<'a> {
             socket: &self.socket,
             clock: self.clock,
             deadline: self.deadline,
+            progress: &self.progress,
         };
         self.session.handshake(&mut io)
     }
@@ -332,6 +358,7 @@ impl<'a> Greeter<'a> {
             socket: &self.socket,
             clock: self.clock,
             deadline: self.deadline,
+            progress: &self.progress,
         };
         io.write_all(cipher)
     }
@@ -355,6 +382,7 @@ impl<'a> Greeter<'a> {
                 socket: &self.socket,
                 clock: self.clock,
                 deadline: self.deadline,
+                progress: &self.progress,
             };
             bytes = if received.closed {
                 0
@@ -408,6 +436,7 @@ impl<'a> Greeter<'a> {
             session: self.session,
             decoder: self.decoder,
             peer,
+            limits: InputLimits::default(),
         })
     }
 }
@@ -417,6 +446,7 @@ struct DeadlineIo<'a> {
     socket: &'a TcpStream,
     clock: &'a dyn Clock,
     deadline: Instant,
+    progress: &'a Progress,
 }
 
 impl DeadlineIo<'_> {
@@ -440,7 +470,11 @@ fn timed_out(error: io::Error) -> io::Error {
 impl Read for DeadlineIo<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.set_read_timeout(Some(self.remaining()?))?;
-        self.socket.read(buffer).map_err(timed_out)
+        let bytes = self.socket.read(buffer).map_err(timed_out)?;
+        if bytes > 0 {
+            self.progress.speaks();
+        }
+        Ok(bytes)
     }
 }
 

@@ -12,6 +12,8 @@
 //! | `link`        | the calling side of a connection: call table, deadlines          |
 //! | `pool`        | member or peer -> link: open, reconnect, close on removal        |
 //! | `server`      | the answering side: accept, role checks, dispatch                |
+//! | `places`      | who gives way when greetings run out of places; pure             |
+//! | `unfinished`  | deadline and budget of frames that have begun                    |
 //! | `responder`   | answers one call                                                 |
 //! | `testing`     | certificates for tests                                           |
 //!
@@ -45,11 +47,13 @@ pub mod frame;
 pub mod greeting;
 pub mod link;
 pub mod message;
+mod places;
 pub mod pool;
 pub mod responder;
 pub mod server;
 pub mod testing;
 pub mod tls;
+mod unfinished;
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::ids::CallId;
+use crate::logging;
 use crate::protocol::reply::Reply;
 use crate::rpc::connection::{SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
@@ -95,7 +96,12 @@ impl Responder {
         match sent {
             Ok(()) | Err(SendError::Closed(_)) => (),
             Err(SendError::Busy) => {
-                log::warn!("closing the link with {}: it does not read", sender.peer);
+                if let Some(more) = logging::seldom("rpc answers not read") {
+                    log::warn!(
+                        "closing the link with {}: it does not read{more}",
+                        sender.peer
+                    );
+                }
                 sender.close("the peer does not read its answers");
             }
         }

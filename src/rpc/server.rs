@@ -2,8 +2,10 @@
 //!
 //! Owns the listener, thread `accept-rpc`, a `hello-<n>` thread for each connection being greeted,
 //! and the threads of the connections. A connection is in the table from accept to its end; the
-//! table is bounded ([`Limits`]), beyond it connections are closed at once. Each refusal is a log
-//! line with the address and the reason.
+//! table is bounded ([`Limits`]), beyond it connections are closed at once; of those that are being
+//! greeted one gives way to a newcomer (see `rpc/places.rs`). Refusals are logged with
+//! the address and the reason, one of a kind in some seconds, the others at the level debug; a
+//! connection that closes before its first byte is none.
 //!
 //! # One connection for a node
 //!
@@ -28,19 +30,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use rustc_hash::FxHashMap;
 use socket2::SockRef;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::CallId;
+use crate::logging;
 use crate::rpc::connection::{Connection, Receiver, Sender};
 use crate::rpc::envelope::{self, Body};
+use crate::rpc::frame::FRAME_BYTES_MAX;
 use crate::rpc::greeting::{Accepting, GREETING_TIMEOUT, GreetingError};
 use crate::rpc::message::{Kind, Purpose, Refusal, Request, Response, Role};
+use crate::rpc::places::Progress;
 pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
+use crate::rpc::unfinished::{Budget, FRAME_TIMEOUT, InputLimits};
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
+
+mod table;
+
+use self::table::{Entry, State, Table, supersedes};
 
 /// Waits after a failed accept (out of descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +67,18 @@ pub struct CallInfo {
 
 /// What a process does with calls.
 pub trait Service: Send + Sync {
-    /// A peer's Hello was checked; an error refuses it. On a thread of its own; may block shortly.
+    /// A peer's Hello was checked against its certificate. An error refuses it, before it can take
+    /// the place of another connection: it has no business here, or claims another node's id.
+    fn admits(&self, peer: &PeerInfo) -> Result<(), Refusal> {
+        _ = peer;
+        Ok(())
+    }
+    /// The largest frame of a peer, in bytes.
+    fn frame_bytes_max(&self, peer: &PeerInfo) -> usize {
+        _ = peer;
+        FRAME_BYTES_MAX
+    }
+    /// A peer was admitted; an error refuses it. On a thread of its own; may block shortly.
     fn connected(&self, peer: &PeerInfo) -> Result<(), Refusal>;
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
     /// thread; for a one-way request `responder` answers nothing and may be dropped. While this
@@ -73,18 +93,29 @@ pub trait Service: Send + Sync {
 /// Limits of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections, those being greeted included.
+    /// Connections of nodes that were welcomed.
     pub connections: usize,
+    /// Of these, connections of one certificate's name. A node has one or two; a leader that visits
+    /// others has one more at times.
+    pub connections_per_name: usize,
     /// Connections being greeted, each a thread for 5 s at most.
     pub greetings: usize,
+    /// How long a frame may take once its first byte has arrived, beside 1 s for each MiB.
+    pub frame_timeout: Duration,
+    /// Bytes that unfinished frames above 64 KiB may hold together.
+    pub unfinished_bytes: usize,
 }
 
 impl Default for Limits {
-    /// 256 and 64: a cluster has some tens of nodes, two or three connections each at most.
+    /// A cluster has some tens of nodes, two or three connections each at most. Eight of the
+    /// largest frames may arrive at once; more wait for them.
     fn default() -> Limits {
         Limits {
             connections: 256,
+            connections_per_name: 16,
             greetings: 64,
+            frame_timeout: FRAME_TIMEOUT,
+            unfinished_bytes: 8 * FRAME_BYTES_MAX,
         }
     }
 }
@@ -118,6 +149,7 @@ impl Server {
             service,
             clock,
             limits,
+            budget: Arc::new(Budget::new(limits.unfinished_bytes)),
             stop: StopSignal::default(),
             table: Mutex::new(Table::default()),
             ended: Condvar::new(),
@@ -197,57 +229,13 @@ struct Shared {
     service: Arc<dyn Service>,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    /// Of unfinished frames.
+    budget: Arc<Budget>,
     stop: StopSignal,
     /// Held for table operations, and for closing sockets.
     table: Mutex<Table>,
     /// Signalled when a welcomed entry leaves the table.
     ended: Condvar,
-}
-
-#[derive(Default)]
-struct Table {
-    /// The number of the last connection accepted.
-    last: u64,
-    /// By number.
-    entries: FxHashMap<u64, Entry>,
-    /// Threads of greetings, by connection number; joined by the acceptor when they have ended.
-    greetings: FxHashMap<u64, Thread>,
-    /// Connections that left `entries`; their threads are joined by the acceptor.
-    ended: Vec<Arc<Connection>>,
-}
-
-/// A connection from accept to its end.
-struct Entry {
-    socket: TcpStream,
-    state: State,
-}
-
-enum State {
-    Greeting,
-    /// It has its node's place, unless it passes by: no other connection of that node is welcomed.
-    Welcomed {
-        peer: PeerInfo,
-        /// `None` until its threads run.
-        connection: Option<Arc<Connection>>,
-    },
-}
-
-impl Entry {
-    fn connection(&self) -> Option<Arc<Connection>> {
-        match &self.state {
-            State::Greeting => None,
-            State::Welcomed { connection, .. } => connection.clone(),
-        }
-    }
-
-    /// Ends it, after what is queued has left when it has got so far.
-    fn end(&self, reason: &'static str) {
-        match self.connection() {
-            Some(connection) => connection.sender().finish(reason),
-            // It fails if the peer was faster.
-            None => _ = self.socket.shutdown(Shutdown::Both),
-        }
-    }
 }
 
 impl Shared {
@@ -259,15 +247,19 @@ impl Shared {
                 Ok((socket, address)) => {
                     is_failing = false;
                     self.reap();
-                    if let Err(reason) = self.begin(socket, address) {
-                        log::warn!("refused {address}: {reason}");
+                    if let Err(reason) = self.begin(socket, address)
+                        && let Some(more) = logging::seldom("rpc without a place")
+                    {
+                        log::warn!("refused {address}: {reason}{more}");
                     }
                 }
                 Err(_) if self.stop.is_stopped() => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => {
-                    if !std::mem::replace(&mut is_failing, true) {
-                        log::error!("rpc connections wait to be accepted: {error}");
+                    if !std::mem::replace(&mut is_failing, true)
+                        && let Some(more) = logging::seldom("rpc accept")
+                    {
+                        log::error!("rpc connections wait to be accepted: {error}{more}");
                     }
                     self.stop.wait_timeout(ACCEPT_PAUSE);
                 }
@@ -294,24 +286,30 @@ impl Shared {
     fn begin(self: &Arc<Self>, socket: TcpStream, address: SocketAddr) -> Result<(), String> {
         let copy = socket.try_clone().map_err(|error| error.to_string())?;
         let mut table = self.table.lock();
-        if table.entries.len() >= self.limits.connections {
-            return Err(format!("{} connections are open", table.entries.len()));
-        }
-        if table.greetings.len() >= self.limits.greetings {
-            return Err(format!("{} are being greeted", table.greetings.len()));
-        }
+        table.make_room(&self.limits)?;
         table.last += 1;
         let number = table.last;
+        let progress = Arc::new(Progress::default());
         let entry = Entry {
             socket: copy,
-            state: State::Greeting,
+            state: State::Greeting {
+                address: address.ip(),
+                progress: progress.clone(),
+                gives_way: false,
+            },
         };
         table.entries.insert(number, entry);
         let shared = self.clone();
         let greet = move || {
-            if let Err(error) = shared.greet(number, socket) {
-                log::warn!("refused {address}: {error}");
+            if let Err(error) = shared.greet(number, socket, &progress) {
                 shared.leave(number);
+                if progress.is_silent() && matches!(error, GreetingError::Io(_)) {
+                    log::debug!("{address} closed before it said anything: {error}");
+                } else if let Some(more) = logging::seldom(error.kind()) {
+                    log::warn!("refused {address}: {error}{more}");
+                } else {
+                    log::debug!("refused {address}: {error}");
+                }
             }
         };
         // Under the lock, so that the thread finds its row; it takes some 20 µs.
@@ -328,12 +326,20 @@ impl Shared {
     }
 
     /// The thread `hello-<n>`: greets, and starts the connection.
-    fn greet(self: &Arc<Self>, number: u64, socket: TcpStream) -> Result<(), GreetingError> {
-        let clock = &*self.clock;
-        let accepting = Accepting::begin(socket, number, &self.tls, &self.identity, clock)?;
+    fn greet(
+        self: &Arc<Self>,
+        number: u64,
+        socket: TcpStream,
+        progress: &Arc<Progress>,
+    ) -> Result<(), GreetingError> {
+        let (clock, progress) = (&*self.clock, progress.clone());
+        let accepting =
+            Accepting::begin(socket, number, &self.tls, &self.identity, clock, progress)?;
         let peer = accepting.peer();
         let admitted = self
-            .take_place(&peer)
+            .service
+            .admits(&peer)
+            .and_then(|()| self.take_place(&peer))
             .and_then(|()| self.service.connected(&peer));
         if let Err(refusal) = admitted {
             let text = format!("{peer}: {refusal}");
@@ -344,9 +350,14 @@ impl Shared {
             shared: self.clone(),
             peer: peer.clone(),
         });
-        let connection = accepting
-            .welcome(&self.identity)
-            .and_then(|greeted| Ok(Connection::start(greeted, self.clock.clone(), caller)?));
+        let connection = accepting.welcome(&self.identity).and_then(|mut greeted| {
+            greeted.decoder.set_max(self.service.frame_bytes_max(&peer));
+            greeted.limits = InputLimits {
+                frame_timeout: self.limits.frame_timeout,
+                budget: Some(self.budget.clone()),
+            };
+            Ok(Connection::start(greeted, self.clock.clone(), caller)?)
+        });
         let connection = match connection {
             Ok(connection) => Arc::new(connection),
             Err(error) => {
@@ -367,11 +378,16 @@ impl Shared {
                 State::Welcomed { peer: older, .. } if self.is_same_place(older, peer) => {
                     Some((entry, older))
                 }
-                State::Welcomed { .. } | State::Greeting => None,
+                State::Welcomed { .. } | State::Greeting { .. } => None,
             });
             let Some((entry, older)) = older else {
                 break;
             };
+            if older.name != peer.name {
+                let (name, role) = (&older.name, older.role);
+                let reason = format!("the id belongs to {role} {name}, which is connected");
+                return Err(Refusal::Other(reason));
+            }
             supersedes(peer, older)?;
             // Its reader ends, and takes it out of the table.
             _ = entry.socket.shutdown(Shutdown::Both);
@@ -380,6 +396,8 @@ impl Shared {
                 return Err(Refusal::Busy);
             }
         }
+        table.check_welcome(peer, &self.limits)?;
+        table.known.welcome(peer.address.ip());
         match table.entries.get_mut(&peer.connection) {
             Some(entry) => {
                 entry.state = State::Welcomed {
@@ -422,29 +440,6 @@ impl Shared {
         drop(table);
         self.ended.notify_all();
     }
-}
-
-/// Whether a new connection ends an older one of the same node, or why it is refused itself.
-fn supersedes(new: &PeerInfo, old: &PeerInfo) -> Result<(), Refusal> {
-    let (same_start, incarnation) = (new.nonce == old.nonce, new.incarnation);
-    let newer = match new.role {
-        Role::Leader if incarnation == old.incarnation && !same_start => true,
-        Role::Leader => (incarnation, new.link) > (old.incarnation, old.link),
-        Role::Member | Role::Client => incarnation > old.incarnation || same_start,
-    };
-    if newer {
-        return Ok(());
-    }
-    Err(match new.role {
-        Role::Leader => Refusal::Other(format!(
-            "link {} of incarnation {incarnation} is not newer than {} of {}, which is open",
-            new.link, old.link, old.incarnation
-        )),
-        Role::Member | Role::Client => Refusal::StaleIncarnation {
-            incarnation,
-            registered: old.incarnation,
-        },
-    })
 }
 
 /// The receiving end of one connection.

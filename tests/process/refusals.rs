@@ -95,9 +95,18 @@ fn warnings(log: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// Refusals in a log. Those that are like one of the last 10 s are at the level debug.
+fn refusals(log: &str) -> String {
+    let lines = log
+        .lines()
+        .filter(|line| line.contains(": refused 127.0.0.1"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn a_peer_that_is_not_what_it_says_is_refused_and_told_why() {
-    let cluster = Cluster::start(&["--members", "1", "--tolerance", "1"]);
+    let environment = [("RUST_LOG", "info,tolerex::rpc=debug")];
+    let cluster = Cluster::start_with(&["--members", "1", "--tolerance", "1"], &environment);
     let own = cluster.dir().join("certs");
     let scratch = tempfile::tempdir().expect("a directory");
     let other = scratch.path().to_owned();
@@ -169,9 +178,9 @@ fn a_peer_that_is_not_what_it_says_is_refused_and_told_why() {
                     "{said:?} at {node}: {text}"
                 );
                 wait_for_text(node, "refused 127.0.0.1", || {
-                    warnings(&cluster.log(node).split_off(before))
+                    refusals(&cluster.log(node).split_off(before))
                 });
-                let log = warnings(&cluster.log(node).split_off(before));
+                let log = refusals(&cluster.log(node).split_off(before));
                 assert!(log.contains(reason), "{said:?} at {node}: {log}");
                 let is_named = [
                     "certificate",
@@ -186,6 +195,12 @@ fn a_peer_that_is_not_what_it_says_is_refused_and_told_why() {
                 );
             }
         }
+    }
+    // Ten refusals of two kinds in a few seconds: a warning once of a kind in 10 s.
+    for node in ["leader-1", "member-1"] {
+        let log = refusals(&cluster.log(node));
+        let warned = warnings(&log).lines().count();
+        assert!((1..log.lines().count()).contains(&warned), "{node}: {log}");
     }
     let status = cluster.client().status();
     assert_eq!(

@@ -29,6 +29,7 @@ pub const EXPECTED: &[&str] = &[
     "group transfer",
     "history bulk",
     "history unknown",
+    "hostile message",
     "journal full",
     "leader failed",
     "member failed",

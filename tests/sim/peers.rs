@@ -6,6 +6,8 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, Message, MessageType};
 use tolerex::group::{IncomingChunk, Outgoing, OutgoingSnapshot};
 use tolerex::ids::{CallId, PeerId};
 use tolerex::rpc::PeerInfo;
@@ -39,6 +41,56 @@ fn info(number: usize, id: PeerId) -> PeerInfo {
     }
 }
 
+/// What a broken or hostile peer makes of a message.
+fn absurd(bytes: &[u8], lot: &mut fastrand::Rng) -> Vec<u8> {
+    let Ok(mut message) = Message::parse_from_bytes(bytes) else {
+        return bytes.to_vec();
+    };
+    let high = 1 << lot.u32(40..56);
+    match lot.u32(..12) {
+        0 => {
+            message.set_msg_type(MessageType::MsgHeartbeat);
+            message.commit = high;
+        }
+        1 => message.from = lot.u64(1..),
+        2 => message.term += high,
+        3 => message.term = 0,
+        4 => {
+            message.set_msg_type(MessageType::MsgAppend);
+            (message.index, message.log_term, message.commit) = (high, 0, high);
+        }
+        5 => {
+            message.set_msg_type(MessageType::MsgAppend);
+            let term = message.term;
+            message.mut_entries().push(Entry {
+                index: high,
+                term,
+                ..Entry::default()
+            });
+        }
+        6 => {
+            message.set_msg_type(MessageType::MsgReadIndexResp);
+            message.mut_entries().push(Entry::default());
+        }
+        7 => {
+            message.set_msg_type(MessageType::MsgAppendResponse);
+            (message.index, message.reject) = (high, lot.bool());
+        }
+        8 => message.request_snapshot = high,
+        9 => {
+            message.set_msg_type(MessageType::MsgRequestPreVote);
+            message.priority = -1;
+        }
+        10 => {
+            message.set_msg_type(MessageType::MsgSnapshot);
+            let metadata = message.mut_snapshot().mut_metadata();
+            (metadata.index, metadata.term) = (high, 1);
+        }
+        _ => return [0x0b].repeat(100_000),
+    }
+    message.write_to_bytes().unwrap_or_default()
+}
+
 impl World {
     pub(crate) fn send_messages(&mut self, from: usize, messages: Vec<Outgoing>) {
         let sender = self.leaders[from].id;
@@ -68,6 +120,14 @@ impl World {
                 self.saw("message twice");
                 let again = at + self.rng.u64(..200 * MS);
                 self.schedule(again, arrives(message.bytes.clone()));
+            }
+            if self.plan.hostile == Some(from) && self.has_faults() {
+                // Drawn apart, so that the rest of the run does not depend on it.
+                let mut lot = fastrand::Rng::with_seed(at ^ self.plan.seed << 32);
+                if lot.u32(..4) == 0 {
+                    self.saw("hostile message");
+                    self.schedule(at, arrives(absurd(&message.bytes, &mut lot)));
+                }
             }
             self.schedule(at, arrives(message.bytes));
         }

@@ -16,6 +16,7 @@
 //! * no two leaders of a term, whatever the network does: any number of cuts, breaks, delays.
 //! * safety never rests on time (A9): clocks that drift by a tenth, wall clocks that jump,
 //!   pauses.
+//! * no message of a peer ends a process: any number of absurd ones, of one peer.
 //! * it serves again: when the faults have stopped, and only then.
 
 use fastrand::Rng;
@@ -104,6 +105,9 @@ pub struct Plan {
     pub has_ttl: bool,
     /// The member on whose disk bits may be turned.
     pub rotten: usize,
+    /// The leader that sends absurd Raft messages beside its own, if one does: an eighth of all
+    /// seeds, none of those that find the deliberate faults.
+    pub hostile: Option<usize>,
     /// The time between two faults, at most, in ms.
     pub fault_ms: u64,
     /// For how long there are faults, in ms.
@@ -144,6 +148,7 @@ impl Plan {
             has_tokens: rng.bool(),
             has_ttl: rng.bool(),
             rotten: rng.usize(..3),
+            hostile: (seed % 8 == 6).then_some((seed / 8) as usize % leaders),
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),
             drawn: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),

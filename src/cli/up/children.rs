@@ -3,8 +3,8 @@
 //! They are started from our own executable, in process groups of their own (a Ctrl-C at the
 //! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`.
 //! One that dies, or cannot be started, is reported and not restarted. The log is renamed to
-//! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs its log is not
-//! cut.
+//! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs it does the same
+//! itself.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,10 +20,8 @@ use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 use crate::disk::private;
+use crate::logging::LOG_BYTES_MAX;
 use crate::member::registration::WAITING;
-
-/// A log longer than this is put aside at the next start. Days at level `info`.
-const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// How much of a log is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 8 << 10;
@@ -127,8 +125,8 @@ impl Running {
 
     /// Whether it has said that it serves.
     pub fn is_ready(&self) -> bool {
-        let file = self.log_file.as_ref();
-        let text = file.map(|file| read_part(file, self.log_start, LOG_HEAD_BYTES));
+        let file = self.open_log();
+        let text = file.map(|file| read_part(&file, self.log_start, LOG_HEAD_BYTES));
         let text = text.and_then(Result::ok).unwrap_or_default();
         self.is_running()
             && text
@@ -138,8 +136,12 @@ impl Running {
 
     /// What it says, since the last look, that somebody must decide before it takes part.
     pub fn new_decision(&mut self) -> Option<String> {
-        let file = self.log_file.as_ref()?;
-        let bytes = read_part(file, self.log_seen, LOG_HEAD_BYTES).ok()?;
+        let file = self.open_log()?;
+        if file.metadata().ok()?.len() < self.log_seen {
+            // The process has put its log aside and goes on in a new file.
+            self.log_seen = 0;
+        }
+        let bytes = read_part(&file, self.log_seen, LOG_HEAD_BYTES).ok()?;
         // A line that is being written is looked at when it is whole; one longer than all that is
         // read is none of those.
         let whole = bytes.iter().rposition(|byte| *byte == b'\n');
@@ -150,6 +152,13 @@ impl Running {
         let mut lines = text.lines().rev();
         let told = lines.find_map(|line| line.find(WAITING).map(|at| line[at..].to_owned()));
         told.filter(|_| self.is_running())
+    }
+
+    /// The file that it logs to now, or, if that is gone with its directory, the one that it began
+    /// with.
+    fn open_log(&self) -> Option<File> {
+        let began = self.log_file.as_ref()?;
+        File::open(&self.log).or_else(|_| began.try_clone()).ok()
     }
 
     /// The file with its log.
@@ -186,8 +195,8 @@ impl Running {
     pub fn obituary(&self, status: ExitStatus) -> String {
         let (name, pid, log) = (&self.planned.name, self.pid(), self.log.display());
         let mut text = format!("{name} (pid {pid}) died: {status}");
-        let file = self.log_file.as_ref();
-        let lines = file.map_or(Ok(Vec::new()), |file| last_lines(file, self.log_start));
+        let file = self.open_log();
+        let lines = file.map_or(Ok(Vec::new()), |file| last_lines(&file, self.log_start));
         match lines {
             Ok(lines) if !lines.is_empty() => {
                 text += &format!("; the last lines of {log}:");
@@ -262,6 +271,8 @@ fn read_part(file: &File, start: u64, length_max: u64) -> io::Result<Vec<u8>> {
 /// The last lines of a file, of what was written from `start` on.
 fn last_lines(file: &File, start: u64) -> io::Result<Vec<String>> {
     let end = file.metadata()?.len();
+    // The log of this run may have been put aside meanwhile.
+    let start = if start > end { 0 } else { start };
     let from = start.max(end.saturating_sub(LOG_TAIL_BYTES));
     let bytes = read_part(file, from, LOG_TAIL_BYTES)?;
     let text = String::from_utf8_lossy(&bytes);

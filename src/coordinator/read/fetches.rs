@@ -28,7 +28,14 @@ impl ReadBatch {
             Answer::Refused(Refusal::StaleFence { highest }) if highest.term > self.term => {
                 let member = call.member;
                 effects.push(Effect::Deposed { member, highest });
-                self.fail_rest(&Failure::NotLeader { leader: None });
+                if highest.is_absurd_above(self.term) {
+                    // The member is broken, this leader is not.
+                    for (at, revision) in call.slots {
+                        self.copy_failed(at, revision);
+                    }
+                } else {
+                    self.fail_rest(&Failure::NotLeader { leader: None });
+                }
                 return;
             }
             Answer::Results(_) | Answer::Refused(_) | Answer::LinkLost | Answer::NotSent => {

@@ -45,8 +45,14 @@ impl WriteBatch {
                 vec![CopyState::Absent; call.runs.len()]
             }
             Answer::Refused(Refusal::StaleFence { highest }) if highest.term > term => {
-                self.deposed(call.member, highest, effects);
-                return;
+                if !highest.is_absurd_above(term) {
+                    self.deposed(call.member, highest, effects);
+                    return;
+                }
+                // The member is broken, this leader is not: another one takes its part.
+                let member = call.member;
+                effects.push(Effect::Deposed { member, highest });
+                vec![CopyState::Absent; call.runs.len()]
             }
             Answer::Refused(_) | Answer::NotSent => vec![CopyState::Absent; call.runs.len()],
             Answer::LinkLost if faults::has(Fault::CountFailedCopy) => {

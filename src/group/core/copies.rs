@@ -161,6 +161,11 @@ impl Core {
         self.recall.outbox.push(message);
     }
 
+    /// Whether a message is a question or an answer of this exchange, which has kinds of its own.
+    pub(super) fn is_exchange(message: &Message) -> bool {
+        matches!(message.get_msg_type(), ASK | TELL)
+    }
+
     fn own_message(&self, kind: MessageType, to: PeerId) -> Message {
         let mut message = Message::default();
         message.set_msg_type(kind);
@@ -195,7 +200,7 @@ impl Core {
         if !self.recall.is_settled(from) {
             self.ask(from);
             let reason = format!("{from} is asked first what it knows of this leader");
-            return Err(MessageDropped(reason));
+            return Err(MessageDropped::Untimely(reason));
         }
         // These promise what is stored; others may be of a term that is not.
         let is_promise = match message.get_msg_type() {
@@ -260,7 +265,7 @@ impl Core {
         };
         let (peer, term) = (PeerId(message.from), message.term);
         self.recall.objection = Some(GroupError::Overwrites { peer, term, index });
-        Err(MessageDropped(format!(
+        Err(MessageDropped::Untimely(format!(
             "{peer} would overwrite entry {index}"
         )))
     }

@@ -7,7 +7,7 @@ use raft::eraftpb::{
 };
 
 use super::storage::MemoryLog;
-use super::{CoreError, HardState, ORIGIN};
+use super::{CoreError, HardState, ORIGIN, wire};
 use crate::group::configuration::{Configuration, ConfigurationChange, PeerAddress};
 use crate::group::window::Window;
 use crate::ids::PeerId;
@@ -87,12 +87,17 @@ pub(super) fn conf_change(change: &ConfigurationChange) -> ConfChangeV2 {
 
 /// Decodes the data of an entry of kind `Configuration`.
 pub(super) fn decode(data: &[u8]) -> Result<ConfChangeV2, CoreError> {
+    if !wire::is_without_groups(data, &wire::CHANGE) {
+        let reason = "a change of the configuration has groups";
+        return Err(CoreError(reason.to_owned()));
+    }
     ConfChangeV2::parse_from_bytes(data)
         .map_err(|source| CoreError(format!("a change of the configuration: {source}")))
 }
 
-/// The configuration after an entry of kind `Configuration` with this data is applied. For entries
-/// that are applied while the journal is read, before there is a participant.
+/// The configuration after an entry of kind `Configuration` with this data is applied. An error
+/// means that the change is impossible: it follows from the arguments alone, so the entry has no
+/// effect on any peer.
 pub fn changed(before: &Configuration, data: &[u8]) -> Result<Configuration, CoreError> {
     let change = decode(data)?;
     // A participant that does nothing else: only the crate knows what a change means.
@@ -112,5 +117,9 @@ pub fn changed(before: &Configuration, data: &[u8]) -> Result<Configuration, Cor
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let mut node = RawNode::new(&config, storage, &logger).map_err(error)?;
     let state = node.apply_conf_change(&change).map_err(error)?;
-    after(before, &change, &state)
+    let after = after(before, &change, &state)?;
+    match after.is_possible() {
+        true => Ok(after),
+        false => Err(CoreError(format!("no group can change to {after:?}"))),
+    }
 }

@@ -1,17 +1,23 @@
 //! Messages between peers: which are taken, and how they leave. Pure.
 
 use protobuf::Message as _;
-use raft::eraftpb::{EntryType, Message, MessageType};
+use raft::eraftpb::{Message, MessageType};
 
-use super::membership;
+use super::{membership, wire};
 use crate::group::configuration::Configuration;
 use crate::group::window::Position;
-use crate::ids::{PeerId, Revision};
+use crate::ids::PeerId;
 
 /// Why a message was dropped.
 #[derive(Debug, thiserror::Error)]
-#[error("message of a peer dropped: {0}")]
-pub struct MessageDropped(pub(super) String);
+pub enum MessageDropped {
+    /// No intact peer sends it, see [`super::guard`].
+    #[error("message of a peer dropped: {0}")]
+    Absurd(String),
+    /// It came too late, or is for somebody else; Raft makes up for it.
+    #[error("message of a peer dropped: {0}")]
+    Untimely(String),
+}
 
 /// A message to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +33,8 @@ pub struct Outgoing {
 /// A message that carries a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotMessage {
+    /// Who sent it, as it says.
+    pub from: PeerId,
     /// The last entry that is in it.
     pub position: Position,
     /// Who takes part there.
@@ -35,12 +43,13 @@ pub struct SnapshotMessage {
 
 /// What a message with a snapshot says of it; `None` if it is no such message.
 pub fn snapshot_of(bytes: &[u8]) -> Option<SnapshotMessage> {
-    let message = Message::parse_from_bytes(bytes).ok()?;
+    let message = decode(bytes).ok()?;
     if message.get_msg_type() != MessageType::MsgSnapshot {
         return None;
     }
     let metadata = message.get_snapshot().get_metadata();
     Some(SnapshotMessage {
+        from: PeerId(message.from),
         position: Position {
             index: metadata.index,
             term: metadata.term,
@@ -50,33 +59,11 @@ pub fn snapshot_of(bytes: &[u8]) -> Option<SnapshotMessage> {
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Message, MessageDropped> {
+    if !wire::is_without_groups(bytes, &wire::MESSAGE) {
+        return Err(MessageDropped::Absurd("it has groups".to_owned()));
+    }
     Message::parse_from_bytes(bytes)
-        .map_err(|source| MessageDropped(format!("undecodable: {source}")))
-}
-
-/// Whether the participant `own` takes a message at all.
-pub(super) fn check(message: &Message, own: PeerId) -> Result<(), MessageDropped> {
-    let refuse = |reason: String| Err(MessageDropped(reason));
-    if message.to != own.0 {
-        return refuse(format!("it is for {}", PeerId(message.to)));
-    }
-    if message.term > Revision::TERM_MAX {
-        return refuse(format!("term {} is too high", message.term));
-    }
-    let is_known = |kind| matches!(kind, EntryType::EntryNormal | EntryType::EntryConfChangeV2);
-    if !message
-        .entries
-        .iter()
-        .all(|entry| is_known(entry.get_entry_type()))
-    {
-        return refuse("an entry of an unknown kind".to_owned());
-    }
-    match message.get_msg_type() {
-        MessageType::MsgPropose | MessageType::MsgReadIndex | MessageType::MsgTransferLeader => {
-            refuse("requests are not forwarded between peers".to_owned())
-        }
-        _ => Ok(()),
-    }
+        .map_err(|source| MessageDropped::Absurd(format!("undecodable: {source}")))
 }
 
 pub(super) fn encode(messages: Vec<Message>) -> Vec<Outgoing> {

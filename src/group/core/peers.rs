@@ -69,8 +69,10 @@ impl Core {
         }
     }
 
-    /// Applies a committed entry that changes the configuration; before [`Core::applied`] of it.
+    /// Applies a committed entry that changes the configuration; before [`Core::applied`] of it. An
+    /// error means that the change is impossible: the entry has no effect, on any peer.
     pub fn apply_change(&mut self, entry: &LogEntry) -> Result<(), CoreError> {
+        membership::changed(self.configuration(), &entry.data)?;
         let change = membership::decode(&entry.data)?;
         let state = self
             .node

@@ -1,7 +1,7 @@
 //! One participant step by step, and three that pass messages by hand.
 
 use protobuf::Message as _;
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, MessageType};
 
 use super::*;
 use crate::ids::Revision;
@@ -71,6 +71,12 @@ impl Node {
             outbox: Vec::new(),
             reads: Vec::new(),
         }
+    }
+
+    /// A message comes on its sender's link.
+    fn hear(&mut self, message: &[u8]) -> Result<(), MessageDropped> {
+        let sender = Message::parse_from_bytes(message).map_or(0, |message| message.from);
+        self.core.step(PeerId(sender), message)
     }
 
     /// Loses what is not durable.
@@ -310,7 +316,7 @@ impl Group {
                 return;
             }
             for (to, message) in mail {
-                _ = self.node(to.0).core.step(&message);
+                _ = self.node(to.0).hear(&message);
             }
         }
     }
@@ -368,16 +374,16 @@ fn a_vote_leaves_only_when_it_is_stored() {
     // PreVote stores nothing, so its answers come at once.
     group.node(1).sync();
     let (to, request) = group.node(1).outbox.remove(0);
-    group.node(to.0).core.step(&request).unwrap();
+    group.node(to.0).hear(&request).unwrap();
     group.node(to.0).advance();
     let (_, answer) = group.node(to.0).outbox.remove(0);
     group.node(1).outbox.clear();
-    group.node(1).core.step(&answer).unwrap();
+    group.node(1).hear(&answer).unwrap();
     group.node(1).advance();
     assert_eq!(group.node(1).outbox, [], "its own vote is not stored yet");
     group.node(1).sync();
     let (to, request) = group.node(1).outbox.remove(0);
-    group.node(to.0).core.step(&request).unwrap();
+    group.node(to.0).hear(&request).unwrap();
     group.node(to.0).advance();
     assert_eq!(group.node(to.0).outbox, []);
     group.node(to.0).sync();
@@ -416,18 +422,137 @@ fn what_a_peer_must_not_send_is_dropped() {
         ..Entry::default()
     });
     let node = group.node(1);
-    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    assert!(node.hear(&message.write_to_bytes().unwrap()).is_err());
     message.set_msg_type(MessageType::MsgReadIndex);
-    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    assert!(node.hear(&message.write_to_bytes().unwrap()).is_err());
     message.set_msg_type(MessageType::MsgAppend);
     message.term = Revision::TERM_MAX + 1;
-    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
-    assert!(node.core.step(b"\xff\xff").is_err());
+    assert!(node.hear(&message.write_to_bytes().unwrap()).is_err());
+    assert!(node.hear(b"\xff\xff").is_err());
     message.to = 2;
     message.term = 2;
-    assert!(node.core.step(&message.write_to_bytes().unwrap()).is_err());
+    assert!(node.hear(&message.write_to_bytes().unwrap()).is_err());
     group.settle();
     assert_eq!(group.node(1).texts(), Vec::<String>::new());
+}
+
+/// A message of peer 2 to peer 1, which follows it in `term`.
+fn of_leader(kind: MessageType, term: u64) -> Message {
+    let mut message = Message {
+        to: 1,
+        from: 2,
+        term,
+        log_term: term,
+        ..Message::default()
+    };
+    message.set_msg_type(kind);
+    message
+}
+
+#[test]
+fn what_the_crate_would_panic_at_is_dropped() {
+    let mut group = Group::new();
+    group.ticks(20);
+    let lead = |group: &Group| group.nodes.iter().position(|one| one.core.status().serving);
+    let leader = lead(&group).expect("one leads") as u64 + 1;
+    let term = group.node(leader).core.status().term;
+    let follower = 1 + leader % 3;
+    let last = group.node(follower).core.node.raft.raft_log.last_index();
+    let absurd = |kind, change: &dyn Fn(&mut Message)| {
+        let mut message = of_leader(kind, term);
+        (message.from, message.to) = (leader, follower);
+        change(&mut message);
+        message
+    };
+    let entry = |index, kind, data: &[u8]| {
+        let mut entry = Entry {
+            index,
+            term,
+            data: data.to_vec().into(),
+            ..Entry::default()
+        };
+        entry.set_entry_type(kind);
+        entry
+    };
+    let with_entries = |index: u64, entries: Vec<Entry>| {
+        absurd(MessageType::MsgAppend, &|message| {
+            (message.index, message.commit) = (index, 1 << 40);
+            message.set_entries(entries.clone().into());
+        })
+    };
+    use raft::eraftpb::EntryType::{EntryConfChangeV2, EntryNormal};
+    for message in [
+        absurd(MessageType::MsgHeartbeat, &|message| {
+            message.commit = 1 << 40
+        }),
+        absurd(MessageType::MsgHeartbeat, &|message| {
+            message.commit = last + 1
+        }),
+        absurd(MessageType::MsgAppend, &|message| {
+            (message.index, message.log_term, message.commit) = (1 << 40, 0, 1 << 40);
+        }),
+        with_entries(last, vec![entry(last + 9, EntryNormal, b"gap")]),
+        with_entries(last, vec![entry(last, EntryNormal, b"again")]),
+        with_entries(last, vec![entry(last + 1, EntryConfChangeV2, &[0xff; 5])]),
+        absurd(MessageType::MsgHeartbeat, &|message| {
+            message.term = u64::MAX
+        }),
+        absurd(MessageType::MsgReadIndexResp, &|message| {
+            message.index = last
+        }),
+    ] {
+        let node = group.node(follower);
+        let refused = node.hear(&message.write_to_bytes().unwrap());
+        assert!(
+            matches!(refused, Err(MessageDropped::Absurd(_))),
+            "{message:?}"
+        );
+    }
+    let answer = |index| {
+        let mut answer = of_leader(MessageType::MsgAppendResponse, term);
+        (answer.from, answer.to, answer.index) = (follower, leader, index);
+        answer.log_term = 0;
+        answer.write_to_bytes().unwrap()
+    };
+    for index in [last + 1, u64::MAX] {
+        assert!(group.node(leader).hear(&answer(index)).is_err());
+    }
+    group.node(leader).propose(term, "x").unwrap();
+    group.settle();
+    group.ticks(1);
+    for id in 1..=3 {
+        assert_eq!(group.node(id).texts(), ["x"], "{id}");
+    }
+    assert_eq!(lead(&group), Some(leader as usize - 1));
+}
+
+#[test]
+fn an_impossible_change_of_the_group_has_no_effect() {
+    let before = Configuration::of([PeerId(1), PeerId(2)]);
+    let removal = |peers: &[u64]| {
+        let mut change = raft::eraftpb::ConfChangeV2::default();
+        for peer in peers {
+            let mut single = raft::eraftpb::ConfChangeSingle::default();
+            single.set_change_type(raft::eraftpb::ConfChangeType::RemoveNode);
+            single.node_id = *peer;
+            change.mut_changes().push(single);
+        }
+        change.write_to_bytes().unwrap()
+    };
+    assert!(changed(&before, &removal(&[1])).is_ok());
+    // Nobody would be left; there is no joint configuration to leave.
+    assert!(changed(&before, &removal(&[1, 2])).is_err());
+    assert!(changed(&before, &removal(&[])).is_err());
+    let mut node = Node::new(1, &[1]);
+    node.sync();
+    let entry = LogEntry {
+        kind: EntryKind::Configuration,
+        index: 2,
+        term: 2,
+        data: removal(&[1]).into(),
+    };
+    assert!(node.core.apply_change(&entry).is_err());
+    assert_eq!(*node.core.configuration(), Configuration::of([PeerId(1)]));
 }
 
 /// Elections, crashes, and messages that are late, lost, doubled and reordered, by a seed.
@@ -453,7 +578,7 @@ fn chaos(seed: u64) -> usize {
                 } else {
                     mail.swap_remove(at)
                 };
-                _ = group.node(to.0).core.step(&message);
+                _ = group.node(to.0).hear(&message);
             }
             560..575 => _ = mail.swap_remove(random.usize(..mail.len())),
             575..850 => _ = node.sync_one(),

@@ -38,6 +38,10 @@ use crate::group::window::{EntryKind, LogEntry};
 /// a leader has on its way to one peer without being answered; another time that may follow.
 const BEHIND_BYTES_MAX: usize = 32 << 20;
 
+/// Bytes of entries to be stored above which no more are taken: no leader has so many on their way
+/// to one peer, and memory stays bounded whatever a peer sends.
+const FLOODED_BYTES: usize = 4 * BEHIND_BYTES_MAX;
+
 /// Ticks that a candidacy waits for longer than the one before: about a time-out.
 const PATIENCE_TICKS: u32 = 8;
 
@@ -108,6 +112,11 @@ impl Core {
 
     fn has_stored_promise(&self) -> bool {
         self.promised == self.promise() && self.writes.iter().all(|write| !write.has_promise)
+    }
+
+    /// Whether more entries wait to be stored than an intact leader sends.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.behind_bytes() > FLOODED_BYTES
     }
 
     /// Bytes of entries that are not durable.

@@ -157,9 +157,10 @@ impl<'a> Replay<'a> {
                 match entry.kind {
                     EntryKind::Command => (self.apply)(entry),
                     EntryKind::Configuration => {
-                        let changed = changed(&self.configuration, &entry.data);
-                        self.configuration =
-                            changed.map_err(|error| format!("entry {index}: {error}"))?;
+                        // One that is impossible had no effect when it was applied, either.
+                        if let Ok(changed) = changed(&self.configuration, &entry.data) {
+                            self.configuration = changed;
+                        }
                     }
                 }
             }

@@ -7,12 +7,14 @@ use bytes::Bytes;
 use super::GroupView;
 use crate::disk::log::LogError;
 use crate::group::configuration::Configuration;
+use crate::group::core::MessageDropped;
 use crate::group::handle::{ChangeRequest, PendingRead, Proposal};
 use crate::group::journal::JournalError;
 use crate::group::proposals::{ProposalOutcome, Reason};
 use crate::group::snapshots::incoming::Received;
 use crate::group::window::Position;
 use crate::ids::PeerId;
+use crate::logging;
 
 /// What a node takes.
 pub enum Event<O> {
@@ -28,12 +30,22 @@ pub enum Event<O> {
     LeaveTerms(u64),
     /// Say how it stands.
     Inspect(Box<dyn FnOnce(GroupView) + Send>),
-    /// A message of a peer.
-    Message(Bytes),
+    /// A message that came on the link of a peer.
+    Message {
+        /// The peer at the other end of the link.
+        link: PeerId,
+        /// The message.
+        message: Bytes,
+    },
     /// A message to a peer was lost.
     Unreachable(PeerId),
     /// The snapshot of a peer is here, durable and whole.
-    SnapshotReceived(Received),
+    SnapshotReceived {
+        /// The peer at the other end of the link.
+        link: PeerId,
+        /// What came.
+        received: Received,
+    },
     /// A snapshot has reached a peer, or has not.
     SnapshotSent {
         /// Which peer.
@@ -88,6 +100,19 @@ impl<O> Event<O> {
     pub(in crate::group) fn forget(self) {
         if let Event::Read(read) = self {
             read.forget();
+        }
+    }
+}
+
+/// What becomes of a message that was dropped.
+pub(super) fn log_dropped(result: Result<(), MessageDropped>) {
+    match result {
+        Ok(()) => {}
+        Err(error @ MessageDropped::Untimely(_)) => log::debug!("{error}"),
+        Err(error @ MessageDropped::Absurd(_)) => {
+            if let Some(more) = logging::seldom("raft message dropped") {
+                log::error!("{error}{more}");
+            }
         }
     }
 }

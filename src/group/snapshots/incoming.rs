@@ -51,8 +51,8 @@ pub enum TransferError {
         /// The group has stopped; otherwise too many chunks wait.
         is_stopped: bool,
     },
-    /// The last chunk has no message of Raft about a snapshot.
-    #[error("the message with the last chunk is not about a snapshot")]
+    /// The last chunk has no message of Raft about a snapshot, or not one of the sender.
+    #[error("the message with the last chunk is not about a snapshot of its sender")]
     Message,
     /// The file is not whole, or the disk refuses it.
     #[error(transparent)]
@@ -128,7 +128,9 @@ impl Incoming {
             position,
             configuration,
             ..
-        } = snapshot_of(message).ok_or(TransferError::Message)?;
+        } = snapshot_of(message)
+            .filter(|message| message.from == chunk.from)
+            .ok_or(TransferError::Message)?;
         file.sync_all().map_err(io)?;
         files.check_received(Arc::clone(&file), position, &configuration)?;
         files.install(position.index)?;

@@ -341,6 +341,11 @@ impl Writer {
             ]);
         }
         self.columns(&rows, 4);
+        for member in members {
+            if let Some(reason) = &member.reason {
+                self.format(format_args!("{}: {reason}\r\n", member.name));
+            }
+        }
     }
 
     /// The first `words` columns to the left, the numbers behind them to the right.

@@ -1,6 +1,7 @@
 //! Who is refused, on either side, and that it is said why.
 
 use super::*;
+use crate::rpc::message::Purpose;
 
 /// Reason on the dialling side, as text.
 fn reason(outcome: Result<Arc<Link>, GreetingError>) -> String {
@@ -181,7 +182,7 @@ fn plain_text() {
     socket.write_all(b"SET a b\r\n").expect("sent");
     let tls = fixture.tls("member-1", Role::Member);
     let clock = &*fixture.clock;
-    let outcome = Accepting::begin(accepted, 1, &tls, &member(), clock);
+    let outcome = Accepting::begin(accepted, 1, &tls, &member(), clock, Arc::default());
     match outcome.err().expect("refused") {
         GreetingError::Tls(TlsError::Broken(text)) => {
             assert!(text.contains("corrupt message"), "{text}");
@@ -231,7 +232,7 @@ fn a_greeting_has_one_deadline_for_all_its_reads() {
     // The first bytes of a TLS record that does not go on.
     socket.write_all(&[0x16, 3, 1, 2]).expect("sent");
     let clock = Hasty(crate::clock::ManualClock::default());
-    let outcome = Accepting::begin(accepted, 1, &tls, &member(), &clock);
+    let outcome = Accepting::begin(accepted, 1, &tls, &member(), &clock, Arc::default());
     let error = outcome.err().expect("given up");
     assert!(matches!(error, GreetingError::TimedOut), "{error:?}");
 }
@@ -247,7 +248,7 @@ fn connections_over_the_limit_are_closed() {
         fixture.clock.clone(),
         Limits {
             connections: 1,
-            greetings: 1,
+            ..Limits::default()
         },
     )
     .expect("a server");
@@ -259,4 +260,160 @@ fn connections_over_the_limit_are_closed() {
     );
     assert!(second.is_err());
     assert!(first.is_open());
+}
+
+/// Connections that say nothing and are renewed when they are closed, until dropped.
+struct Silent {
+    stop: Arc<AtomicUsize>,
+    thread: Option<crate::threads::Thread>,
+}
+
+impl Silent {
+    fn hold(address: SocketAddr, count: usize) -> Silent {
+        let stop = Arc::new(AtomicUsize::new(0));
+        let seen = stop.clone();
+        let body = move || {
+            let mut held: Vec<TcpStream> = Vec::new();
+            while seen.load(Ordering::Relaxed) == 0 {
+                held.retain(|socket| {
+                    let mut socket = socket;
+                    matches!(socket.read(&mut [0; 8]), Err(error)
+                        if error.kind() == std::io::ErrorKind::WouldBlock)
+                });
+                while held.len() < count {
+                    let Ok(socket) = TcpStream::connect(address) else {
+                        break;
+                    };
+                    socket.set_nonblocking(true).expect("a socket");
+                    held.push(socket);
+                }
+                crate::clock::sleep(Duration::from_millis(5));
+            }
+        };
+        let thread = crate::threads::spawn("silent", body).expect("a thread");
+        Silent {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.stop.store(1, Ordering::Relaxed);
+        self.thread.take().into_iter().for_each(|one| one.join());
+    }
+}
+
+#[test]
+fn silent_connections_that_are_renewed_keep_no_node_out() {
+    let fixture = fixture();
+    let server = fixture.serve(answering());
+    let places = Limits::default().greetings;
+    let silent = Silent::hold(server.local_addr(), places + 6);
+    // All places were taken once.
+    crate::clock::sleep(Duration::from_millis(200));
+    for number in 1..=5 {
+        let link = fixture.dial_as(server.local_addr(), &leader(), number);
+        let link = link.expect("it is let in");
+        let answer = link.call_wait(1, release(1), fixture.in_time());
+        assert_eq!(answer, Ok(Response::Release));
+    }
+    drop(silent);
+}
+
+#[test]
+fn an_id_stays_with_the_name_that_is_connected() {
+    let fixture = fixture();
+    let server = fixture.serve(answering());
+    let first = fixture.dial(&server, 1);
+    let thief = LocalIdentity {
+        name: "leader-2".to_owned(),
+        nonce: 77,
+        ..leader()
+    };
+    let text = reason(fixture.dial_as(server.local_addr(), &thief, 9));
+    assert_eq!(
+        text,
+        "refused: the id belongs to leader leader-1, which is connected"
+    );
+    assert!(first.is_open());
+    let answer = first.call_wait(1, release(1), fixture.in_time());
+    assert_eq!(answer, Ok(Response::Release));
+}
+
+#[test]
+fn a_name_has_some_connections_and_no_more() {
+    let fixture = fixture();
+    let server = fixture.serve(answering());
+    let links: Vec<_> = (1..=Limits::default().connections_per_name as u64 + 1)
+        .map(|id| {
+            let identity = LocalIdentity {
+                node_id: id,
+                ..leader()
+            };
+            fixture.dial_as(server.local_addr(), &identity, 1)
+        })
+        .collect();
+    let (last, others) = links.split_last().expect("some");
+    assert!(others.iter().all(|link| link.is_ok()));
+    let text = last.as_ref().err().expect("refused").to_string();
+    assert_eq!(text, "refused: 16 connections of leader-1 are open");
+}
+
+#[test]
+fn a_frame_that_is_begun_is_finished_soon_or_its_connection_ends() {
+    let fixture = fixture();
+    let server = Server::start(
+        TcpListener::bind("127.0.0.1:0").expect("a port"),
+        fixture.tls("member-1", Role::Member),
+        member(),
+        answering(),
+        fixture.clock.clone(),
+        Limits {
+            frame_timeout: Duration::from_millis(300),
+            unfinished_bytes: 1 << 20,
+            ..Limits::default()
+        },
+    )
+    .expect("a server");
+    let address = server.local_addr().to_string();
+    let tls = fixture.tls("leader-1", Role::Leader);
+    let begin = |id: u64, prefix: u32| {
+        let socket = crate::rpc::greeting::connect(&address).expect("a connection");
+        let identity = LocalIdentity {
+            node_id: id,
+            ..leader()
+        };
+        let clock = &*fixture.clock;
+        let link = (1, Purpose::All);
+        let greeted =
+            crate::rpc::greeting::dial(socket, &expect_member(), &tls, &identity, link, clock);
+        let mut greeted = greeted.expect("greeted");
+        let mut cipher = Vec::new();
+        let begun = [&prefix.to_be_bytes()[..], &[0; 10]].concat();
+        greeted.session.send(&begun, &mut cipher);
+        greeted.socket.write_all(&cipher).expect("sent");
+        greeted
+    };
+    let ends = |mut greeted: crate::rpc::greeting::Greeted| {
+        let within = Some(Duration::from_secs(20));
+        greeted.socket.set_read_timeout(within).expect("a timeout");
+        // An alert perhaps, then the end.
+        let mut rest = Vec::new();
+        let ended = greeted.socket.read_to_end(&mut rest);
+        assert!(
+            !matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+            "not ended"
+        );
+    };
+    // A small one that does not go on, and one for which there is no room.
+    ends(begin(1, 100));
+    ends(begin(2, 8 << 20));
+    // A slow one and a fast one go on beside each other.
+    let slow = begin(3, 600 << 10);
+    let link = fixture.dial(&server, 1);
+    let answer = link.call_wait(1, release(1), fixture.in_time());
+    assert_eq!(answer, Ok(Response::Release));
+    drop(slow);
 }
