@@ -249,7 +249,7 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::ServeBeforeNoOp, 59),
         (Fault::ProposeInOtherTerm, 1545),
         (Fault::IgnoreFence, 5),
-        (Fault::FenceNotPersisted, 27178),
+        (Fault::FenceNotPersisted, 54705),
         (Fault::CountFailedCopy, 12),
         (Fault::CountEarlierTermCopy, 56),
         (Fault::ReleaseBeforeNoOp, 13),
