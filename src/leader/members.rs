@@ -212,15 +212,17 @@ fn note_losses(shared: &Shared, id: MemberId, incomplete: bool, records: Option<
     }
 }
 
-/// Logs a refused registration, unless it is the last one again.
+/// Logs a refused registration, unless it is the one that was logged last.
 fn log_refusal(last: &LastRefused, registration: &Registration, refusal: &Refusal) {
     let refused = Some((registration.id, refusal.clone()));
-    let before = std::mem::replace(&mut *last.lock(), refused.clone());
-    if before != refused
-        && let Some(more) = logging::seldom("registration refused")
-    {
+    let mut last = last.lock();
+    if *last == refused {
+        return;
+    }
+    if let Some(more) = logging::seldom("registration refused") {
         let Registration { name, id, .. } = registration;
         warn!("registration of {name} ({id}) is refused: {refusal}{more}");
+        *last = refused;
     }
 }
 
