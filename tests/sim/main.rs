@@ -243,7 +243,7 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
     [
         (Fault::AcknowledgeBeforeSync, 5),
         (Fault::JournalBeforeSync, 28),
-        (Fault::VoteNotPersisted, 314),
+        (Fault::VoteNotPersisted, 20894),
         (Fault::SendBeforePersist, 299),
         (Fault::ReadWithoutReadIndex, 699),
         (Fault::ServeBeforeNoOp, 59),
