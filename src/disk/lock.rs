@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::fs::{OsFileSystem, check_in_place, id_of};
 use super::private;
+use crate::clock::sleep;
 
 /// How often the holder of a lock should call [`DirLock::check`]: a second process, which a removed
 /// lock file would let in, is not alone for longer. Each call is two system calls.
@@ -58,8 +59,16 @@ pub enum LockError {
     },
 }
 
+/// How long the start of a process waits for the one before it, which may have been killed: the
+/// kernel gives the lock up when it has freed the memory of that process, tens of milliseconds on a
+/// busy machine for a big one.
+const DYING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often the lock is tried meanwhile.
+const DYING_LOOKS: u32 = 20;
+
 impl DirLock {
-    /// Locks an existing directory; does not wait.
+    /// Locks an existing directory. Waits [`DYING_TIMEOUT`] at most for another holder to end.
     pub fn acquire(dir: &Path) -> Result<DirLock, LockError> {
         let failed = |source| LockError::Io {
             dir: dir.to_owned(),
@@ -68,7 +77,16 @@ impl DirLock {
         let mut options = private::options();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(dir.join(LOCK_NAME)).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+        let mut locked = lock();
+        for _ in 0..DYING_LOOKS {
+            if locked != Err(rustix::io::Errno::WOULDBLOCK) {
+                break;
+            }
+            sleep(DYING_TIMEOUT / DYING_LOOKS);
+            locked = lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut pid = String::new();

@@ -14,8 +14,12 @@ use super::manifest::Role;
 use super::{Up, print, warn};
 use crate::clock::Instant;
 
-/// How long a single process may take to stop, or to serve after its start.
-const WISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a single process may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a single process may take to serve after its start. A leader whose members are down
+/// serves after 15 s (`leader::gate`).
+const SERVE_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How long a process that is to be started, and still runs, is given to end before the answer is
 /// that it runs already. One that was just killed, by whomever, ends within a few milliseconds; the
@@ -82,10 +86,10 @@ impl Up {
                 }
             }
         }
-        let timeout = if awaits_end {
-            DYING_TIMEOUT
-        } else {
-            WISH_TIMEOUT
+        let timeout = match verb {
+            _ if awaits_end => DYING_TIMEOUT,
+            Verb::Stop | Verb::Kill => STOP_TIMEOUT,
+            Verb::Start | Verb::Replace => SERVE_TIMEOUT,
         };
         self.wish = Some(Wish {
             verb,
@@ -117,7 +121,7 @@ impl Up {
         if self.children[place].is_running() {
             return None;
         }
-        (wish.awaits_end, wish.deadline) = (false, now + WISH_TIMEOUT);
+        (wish.awaits_end, wish.deadline) = (false, now + SERVE_TIMEOUT);
         self.start_again(place, verb).err()
     }
 
@@ -166,13 +170,13 @@ impl Up {
                 Err(format!("{name} died at its start, see {log}"))
             }
             (Verb::Stop | Verb::Kill, true) if is_late => {
-                let seconds = WISH_TIMEOUT.as_secs();
+                let seconds = STOP_TIMEOUT.as_secs();
                 Err(format!(
                     "{name} still runs after {seconds} s, pid {pid}, see {log}"
                 ))
             }
             (Verb::Start | Verb::Replace, true) if is_late => {
-                let seconds = WISH_TIMEOUT.as_secs();
+                let seconds = SERVE_TIMEOUT.as_secs();
                 Err(format!(
                     "{name} does not serve after {seconds} s, pid {pid}, see {log}"
                 ))
