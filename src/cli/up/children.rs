@@ -2,7 +2,7 @@
 //!
 //! They are started from our own executable, in process groups of their own (a Ctrl-C at the
 //! terminal reaches only `up`, which stops them in order), with both outputs in `NAME/NAME.log`.
-//! One that dies, or cannot be started, is reported and not restarted. The log is renamed to
+//! A child that dies, or cannot be started, is reported and not restarted. The log is renamed to
 //! `NAME.log.1` at a start when it exceeds [`LOG_BYTES_MAX`]; while a process runs it does the same
 //! itself.
 
@@ -134,7 +134,7 @@ impl Running {
                 .any(|l| l.starts_with(b"ready rpc="))
     }
 
-    /// What it says, since the last look, that somebody must decide before it takes part.
+    /// The latest line of its log, since the last call, that asks a person for a decision.
     pub fn new_decision(&mut self) -> Option<String> {
         let file = self.open_log()?;
         if file.metadata().ok()?.len() < self.log_seen {

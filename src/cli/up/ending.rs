@@ -23,7 +23,7 @@ const SIGNALS_MAX: usize = 8;
 /// A signal and when it came, by the clock of the thread `signal`.
 type Taken = (i32, Instant);
 
-/// What the signals so far ask for.
+/// The kind of end that the signals received so far ask for.
 pub(super) struct Ending {
     signals: Receiver<Taken>,
     /// When the first came; `None` while `up` is to go on.
