@@ -1,8 +1,8 @@
 //! The thread `signal`: hands the signals of a process to a function, one after the other.
 //!
-//! A table in README.md tells the effect of each signal on each program. Signals that mean nothing to a
-//! program that runs for long ([`MEANINGLESS`]) are taken and logged, as their default would end
-//! it. The others keep their default: SIGQUIT and those of a fault end the process at once, which
+//! A table in README.md tells the effect of each signal on each program. Signals that mean nothing
+//! to a program that runs for long ([`MEANINGLESS`]) are taken and logged, as their default would
+//! end it. The others keep their default: SIGQUIT and those of a fault end the process at once, which
 //! loses nothing that was acknowledged, and Rust's runtime ignores SIGPIPE.
 
 use std::fs;
