@@ -2,8 +2,8 @@
 //!
 //! A table in README.md tells the effect of each signal on each program. Signals that mean nothing
 //! to a program that runs for long ([`MEANINGLESS`]) are taken and logged, as their default would
-//! end it. The others keep their default: SIGQUIT and those of a fault end the process at once, which
-//! loses nothing that was acknowledged, and Rust's runtime ignores SIGPIPE.
+//! end it. The others keep their default: SIGQUIT and those of a fault end the process at once,
+//! which loses nothing that was acknowledged, and Rust's runtime ignores SIGPIPE.
 
 use std::fs;
 
