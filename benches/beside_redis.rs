@@ -1,14 +1,16 @@
-//! Tolerex and Redis side by side: three synced copies, the same generator, by turns.
+//! Tolerex and Redis side by side: three synced copies, the same generators, by turns.
 //!
-//! `cargo bench --bench beside_redis` takes some two minutes. Redis runs as a primary with two
+//! `cargo bench --bench beside_redis` takes some three minutes. Redis runs as a primary with two
 //! replicas, append-only file synced `always`, and a SET counts when `WAIT 2` says that both
 //! replicas have it; with a pipeline there is one WAIT behind it. Tolerex runs a leader with three
 //! members at tolerance 3, so four processes stand against three. Both are in temporary directories
 //! on one disk, on free ports of the loopback.
 //!
-//! One thread drives all connections by readiness: what it burns is taken from both alike. A
-//! connection sends a batch (`pipeline` requests), waits for all its replies, and sends the next
-//! one; a latency is that of a batch. Rounds alternate, the medians are shown.
+//! Each load is measured with both generators of `tolerex bench`: one thread that drives all
+//! connections by epoll, and a thread with a blocking socket for each connection. What a generator
+//! burns is taken from both stores alike. A connection sends a batch (`pipeline` requests), waits
+//! for all its replies, and sends the next one; a latency is that of a batch. Rounds alternate, the
+//! medians are shown.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -16,6 +18,8 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Barrier;
+use std::thread;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -28,6 +32,7 @@ use support::figures::{keep, median};
 use support::wait_until;
 use tempfile::TempDir;
 use tolerex::cli::load::cpu::CpuTime;
+use tolerex::cli::load::workload::Generator;
 use tolerex::clock::{Clock, Instant, SystemClock};
 
 const COMMAND: &str = "cargo bench --bench beside_redis";
@@ -47,6 +52,11 @@ const PAYLOAD_BYTES: usize = 100;
 /// Keys of a connection, which it alone uses.
 const KEYS: u64 = 100;
 const CONNECTIONS_MAX: usize = 64;
+
+/// What one read takes.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+const GENERATORS: [Generator; 2] = [Generator::Epoll, Generator::Blocking];
 
 /// Connections, pipeline, and whether it reads.
 const LOADS: [(usize, u64, bool); 6] = [
@@ -97,18 +107,9 @@ impl Redis {
             let dir = tempfile::tempdir().expect("a directory");
             let mut command = Command::new("redis-server");
             command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-            command.args([
-                "--appendonly",
-                "yes",
-                "--appendfsync",
-                "always",
-                "--save",
-                "",
-            ]);
-            command
-                .args(["--repl-diskless-sync-delay", "0"])
-                .arg("--dir")
-                .arg(dir.path());
+            let flags = "--appendonly yes --appendfsync always --repl-diskless-sync-delay 0";
+            command.args(flags.split(' ')).args(["--save", ""]);
+            command.arg("--dir").arg(dir.path());
             if *address != redis.primary {
                 let port = redis.primary.port().to_string();
                 command.args(["--replicaof", "127.0.0.1", &port]);
@@ -185,8 +186,10 @@ impl Language {
     }
 }
 
+/// A connection and the batch that is on its way on it.
 struct Connection {
     stream: TcpStream,
+    number: usize,
     /// Requests made so far.
     requests: u64,
     /// Lines that are to come for the batch.
@@ -196,15 +199,56 @@ struct Connection {
     partial: Vec<u8>,
 }
 
+impl Connection {
+    fn open(store: &Store, number: usize) -> Connection {
+        let stream = match store.language {
+            Language::Redis => TcpStream::connect(store.address).expect("Redis is there"),
+            Language::Tolerex => Client::connect(store.address).into_stream(),
+        };
+        stream.set_nodelay(true).expect("a socket");
+        let timeout = Some(REPLY_TIMEOUT);
+        stream.set_read_timeout(timeout).expect("a socket");
+        Connection {
+            stream,
+            number,
+            requests: 0,
+            lines: 0,
+            sent_at: Instant::default(),
+            partial: Vec::new(),
+        }
+    }
+
+    /// Takes what has come, or waits for it; true when the batch is answered.
+    fn take(&mut self, store: &Store, scratch: &mut [u8]) -> bool {
+        let count = self.stream.read(scratch).expect("a reply");
+        assert!(count > 0, "{} has closed a connection", store.name);
+        for piece in scratch[..count].split_inclusive(|byte| *byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.last() != Some(&b'\n') {
+                continue;
+            }
+            let line = &self.partial;
+            let text = String::from_utf8_lossy(line);
+            assert!(store.language.is_done(line), "{}: {text}", store.name);
+            self.partial.clear();
+            self.lines -= 1;
+        }
+        self.lines == 0
+    }
+}
+
 /// A load on a store.
-struct Generator<'a> {
+struct Load<'a> {
     store: &'a Store,
-    load: (u64, bool),
-    connections: Vec<Connection>,
+    generator: Generator,
+    /// Requests of a batch.
+    pipeline: u64,
+    reads: bool,
+    /// How long it runs.
+    time: Duration,
+    /// Each connection makes at least so many requests.
+    requests_min: u64,
     clock: SystemClock,
-    /// Of batches, in nanoseconds.
-    latencies: Histogram<u64>,
-    scratch: Vec<u8>,
 }
 
 /// What a load came to.
@@ -215,120 +259,124 @@ struct Found {
     cpu_us: f64,
 }
 
-impl Generator<'_> {
-    fn new(store: &Store, connections: usize, load: (u64, bool)) -> Generator<'_> {
-        let connect = |_| {
-            let stream = match store.language {
-                Language::Redis => TcpStream::connect(store.address).expect("Redis is there"),
-                Language::Tolerex => Client::connect(store.address).into_stream(),
-            };
-            stream.set_nodelay(true).expect("a socket");
-            Connection {
-                stream,
-                requests: 0,
-                lines: 0,
-                sent_at: Instant::default(),
-                partial: Vec::new(),
-            }
-        };
-        Generator {
-            store,
-            load,
-            connections: (0..connections).map(connect).collect(),
-            clock: SystemClock::new(),
-            latencies: Histogram::new_with_bounds(1_000, LATENCY_MAX, 3).expect("in order"),
-            scratch: vec![0; 64 << 10],
-        }
-    }
+/// Latencies of batches, in nanoseconds.
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, LATENCY_MAX, 3).expect("in order")
+}
 
-    fn send(&mut self, number: usize) {
-        let connection = &mut self.connections[number];
+impl Load<'_> {
+    fn send(&self, connection: &mut Connection) {
         let mut out = Vec::with_capacity(4096);
-        let first = connection.requests;
-        connection.lines = self
-            .store
-            .language
-            .write(&mut out, number, first, self.load);
-        connection.requests += self.load.0;
+        let (number, first) = (connection.number, connection.requests);
+        let load = (self.pipeline, self.reads);
+        connection.lines = self.store.language.write(&mut out, number, first, load);
+        connection.requests += self.pipeline;
         connection.sent_at = self.clock.now();
         // A batch finds room: the socket is empty once the one before is answered.
-        connection
-            .stream
-            .write_all(&out)
-            .expect("the store takes a batch");
+        let sent = connection.stream.write_all(&out);
+        sent.expect("the store takes a batch");
     }
 
-    /// Takes what has come; true when the batch is answered.
-    fn take(&mut self, number: usize) -> bool {
-        let connection = &mut self.connections[number];
-        let count = connection.stream.read(&mut self.scratch).expect("a reply");
-        assert!(count > 0, "{} has closed a connection", self.store.name);
-        for piece in self.scratch[..count].split_inclusive(|byte| *byte == b'\n') {
-            connection.partial.extend_from_slice(piece);
-            if piece.last() != Some(&b'\n') {
-                continue;
-            }
-            let line = &connection.partial;
-            let text = String::from_utf8_lossy(line);
-            assert!(
-                self.store.language.is_done(line),
-                "{}: {text}",
-                self.store.name
-            );
-            connection.partial.clear();
-            connection.lines -= 1;
+    /// Records a batch that was answered, and sends the next one; false at the end.
+    fn next(
+        &self,
+        connection: &mut Connection,
+        start: Instant,
+        latencies: &mut Histogram<u64>,
+    ) -> bool {
+        let now = self.clock.now();
+        let latency = now.since(connection.sent_at).as_nanos() as u64;
+        latencies.saturating_record(latency);
+        let goes_on = now.since(start) < self.time || connection.requests < self.requests_min;
+        if goes_on {
+            self.send(connection);
         }
-        connection.lines == 0
+        goes_on
     }
 
-    /// Runs for some time; every connection makes at least `requests`.
-    fn run(&mut self, time: Duration, requests: u64) -> Found {
+    /// One thread for all connections.
+    fn by_epoll(&self, connections: &mut [Connection]) -> Histogram<u64> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
-        for (number, connection) in self.connections.iter_mut().enumerate() {
-            connection.requests = 0;
-            let data = epoll::EventData::new_u64(number as u64);
+        for (place, connection) in connections.iter().enumerate() {
+            let data = epoll::EventData::new_u64(place as u64);
             let flags = epoll::EventFlags::IN;
             epoll::add(&epoll, &connection.stream, data, flags).expect("watched");
         }
-        self.latencies.reset();
         let wait = Timespec {
             tv_sec: REPLY_TIMEOUT.as_secs() as i64,
             tv_nsec: 0,
         };
-        let before = CpuTime::now(&self.store.pids).expect("the servers run");
-        let start = self.clock.now();
-        (0..self.connections.len()).for_each(|number| self.send(number));
-        let mut open = self.connections.len();
+        let (mut latencies, mut scratch) = (latencies(), vec![0; SCRATCH_BYTES]);
         let mut events = Vec::with_capacity(CONNECTIONS_MAX);
+        let start = self.clock.now();
+        connections
+            .iter_mut()
+            .for_each(|connection| self.send(connection));
+        let mut open = connections.len();
         while open > 0 {
             events.clear();
             epoll::wait(&epoll, spare_capacity(&mut events), Some(&wait)).expect("epoll");
             assert!(!events.is_empty(), "{} does not answer", self.store.name);
             for event in &events {
-                let number = event.data.u64() as usize;
-                if !self.take(number) {
-                    continue;
-                }
-                let now = self.clock.now();
-                let connection = &self.connections[number];
-                let latency = now.since(connection.sent_at).as_nanos() as u64;
-                self.latencies.saturating_record(latency);
-                if now.since(start) < time || connection.requests < requests {
-                    self.send(number);
-                } else {
+                let connection = &mut connections[event.data.u64() as usize];
+                if connection.take(self.store, &mut scratch)
+                    && !self.next(connection, start, &mut latencies)
+                {
                     open -= 1;
                 }
             }
         }
+        latencies
+    }
+
+    /// A thread for each connection, which blocks in its reads.
+    fn by_threads(&self, connections: &mut [Connection]) -> Histogram<u64> {
+        let all_are_there = Barrier::new(connections.len());
+        let one = |connection: &mut Connection| {
+            let (mut latencies, mut scratch) = (latencies(), vec![0; SCRATCH_BYTES]);
+            all_are_there.wait();
+            let start = self.clock.now();
+            self.send(connection);
+            loop {
+                if connection.take(self.store, &mut scratch)
+                    && !self.next(connection, start, &mut latencies)
+                {
+                    return latencies;
+                }
+            }
+        };
+        let one = &one;
+        thread::scope(|scope| {
+            let spawn = |connection| scope.spawn(move || one(connection));
+            let threads: Vec<_> = connections.iter_mut().map(spawn).collect();
+            let mut all = latencies();
+            for thread in threads {
+                let latencies = thread.join().expect("no reply is missing or wrong");
+                all.add(latencies).expect("the same bounds");
+            }
+            all
+        })
+    }
+
+    /// Runs it on these connections.
+    fn run(&self, connections: &mut [Connection]) -> Found {
+        connections
+            .iter_mut()
+            .for_each(|connection| connection.requests = 0);
+        let before = CpuTime::now(&self.store.pids).expect("the servers run");
+        let start = self.clock.now();
+        let latencies = match self.generator {
+            Generator::Epoll => self.by_epoll(connections),
+            Generator::Blocking => self.by_threads(connections),
+        };
         let elapsed = self.clock.now().since(start).as_secs_f64();
         let after = CpuTime::now(&self.store.pids).expect("the servers run");
         let (cpu, _) = after.since(before);
-        let done: u64 = self
-            .connections
+        let done: u64 = connections
             .iter()
             .map(|connection| connection.requests)
             .sum();
-        let quantile = |share| self.latencies.value_at_quantile(share) as f64 / 1e3;
+        let quantile = |share| latencies.value_at_quantile(share) as f64 / 1e3;
         Found {
             rate: done as f64 / elapsed,
             p50_us: quantile(0.5),
@@ -338,14 +386,31 @@ impl Generator<'_> {
     }
 }
 
-/// Measures a load on each store by turns; a row for each store.
+fn connect(store: &Store, connections: usize) -> Vec<Connection> {
+    (0..connections)
+        .map(|number| Connection::open(store, number))
+        .collect()
+}
+
+/// Measures a load by turns: each generator on each store; a row for each pair.
 fn measure(stores: &[Store], (connections, pipeline, reads): (usize, u64, bool)) -> Vec<Value> {
-    let mut found: Vec<Vec<Found>> = stores.iter().map(|_| Vec::new()).collect();
+    let of = |generator| stores.iter().map(move |store| (generator, store));
+    let pairs: Vec<(Generator, &Store)> = GENERATORS.into_iter().flat_map(of).collect();
+    let mut found: Vec<Vec<Found>> = pairs.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
-        for (store, found) in stores.iter().zip(&mut found) {
-            let mut generator = Generator::new(store, connections, (pipeline, reads));
-            generator.run(WARMUP, 0);
-            found.push(generator.run(TIME, 0));
+        for ((generator, store), found) in pairs.iter().zip(&mut found) {
+            let load = |time| Load {
+                store,
+                generator: *generator,
+                pipeline,
+                reads,
+                time,
+                requests_min: 0,
+                clock: SystemClock::new(),
+            };
+            let mut connections = connect(store, connections);
+            load(WARMUP).run(&mut connections);
+            found.push(load(TIME).run(&mut connections));
         }
     }
     let name = if reads { "GET" } else { "SET" };
@@ -356,16 +421,20 @@ fn measure(stores: &[Store], (connections, pipeline, reads): (usize, u64, bool))
     };
     let what = format!("{name}, {connections} connection{s}{depth}");
     let mut rows = Vec::new();
-    for (store, found) in stores.iter().zip(&found) {
+    for ((generator, store), found) in pairs.iter().zip(&found) {
         let of = |field: fn(&Found) -> f64| median(found.iter().map(field).collect());
         let (rate, cpu) = (of(|found| found.rate), of(|found| found.cpu_us));
         let (p50, p99) = (of(|found| found.p50_us), of(|found| found.p99_us));
-        let name = store.name;
-        println!("| {what} | {name} | {rate:.0} | {p50:.0} us | {p99:.0} us | {cpu:.1} us |");
-        rows.push(json!({
-            "what": what, "store": name, "ops_per_s": rate, "p50_us": p50, "p99_us": p99,
-            "server_cpu_us_per_op": cpu,
-        }));
+        let row = json!({
+            "what": what, "generator": generator, "store": store.name, "ops_per_s": rate,
+            "p50_us": p50, "p99_us": p99, "server_cpu_us_per_op": cpu,
+        });
+        let generator = row["generator"].as_str().unwrap_or("?");
+        println!(
+            "| {what} | {generator} | {} | {rate:.0} | {p50:.0} us | {p99:.0} us | {cpu:.1} us |",
+            store.name
+        );
+        rows.push(row);
     }
     rows
 }
@@ -402,11 +471,20 @@ fn main() {
         },
     ];
     for store in &stores {
-        Generator::new(store, CONNECTIONS_MAX, (10, false)).run(Duration::ZERO, KEYS);
+        let fill = Load {
+            store,
+            generator: Generator::Epoll,
+            pipeline: 10,
+            reads: false,
+            time: Duration::ZERO,
+            requests_min: KEYS,
+            clock: SystemClock::new(),
+        };
+        fill.run(&mut connect(store, CONNECTIONS_MAX));
     }
     println!("three synced copies; Redis {}", version.unwrap_or("?"));
-    println!("| load | store | ops/s | p50 | p99 | CPU of all servers for each |");
-    println!("|---|---|---|---|---|---|");
+    println!("| load | generator | store | ops/s | p50 | p99 | CPU of all servers for each |");
+    println!("|---|---|---|---|---|---|---|");
     let rows: Vec<Value> = LOADS
         .iter()
         .flat_map(|load| measure(&stores, *load))

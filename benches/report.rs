@@ -246,8 +246,8 @@ fn parts_table(medians: &Medians, memory: Option<&Value>) -> String {
 
 fn redis_table(kept: &Value) -> String {
     let redis = format!("Redis {}", text(&kept["figures"], "redis"));
-    let mut table = "| load | store | ops/s | p50 | p99 | CPU of all servers for each |\n\
-                     |---|---|---|---|---|---|\n"
+    let mut table = "| load | generator | store | ops/s | p50 | p99 | CPU of all servers for each \
+                     |\n|---|---|---|---|---|---|---|\n"
         .to_owned();
     for row in kept["figures"]["rows"].as_array().into_iter().flatten() {
         let store = match text(row, "store") {
@@ -256,8 +256,9 @@ fn redis_table(kept: &Value) -> String {
         };
         _ = writeln!(
             table,
-            "| {} | {store} | {} | {} | {} | {} |",
+            "| {} | {} | {store} | {} | {} | {} | {} |",
             text(row, "what"),
+            text(row, "generator"),
             row["ops_per_s"].as_f64().map_or(String::new(), number),
             micros(row, "p50_us"),
             micros(row, "p99_us"),

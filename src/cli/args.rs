@@ -13,7 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand,
 pub use self::bench::{BenchArgs, Protocol};
 pub use self::kv::{KvAction, KvArgs};
 use crate::config::member::EngineKind;
-use crate::config::{Kind, Setting, Sources, leader, member};
+use crate::config::{Kind, Setting, Sources, leader, member, units};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 no leader found or \
 not enough members, 5 outcome unknown; unless it is 0 or 5 nothing has happened";
@@ -218,6 +218,11 @@ pub struct UpArgs {
     /// are given up. May be given several times.
     #[arg(long, value_name = "NAME")]
     pub replace: Vec<String>,
+    /// Memory that all processes may take together, such as 2GiB; leaders share one half, members
+    /// the other [default: what the machine and its control groups allow].
+    #[arg(long, env = "TOLEREX_MEMORY_LIMIT", value_name = "SIZE")]
+    #[arg(value_parser = units::flag_bytes)]
+    pub memory_limit: Option<u64>,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR", default_value = "tolerex-data")]
     pub data_dir: PathBuf,

@@ -18,6 +18,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "C", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub connections: u32,
+    /// Drive each connection by a thread of its own with a blocking socket, as most clients do
+    /// [default: a few threads that wait in epoll, each with many connections].
+    #[arg(long)]
+    pub blocking: bool,
     /// Requests in flight on each connection.
     #[arg(long, value_name = "P", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=4096))]

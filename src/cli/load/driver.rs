@@ -1,8 +1,11 @@
 //! A thread that sends a load on its share of the connections and records the replies.
 //!
-//! One thread serves many connections by readiness, and one system call carries a whole pipeline:
-//! the generator usually shares the machine with the servers it measures, so what it burns is taken
-//! from them. A thread for each connection costs two more thread switches a request.
+//! Its share is many connections, for which it waits in epoll, or a single blocking one: see
+//! [`Generator`](super::workload::Generator). With epoll one thread serves many connections, and
+//! one system call carries a whole pipeline: the generator usually shares the machine with the
+//! servers it measures, so what it burns is taken from them. A thread for each connection costs two
+//! more thread switches a request; it is what most clients do. All but the wait is the same in
+//! both, see [`waiting`].
 //!
 //! * Without a rate a connection sends `pipeline` requests in one piece, waits for all the replies,
 //!   and sends the next ones (as `redis-benchmark -P` does).
@@ -18,6 +21,7 @@
 //! At the end what is in flight is waited for, [`REPLY_TIMEOUT`] at most.
 
 mod connection;
+mod waiting;
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
@@ -26,29 +30,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
-use rustix::fd::OwnedFd;
-
 use self::connection::{BUFFER_BYTES, Connection, Flight, State};
+use self::waiting::{Ready, Waiting};
 use super::opener::Share;
 use super::recorder::Recorder;
 use super::replies::{Refusal, Replies, Reply};
-use super::workload::{Load, Requests};
+use super::workload::{Load, Requests, Schedule, Times};
 use crate::clock::{Clock, Instant};
 
 /// How long a reply may take. The servers' own deadlines (two seconds, and the time the bytes need,
 /// 6.4 s for all that may be in flight to a member) end well before it.
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How often a thread looks whether a connection was opened again.
-const OPENED_INTERVAL: Duration = Duration::from_millis(2);
-
-/// How often a thread looks whether it should stop, and at [`REPLY_TIMEOUT`].
-const CHECK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Events taken at a time.
-const EVENTS_MAX: usize = 256;
 
 /// What the threads of a load and whoever watches them share.
 #[derive(Default)]
@@ -61,32 +53,6 @@ pub struct Shared {
     pub failed: AtomicU64,
 }
 
-/// When a thread does what.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// The first request is sent.
-    pub start: Instant,
-    /// Replies count that come then or later.
-    pub measured_from: Instant,
-    /// No request is sent any more.
-    pub until: Instant,
-}
-
-/// The requests of an open loop: request `n` is due at `first + n * interval`.
-#[derive(Clone, Copy, Debug)]
-pub struct Schedule {
-    /// When the first request is due.
-    pub first: Instant,
-    /// Nanoseconds between two requests.
-    pub interval: f64,
-}
-
-impl Schedule {
-    fn due(&self, number: u64) -> Instant {
-        self.first + Duration::from_nanos((number as f64 * self.interval) as u64)
-    }
-}
-
 /// One thread's part of a load.
 pub struct Driver {
     connections: Vec<Connection>,
@@ -95,16 +61,17 @@ pub struct Driver {
     schedule: Option<Schedule>,
     /// The number of the schedule's next request.
     next: u64,
+    /// Known when the load starts.
     times: Times,
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
-    epoll: OwnedFd,
+    waiting: Waiting,
     /// Opens connections again; `None`: they stay closed.
     opener: Option<Share>,
     recorder: Recorder,
     /// When the last reply came.
     last_reply: Instant,
-    /// What one read takes.
+    /// The buffer into which a socket is read; its length is the most that one read returns.
     scratch: Vec<u8>,
 }
 
@@ -115,17 +82,14 @@ impl Driver {
         connections: Vec<(TcpStream, Requests)>,
         load: &Load,
         schedule: Option<Schedule>,
-        times: Times,
         clock: Arc<dyn Clock>,
         shared: Arc<Shared>,
         opener: Option<Share>,
     ) -> io::Result<Driver> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waiting = Waiting::new(load.generator)?;
         let mut taken = Vec::with_capacity(connections.len());
         for (place, (stream, requests)) in connections.into_iter().enumerate() {
-            stream.set_nonblocking(true)?;
-            let data = epoll::EventData::new_u64(place as u64);
-            epoll::add(&epoll, &stream, data, epoll::EventFlags::IN)?;
+            waiting.add(&stream, place)?;
             let parts = (requests, Replies::new(load.protocol));
             taken.push(Connection::new(stream, parts, place as u64, load.pipeline));
         }
@@ -134,37 +98,39 @@ impl Driver {
             pipeline: load.pipeline,
             schedule,
             next: 0,
-            times,
+            times: Times::default(),
             clock,
             shared,
-            epoll,
+            waiting,
             opener,
             recorder: Recorder::default(),
-            last_reply: times.start,
+            last_reply: Instant::default(),
             scratch: vec![0; BUFFER_BYTES],
         })
     }
 
     /// Sends until the end; gives what was recorded, and when the last reply came.
-    pub fn run(mut self) -> (Recorder, Instant) {
+    pub fn run(mut self, times: Times) -> (Recorder, Instant) {
+        self.times = times;
+        self.last_reply = times.start;
         if self.schedule.is_some() {
             // Without it a wait for the next request's time takes 50 µs more. A refusal costs that.
             _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         }
-        let mut events = Vec::with_capacity(EVENTS_MAX);
+        let mut ready = Vec::new();
         let mut is_sending = true;
         let mut next_check = self.times.start;
         self.fill_all();
         loop {
             let now = self.clock.now();
-            let is_told = self.shared.stop.load(Ordering::Relaxed);
-            if is_sending && (is_told || now >= self.times.until) {
+            if is_sending && self.is_ended(now) {
                 is_sending = false;
+                self.take_due(now, is_sending);
                 self.give_up_unsent(now);
             }
             if is_sending {
                 self.take_opened();
-                self.take_due(now);
+                self.take_due(now, is_sending);
             }
             if self
                 .connections
@@ -174,38 +140,39 @@ impl Driver {
                 return (self.recorder, self.last_reply);
             }
             if now >= next_check {
-                next_check = now + CHECK_INTERVAL;
+                next_check = now + self.waiting.check_interval();
                 self.fail_late(now);
             }
-            let wait = self.wait_at_most(now, is_sending, next_check);
-            events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&wait)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => panic!("epoll_wait fails only if it is used wrongly: {error}"),
-            }
-            for event in &events {
-                let place = usize::try_from(event.data.u64()).unwrap_or(usize::MAX);
-                self.ready(place, event.flags, is_sending);
+            let timeout = self.wait_at_most(is_sending, next_check).since(now);
+            let (connections, opener) = (&self.connections, self.opener.as_ref());
+            let has_due = is_sending && self.schedule.is_some();
+            let in_flight_min = if has_due { self.pipeline } else { 0 };
+            self.waiting
+                .wait(connections, opener, timeout, in_flight_min, &mut ready);
+            for ready in ready.drain(..) {
+                self.ready(ready, is_sending);
             }
         }
     }
 
-    fn wait_at_most(&self, now: Instant, is_sending: bool, next_check: Instant) -> Timespec {
-        let mut until = next_check;
-        if is_sending {
-            until = until.min(self.times.until);
-            if let Some(schedule) = &self.schedule {
-                until = until.min(schedule.due(self.next));
-            }
-            if self.opener.as_ref().is_some_and(Share::is_waiting) {
-                until = until.min(now + OPENED_INTERVAL);
-            }
+    /// Whether nothing is to be sent any more.
+    fn is_ended(&self, now: Instant) -> bool {
+        self.shared.stop.load(Ordering::Relaxed) || now >= self.times.until
+    }
+
+    fn wait_at_most(&self, is_sending: bool, next_check: Instant) -> Instant {
+        if !is_sending {
+            return next_check;
         }
-        let wait = until.since(now);
-        Timespec {
-            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(wait.subsec_nanos()),
+        let until = next_check.min(self.times.until);
+        match &self.schedule {
+            Some(schedule) => until.min(self.due(schedule, self.next)),
+            None => until,
         }
+    }
+
+    fn due(&self, schedule: &Schedule, number: u64) -> Instant {
+        self.times.start + schedule.due_after(number)
     }
 
     /// The first requests of a closed loop.
@@ -216,12 +183,12 @@ impl Driver {
     }
 
     /// Hands requests whose time has come to the connections.
-    fn take_due(&mut self, now: Instant) {
+    fn take_due(&mut self, now: Instant, is_sending: bool) {
         let Some(schedule) = self.schedule else {
             return;
         };
         let count = self.connections.len() as u64;
-        while schedule.due(self.next) <= now.min(self.times.until) {
+        while self.due(&schedule, self.next) <= now.min(self.times.until) {
             let place = (self.next % count) as usize;
             self.next += 1;
             let connection = &mut self.connections[place];
@@ -230,7 +197,7 @@ impl Driver {
                     .failed(1, || "the connection is closed".to_owned());
             } else if connection.left() > 0 {
                 connection.due += 1;
-                if connection.in_flight.len() < self.pipeline {
+                if is_sending && connection.in_flight.len() < self.pipeline {
                     self.send_more(place);
                 }
             }
@@ -248,7 +215,7 @@ impl Driver {
         let is_write = true;
         if let Some(schedule) = &self.schedule {
             while connection.due > 0 && connection.in_flight.len() < self.pipeline {
-                let meant = schedule.due(connection.due_first);
+                let meant = self.times.start + schedule.due_after(connection.due_first);
                 connection.due -= 1;
                 connection.due_first += count;
                 connection.in_flight.push_back(Flight {
@@ -275,20 +242,26 @@ impl Driver {
 
     fn write(&mut self, place: usize) {
         let connection = &mut self.connections[place];
-        if let Err(error) = connection.write(&self.epoll, place) {
+        let waited = connection.waits_for_room;
+        let mut written = connection.write();
+        if written.is_ok() && connection.waits_for_room != waited {
+            written = self.waiting.watch_room(connection, place);
+        }
+        if let Err(error) = written {
             self.close(place, &error);
         }
     }
 
     /// Does what a connection is ready for.
-    fn ready(&mut self, place: usize, flags: epoll::EventFlags, is_sending: bool) {
+    fn ready(&mut self, ready: Ready, is_sending: bool) {
+        let place = ready.place;
         if !self.connections[place].is_connected() {
             return;
         }
-        if flags.contains(epoll::EventFlags::OUT) {
+        if ready.is_writable {
             self.write(place);
         }
-        if flags != epoll::EventFlags::OUT {
+        if ready.is_readable {
             let read = self.connections[place].stream.read(&mut self.scratch);
             match read {
                 Ok(0) => {
@@ -304,7 +277,8 @@ impl Driver {
         if connection.state == State::Leaving && connection.in_flight.is_empty() {
             self.disconnect(place);
         }
-        if is_sending {
+        // A read that blocks may return long after the end.
+        if is_sending && !self.is_ended(self.last_reply) {
             self.send_what_may(place);
         }
     }
@@ -397,8 +371,7 @@ impl Driver {
             connection.due_first -= unwritten * count;
         }
         connection.forget();
-        // The socket may be gone already; the poller forgets it when it is dropped.
-        _ = epoll::delete(&self.epoll, &connection.stream);
+        self.waiting.remove(&connection.stream);
         // It is dropped when another one comes; its leader need not wait for that.
         _ = connection.stream.shutdown(Shutdown::Both);
         connection.state = State::Reopening;
@@ -427,16 +400,7 @@ impl Driver {
                     continue;
                 }
             };
-            let data = epoll::EventData::new_u64(place as u64);
-            let watched = stream.set_nonblocking(true).and_then(|()| {
-                Ok(epoll::add(
-                    &self.epoll,
-                    &stream,
-                    data,
-                    epoll::EventFlags::IN,
-                )?)
-            });
-            if let Err(error) = watched {
+            if let Err(error) = self.waiting.add(&stream, place) {
                 self.close_for_good(place, 1, &error.to_string());
                 continue;
             }
@@ -468,7 +432,7 @@ impl Driver {
         };
         for connection in &mut self.connections {
             for _ in 0..connection.due {
-                let due = schedule.due(connection.due_first);
+                let due = self.times.start + schedule.due_after(connection.due_first);
                 connection.due_first += count;
                 self.recorder.never_sent(now.since(due));
             }

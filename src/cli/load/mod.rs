@@ -2,9 +2,10 @@
 //!
 //! [`workload`] says what is sent, [`driver`] sends it, [`replies`] reads the answers, [`opener`]
 //! follows the leader, [`recorder`] keeps what came of it, [`report`] tells. Threads: `bench-N`
-//! drive a share of the connections each, `bench-open` opens those again that lost their leader,
-//! `signal` ends the load early on Ctrl-C, with the figures so far; `main` waits, and shows the
-//! progress on a terminal.
+//! drive a share of the connections each, with `--blocking` one of them; they start together when
+//! all are there. `bench-open` opens connections again that lost their leader, `signal` ends the
+//! load early on Ctrl-C, with the figures so far; `main` waits, and shows the progress on a
+//! terminal.
 
 pub mod cpu;
 pub mod driver;
@@ -21,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -32,13 +33,13 @@ use super::exit::{Exit, ToolError, print};
 use super::signals::SignalWatch;
 use crate::client::Patience;
 use crate::clock::{Clock, Instant, SystemClock};
-use crate::threads;
+use crate::threads::{self, Thread};
 use cpu::CpuTime;
-use driver::{Driver, Schedule, Shared, Times};
+use driver::{Driver, Shared};
 use opener::Opener;
 use recorder::Recorder;
 use report::{Progress, Report, Run};
-use workload::{End, Load, Requests};
+use workload::{End, Generator, Load, Requests, Times};
 
 /// How often the progress is shown; a person reads no faster.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -57,6 +58,11 @@ const FILL_PIPELINE: usize = 64;
 
 /// Payload bytes in flight on one connection while filling.
 const FILL_BYTES: usize = 1 << 20;
+
+/// Stack of a thread that drives connections: several times what its deepest calls need, a head of
+/// HTTP with 64 fields and a problem's JSON. With `--blocking` there are thousands; the usual 2 MiB
+/// for each would be beyond many limits of address space.
+const STACK_BYTES: usize = 128 << 10;
 
 /// How long the leader may take to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -129,6 +135,11 @@ fn load(args: &BenchArgs) -> Result<Load, ToolError> {
         ));
     }
     Ok(Load {
+        generator: if args.blocking {
+            Generator::Blocking
+        } else {
+            Generator::Epoll
+        },
         protocol: args.protocol,
         connections: args.connections as usize,
         pipeline: args.pipeline as usize,
@@ -156,6 +167,7 @@ fn fill(target: Target<'_>, load: &Load, shared: &Arc<Shared>) -> Result<(), Too
         return Ok(());
     }
     let fill = Load {
+        generator: Generator::Epoll,
         connections: load.keys.min(FILL_CONNECTIONS) as usize,
         pipeline: (FILL_BYTES / load.size.max(1)).clamp(1, FILL_PIPELINE),
         rate: None,
@@ -186,27 +198,27 @@ fn drive(
     let client = cluster::client(target.at, Patience::WhileElecting)?;
     let leaders = (client, load.protocol);
     let (opener, opening) = Opener::start(leaders, load.connections, Arc::clone(shared))?;
-    let start = clock.now();
-    let times = Times {
-        start,
-        measured_from: start + warmup,
-        until: match load.end {
-            End::After(time) => start + warmup + time,
-            End::Count(_) => start + Duration::MAX,
-        },
-    };
     let shares = connections.into_iter().enumerate();
     let drivers = shares.map(|(share, connections)| {
-        let schedule = schedule(load, start, share, connections.len());
+        let schedule = load.schedule(share, connections.len());
         let (clock, shared) = (Arc::clone(&clock), Arc::clone(shared));
         let opener = Some(opener.share(connections.len()));
-        Driver::new(connections, load, schedule, times, clock, shared, opener)
+        Driver::new(connections, load, schedule, clock, shared, opener)
     });
     let drivers: io::Result<Vec<Driver>> = drivers.collect();
     let drivers = drivers.context("cannot watch connections")?;
     // It ends with the last driver.
     drop(opener);
+    let threads = drivers.len();
+    let crew = match Crew::start(drivers) {
+        Ok(crew) => crew,
+        Err(error) => {
+            opening.join();
+            return Err(anyhow::Error::from(error).into());
+        }
+    };
 
+    let times = load.times(clock.now(), warmup);
     let mut watch = Watch {
         times,
         load_end: load.end,
@@ -214,26 +226,13 @@ fn drive(
         cpu_before: None,
         progress: Progress::new(what),
     };
-    let (sender, results) = bounded(drivers.len());
-    let mut threads = Vec::with_capacity(drivers.len());
-    for (share, driver) in drivers.into_iter().enumerate() {
-        let sender = sender.clone();
-        // The receiver outlives the threads.
-        let body = move || _ = sender.send(driver.run());
-        threads.push(threads::spawn(format!("bench-{share}"), body));
-    }
-    // The channel is closed when the last thread has ended.
-    drop(sender);
-    if threads.iter().any(Result::is_err) {
-        shared.stop.store(true, Ordering::Relaxed);
-    }
-    let (recorder, last_reply) = watch.until_all_ended(&results, &*clock, shared);
+    crew.go(times);
+    let (recorder, last_reply) = watch.until_all_ended(&crew.results, &*clock, shared);
     let cpu = watch.finish();
-    for thread in threads {
-        thread.context("cannot start a thread")?.join();
-    }
+    crew.join();
     opening.join();
     let run = Run {
+        threads,
         elapsed: last_reply.since(times.measured_from),
         warmup,
         interrupted: shared.stop.load(Ordering::Relaxed),
@@ -243,20 +242,68 @@ fn drive(
     Ok((recorder, run))
 }
 
-/// When the requests of a thread's share of the connections are due.
-fn schedule(load: &Load, start: Instant, share: usize, connections: usize) -> Option<Schedule> {
-    load.rate.map(|rate| Schedule {
-        // The threads' requests fall between each other's.
-        first: start + Duration::from_secs_f64(share as f64 / rate),
-        interval: 1e9 * load.connections as f64 / (rate * connections as f64),
-    })
+/// The threads that drive a load, one for each driver.
+struct Crew {
+    threads: Vec<Thread>,
+    /// Gives each thread the times of the load, once. Threads end without them.
+    starts: Sender<Times>,
+    /// A thread's result; closed when the last thread has ended.
+    results: Receiver<(Recorder, Instant)>,
 }
 
-/// Opens the connections, and deals them to threads: as many threads as half the processors, since
-/// the servers need theirs too.
+impl Crew {
+    /// Starts the threads, which wait for [`go`](Crew::go): a load begins when all are there. If
+    /// one cannot be started the others end.
+    fn start(drivers: Vec<Driver>) -> io::Result<Crew> {
+        let count = drivers.len();
+        let (starts, gate) = bounded(count);
+        let (sender, results) = bounded(count);
+        let mut crew = Crew {
+            threads: Vec::with_capacity(count),
+            starts,
+            results,
+        };
+        for (share, driver) in drivers.into_iter().enumerate() {
+            let (gate, sender) = (gate.clone(), sender.clone());
+            let body = move || {
+                if let Ok(times) = gate.recv() {
+                    // The receiver outlives the threads.
+                    _ = sender.send(driver.run(times));
+                }
+            };
+            match threads::spawn_with_stack(format!("bench-{share}"), STACK_BYTES, body) {
+                Ok(thread) => crew.threads.push(thread),
+                Err(error) => {
+                    crew.join();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(crew)
+    }
+
+    /// Lets all threads begin. Called once.
+    fn go(&self, times: Times) {
+        for _ in &self.threads {
+            let sent = self.starts.send(times);
+            sent.expect("the threads wait, and the queue has room for each");
+        }
+    }
+
+    fn join(self) {
+        drop(self.starts);
+        self.threads.into_iter().for_each(Thread::join);
+    }
+}
+
+/// Opens the connections, and deals them to threads: by epoll as many threads as half the
+/// processors, since the servers need theirs too.
 fn connect(address: &str, load: &Load) -> Result<Vec<Vec<(TcpStream, Requests)>>, ToolError> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = (processors / 2).clamp(1, load.connections);
+    let threads = match load.generator {
+        Generator::Epoll => (processors / 2).clamp(1, load.connections),
+        Generator::Blocking => load.connections,
+    };
     let seed = getrandom::u64().unwrap_or(1); // Any seed is good.
     let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
     for index in 0..load.connections {
@@ -351,6 +398,13 @@ mod tests {
         assert_eq!((load.end, load.rate), (End::Count(7), Some(10.0)));
         let load = parse("").expect("a load");
         assert_eq!(load.end, End::After(Duration::from_secs(10)));
+        assert_eq!(load.generator, Generator::Epoll);
+        // The flag changes the generator and nothing else.
+        let flags = "--connections 5 --pipeline 3 --protocol http --rate 9 --seconds 2 --keys 7";
+        let epoll = parse(flags).expect("a load");
+        let blocking = parse(&format!("--blocking {flags}")).expect("a load");
+        let generator = Generator::Blocking;
+        assert_eq!(blocking, Load { generator, ..epoll });
         for flags in [
             "--get-ratio 1.1",
             "--get-ratio NaN",
@@ -363,14 +417,5 @@ mod tests {
                 "{flags}"
             );
         }
-    }
-
-    #[test]
-    fn threads_together_keep_the_rate() {
-        let load = parse("--connections 3 --rate 300").expect("a load");
-        let of = |connections| schedule(&load, Instant::default(), 0, connections);
-        let per_second = |connections| 1e9 / of(connections).expect("a schedule").interval;
-        assert!((per_second(1) - 100.0).abs() < 1e-6);
-        assert!((per_second(2) - 200.0).abs() < 1e-6);
     }
 }

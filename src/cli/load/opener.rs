@@ -12,8 +12,9 @@ use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
 use serde::Deserialize;
 
 use super::CONNECT_TIMEOUT;
@@ -87,8 +88,18 @@ impl Share {
         self.waiting > 0
     }
 
+    /// Waits until a connection has come, `timeout` at most.
+    pub fn wait(&self, timeout: Duration) {
+        let mut select = Select::new();
+        select.recv(&self.opened);
+        _ = select.ready_timeout(timeout);
+    }
+
     /// A connection that has come.
     pub fn take(&mut self) -> Option<Opened> {
+        if !self.is_waiting() {
+            return None;
+        }
         let opened = self.opened.try_recv().ok()?;
         self.waiting -= 1;
         Some(opened)

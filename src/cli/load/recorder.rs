@@ -12,6 +12,9 @@ use hdrhistogram::Histogram;
 /// Latencies are kept with this many significant decimal digits: off by at most 0.1 %.
 const DIGITS: u8 = 3;
 
+/// The shortest latency that is told apart, in nanoseconds.
+const LATENCY_MIN: u64 = 1_000;
+
 /// The longest latency that is told apart, in nanoseconds; longer ones count as this: 10 minutes.
 const LATENCY_MAX: u64 = 600_000_000_000;
 
@@ -34,11 +37,14 @@ pub struct Recorder {
 }
 
 impl Default for Recorder {
-    /// Nothing seen yet. About 200 KiB.
+    /// A recorder without any latency. Its histogram grows with the longest latency, since a load
+    /// may have a recorder for each connection: 16 KiB up to 1 ms, 8 KiB more for each doubling.
     fn default() -> Recorder {
-        let latencies = Histogram::new_with_bounds(1_000, LATENCY_MAX, DIGITS);
+        let latencies = Histogram::new_with_bounds(LATENCY_MIN, 2 * LATENCY_MIN, DIGITS);
+        let mut latencies = latencies.expect("the bounds are in order");
+        latencies.auto(true);
         Recorder {
-            latencies: latencies.expect("the bounds are in order"),
+            latencies,
             unsent: 0,
             errors: 0,
             unknown: 0,
@@ -52,7 +58,8 @@ impl Recorder {
     /// A request was done.
     pub fn done(&mut self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        self.latencies.saturating_record(nanos);
+        let recorded = self.latencies.record(nanos.min(LATENCY_MAX));
+        recorded.expect("the histogram grows up to the longest latency");
     }
 
     /// The load has ended with a request due and not sent: it would have taken longer than that.
@@ -83,7 +90,7 @@ impl Recorder {
     /// Adds what another one saw.
     pub fn merge(&mut self, other: Recorder) {
         let added = self.latencies.add(other.latencies);
-        added.expect("recorders have the same bounds");
+        added.expect("the histogram grows up to the longest latency");
         self.unsent += other.unsent;
         self.errors += other.errors;
         self.unknown += other.unknown;

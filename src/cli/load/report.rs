@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::driver::Shared;
 use super::recorder::Recorder;
-use super::workload::{End, Load};
+use super::workload::{End, Generator, Load};
 use crate::cli::args::Protocol;
 
 /// What was measured, with the settings; its JSON form is the serialisation of this.
@@ -47,6 +47,10 @@ pub struct Report {
     pub server_cpu_us_per_op: Option<f64>,
     /// The same of this process.
     pub bench_cpu_us_per_op: Option<f64>,
+    /// The kind of client that drove the connections.
+    pub generator: Generator,
+    /// The number of its threads.
+    pub threads: usize,
     /// What the requests were spoken in.
     pub protocol: Protocol,
     /// Where the active leader takes it, when it began.
@@ -74,6 +78,8 @@ pub struct Report {
 /// What a load came to, beside what was recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
+    /// Threads that drove the connections.
+    pub threads: usize,
     /// From the end of the warm-up to the last reply.
     pub elapsed: Duration,
     /// Before it.
@@ -113,6 +119,8 @@ impl Report {
             interrupted: run.interrupted,
             server_cpu_us_per_op: run.server_cpu.map(each),
             bench_cpu_us_per_op: run.bench_cpu.map(each),
+            generator: load.generator,
+            threads: run.threads,
             protocol: load.protocol,
             addr: addr.to_owned(),
             connections: load.connections,
@@ -157,6 +165,16 @@ impl Report {
             "{what}: {} bytes, {} connections, pipeline {}, {} keys{rate}{by}, at {}\n",
             self.size, self.connections, self.pipeline, self.keys, self.addr
         );
+        text += &match (self.generator, self.threads) {
+            (Generator::Epoll, 1) => "generator: epoll, 1 thread for all connections\n".to_owned(),
+            (Generator::Epoll, threads) => {
+                format!("generator: epoll, {threads} threads for all connections\n")
+            }
+            (Generator::Blocking, threads) => {
+                let s = if threads == 1 { "" } else { "s" };
+                format!("generator: blocking, {threads} thread{s}, one for each connection\n")
+            }
+        };
         let early = if self.interrupted {
             ", ended early"
         } else {
@@ -254,6 +272,7 @@ mod tests {
         recorder.unknown(1, || "a connection broke".to_owned());
         recorder.reopened();
         let load = Load {
+            generator: Generator::Blocking,
             protocol: Protocol::Http,
             connections: 64,
             pipeline: 16,
@@ -267,6 +286,7 @@ mod tests {
     }
 
     const RUN: Run = Run {
+        threads: 64,
         elapsed: Duration::from_millis(500),
         warmup: Duration::ZERO,
         interrupted: false,
@@ -298,6 +318,10 @@ mod tests {
             assert!((found - expected).abs() <= 1.0, "{field}: {found}");
         }
         assert_eq!(json["protocol"], "http");
+        assert_eq!(
+            (&json["generator"], &json["threads"]),
+            (&"blocking".into(), &64.into())
+        );
         assert!(json["seconds"].is_null() && json["max_us"].is_u64());
     }
 
@@ -312,6 +336,8 @@ mod tests {
         assert_eq!(report.ops_per_s, 0.0);
         let text = report.text();
         assert!(text.contains("ended early"), "{text}");
+        let generator = "generator: blocking, 64 threads, one for each connection";
+        assert!(text.contains(generator), "{text}");
         let errors = "errors: 3 (1 writes may have happened), the first: ERROR: busy";
         assert!(text.contains(errors), "{text}");
     }

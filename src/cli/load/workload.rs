@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::cli::args::Protocol;
+use crate::clock::Instant;
 
 /// The lowest id of a load: far above the ids that bulk writes hand out and people type, so that a
 /// load overwrites nobody's messages, and exact in every reader of JSON.
@@ -27,9 +30,21 @@ pub enum End {
     Count(u64),
 }
 
+/// The threads and sockets that drive a load. Requests, replies and figures are the same in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Generator {
+    /// A few threads, each with many connections, which wait in epoll.
+    Epoll,
+    /// A thread with a blocking socket for each connection.
+    Blocking,
+}
+
 /// A load, as the user asks for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Load {
+    /// Drives its connections.
+    pub generator: Generator,
     /// What its requests are spoken in.
     pub protocol: Protocol,
     /// Connections.
@@ -46,6 +61,34 @@ pub struct Load {
     pub get_ratio: f64,
     /// How many different keys are used.
     pub keys: u64,
+}
+
+/// When a load begins, is measured and ends; the same for all its threads.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// The first request is sent.
+    pub start: Instant,
+    /// Replies count that come then or later.
+    pub measured_from: Instant,
+    /// No request is sent any more.
+    pub until: Instant,
+}
+
+/// The requests of an open loop that one thread sends. Request `n` is due `first + n * interval`
+/// after the start of the load.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// From the start of the load to the first request.
+    first: Duration,
+    /// Nanoseconds between two requests.
+    interval: f64,
+}
+
+impl Schedule {
+    /// The time from the start of the load to request `number`.
+    pub fn due_after(&self, number: u64) -> Duration {
+        self.first + Duration::from_nanos((number as f64 * self.interval) as u64)
+    }
 }
 
 /// The requests of one connection.
@@ -84,6 +127,28 @@ impl Load {
             set: self.set(),
             get: self.get(),
         }
+    }
+
+    /// When it is measured and ends if it starts now.
+    pub fn times(&self, now: Instant, warmup: Duration) -> Times {
+        Times {
+            start: now,
+            measured_from: now + warmup,
+            until: match self.end {
+                End::After(time) => now + warmup + time,
+                End::Count(_) => now + Duration::MAX,
+            },
+        }
+    }
+
+    /// When the requests of thread `share` are due, which drives that many of the connections;
+    /// `None` without a rate.
+    pub fn schedule(&self, share: usize, connections: usize) -> Option<Schedule> {
+        self.rate.map(|rate| Schedule {
+            // The threads' requests fall between each other's.
+            first: Duration::from_secs_f64(share as f64 / rate),
+            interval: 1e9 * self.connections as f64 / (rate * connections as f64),
+        })
     }
 
     fn set(&self) -> Around {
@@ -160,6 +225,7 @@ mod tests {
 
     fn load(connections: usize, keys: u64, end: End, get_ratio: f64) -> Load {
         Load {
+            generator: Generator::Epoll,
             protocol: Protocol::Hatokuse,
             connections,
             pipeline: 1,
@@ -236,6 +302,31 @@ mod tests {
         };
         let expected: Vec<String> = all(&hatokuse).into_iter().map(as_http).collect();
         assert_eq!(all(&http), expected);
+    }
+
+    #[test]
+    fn threads_together_keep_the_rate() {
+        let load = Load {
+            rate: Some(300.0),
+            ..load(3, 1, End::Count(1), 0.0)
+        };
+        let due = |share, connections, number| {
+            let schedule = load.schedule(share, connections).expect("a rate");
+            schedule.due_after(number).as_secs_f64()
+        };
+        for (connections, interval) in [(1, 0.01), (2, 0.005), (3, 1.0 / 300.0)] {
+            let found = due(0, connections, 1) - due(0, connections, 0);
+            assert!((found - interval).abs() < 1e-6, "{connections}: {found}");
+        }
+        // A thread for each connection: the requests of all are 1/300 s apart.
+        let all = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)];
+        for (place, (share, number)) in all.into_iter().enumerate() {
+            let found = due(share, 1, number);
+            assert!(
+                (found - place as f64 / 300.0).abs() < 1e-6,
+                "{place}: {found}"
+            );
+        }
     }
 
     #[test]

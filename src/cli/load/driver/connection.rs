@@ -1,11 +1,10 @@
 //! One connection of a load: what is due, in flight and written on it.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 
-use rustix::event::epoll;
-use rustix::fd::OwnedFd;
+use rustix::net::{SendFlags, send};
 
 use super::super::replies::Replies;
 use super::super::workload::Requests;
@@ -32,7 +31,7 @@ pub(super) struct Connection {
     pub(super) sent: usize,
     /// What has come of replies.
     pub(super) replies: Replies,
-    /// Whether the poller looks for room to write too.
+    /// True if the socket took no more at the last write: the driver waits for room too.
     pub(super) waits_for_room: bool,
     pub(super) state: State,
 }
@@ -109,10 +108,12 @@ impl Connection {
         self.state == State::Closed || (self.in_flight.is_empty() && !has_more)
     }
 
-    /// Sends until all is sent or the socket takes no more.
-    pub(super) fn write(&mut self, epoll: &OwnedFd, place: usize) -> io::Result<()> {
-        let mut is_full = false;
-        while !is_full {
+    /// Sends until all is sent or the socket takes no more. A blocking socket does not block
+    /// either: while it is full its replies must be read, or a server that waits for that would
+    /// wait forever.
+    pub(super) fn write(&mut self) -> io::Result<()> {
+        self.waits_for_room = false;
+        while !self.waits_for_room {
             if self.sent == self.out.len() {
                 self.out.clear();
                 self.sent = 0;
@@ -125,22 +126,13 @@ impl Connection {
             if self.out.is_empty() {
                 break;
             }
-            match self.stream.write(&self.out[self.sent..]) {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(&self.stream, &self.out[self.sent..], flags) {
                 Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => is_full = true,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.waits_for_room = true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
-        }
-        if is_full != self.waits_for_room {
-            let room = if is_full {
-                epoll::EventFlags::OUT
-            } else {
-                epoll::EventFlags::empty()
-            };
-            let data = epoll::EventData::new_u64(place as u64);
-            epoll::modify(epoll, &self.stream, data, epoll::EventFlags::IN | room)?;
-            self.waits_for_room = is_full;
         }
         Ok(())
     }

@@ -3,14 +3,17 @@
 use super::*;
 use crate::cli::args::Protocol;
 use crate::cli::load::opener::{self, Opener};
-use crate::cli::load::workload::{End, Load};
+use crate::cli::load::workload::{End, Generator, Load};
 use crate::client::{Client, ClientError};
 use crate::clock::{SystemClock, sleep};
 use crate::threads::{self, Thread};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 
+const GENERATORS: [Generator; 2] = [Generator::Epoll, Generator::Blocking];
+
 const LOAD: Load = Load {
+    generator: Generator::Epoll,
     protocol: Protocol::Hatokuse,
     connections: 1,
     pipeline: 1,
@@ -55,19 +58,13 @@ fn drive_with(
     });
     let clock = SystemClock::shared();
     let start = clock.now();
-    let times = Times {
-        start,
-        measured_from: start,
-        until: start + Duration::from_secs(20),
-    };
-    let schedule = load.rate.map(|rate| Schedule {
-        first: start,
-        interval: 1e9 / rate,
-    });
+    let mut times = load.times(start, Duration::ZERO);
+    times.until = times.until.min(start + Duration::from_secs(20));
+    let schedule = load.schedule(0, 1);
     let connections = vec![(stream, load.requests(0, 1))];
     let shared = Arc::new(Shared::default());
-    let driver = Driver::new(connections, load, schedule, times, clock, shared, opener);
-    let (recorder, _) = driver.expect("a poller").run();
+    let driver = Driver::new(connections, load, schedule, clock, shared, opener);
+    let (recorder, _) = driver.expect("a poller").run(times);
     server.expect("a thread").join();
     recorder
 }
@@ -83,89 +80,152 @@ fn a_server_that_stands_still_is_charged_for_all_that_waited() {
             stream.write_all("OK\r\n".repeat(lines).as_bytes()).is_ok()
         }
     };
-    let open = Load {
-        rate: Some(1000.0),
-        ..LOAD
-    };
-    let recorder = drive(&open, stall(0));
-    assert_eq!((recorder.ops(), recorder.errors()), (300, 0));
-    // 200 requests were due while it stood still: more than a third waited for 50 ms or more.
-    let late = recorder.quantile_us(0.66);
-    assert!(late > 50_000, "{late}");
-    // Without a rate it is a single one.
-    let recorder = drive(&LOAD, stall(0));
-    assert_eq!(recorder.ops(), 300);
-    let (late, max) = (recorder.quantile_us(0.66), recorder.max_us());
-    assert!(late < 50_000 && max >= 200_000, "{late} {max}");
+    for generator in GENERATORS {
+        let closed = Load { generator, ..LOAD };
+        for pipeline in [1, 16] {
+            let open = Load {
+                rate: Some(1000.0),
+                pipeline,
+                ..closed
+            };
+            let recorder = drive(&open, stall(0));
+            assert_eq!((recorder.ops(), recorder.errors()), (300, 0));
+            // 200 requests were due while it stood still: more than a third waited for 50 ms or
+            // more.
+            let late = recorder.quantile_us(0.66);
+            assert!(late > 50_000, "{generator:?} {pipeline}: {late}");
+        }
+        // Without a rate it is a single one.
+        let recorder = drive(&closed, stall(0));
+        assert_eq!(recorder.ops(), 300);
+        let (late, max) = (recorder.quantile_us(0.66), recorder.max_us());
+        assert!(
+            late < 50_000 && max >= 200_000,
+            "{generator:?}: {late} {max}"
+        );
+    }
 }
 
 #[test]
 fn replies_may_come_in_any_pieces_and_errors_are_counted() {
-    let mut count = 0;
-    let deep = Load {
-        pipeline: 16,
-        ..LOAD
-    };
-    let recorder = drive(&deep, move |stream, lines| {
-        for _ in 0..lines {
-            count += 1;
-            let reply = if count % 3 == 0 {
-                "ERROR: no\r\n"
-            } else {
-                "OK\r\n"
-            };
-            let (first, second) = reply.split_at(1);
-            stream.write_all(first.as_bytes()).expect("sent");
-            stream.write_all(second.as_bytes()).expect("sent");
-        }
-        true
-    });
-    assert_eq!((recorder.ops(), recorder.errors()), (200, 100));
-    assert_eq!(recorder.first_error(), Some("ERROR: no"));
+    for generator in GENERATORS {
+        let mut count = 0;
+        let deep = Load {
+            generator,
+            pipeline: 16,
+            ..LOAD
+        };
+        let recorder = drive(&deep, move |stream, lines| {
+            for _ in 0..lines {
+                count += 1;
+                let reply = if count % 3 == 0 {
+                    "ERROR: no\r\n"
+                } else {
+                    "OK\r\n"
+                };
+                let (first, second) = reply.split_at(1);
+                stream.write_all(first.as_bytes()).expect("sent");
+                stream.write_all(second.as_bytes()).expect("sent");
+            }
+            true
+        });
+        assert_eq!((recorder.ops(), recorder.errors()), (200, 100));
+        assert_eq!(recorder.first_error(), Some("ERROR: no"));
+    }
 }
 
 #[test]
 fn a_connection_that_breaks_fails_what_it_carried() {
-    let deep = Load {
-        pipeline: 16,
-        ..LOAD
-    };
-    let recorder = drive(&deep, |stream, _| {
-        stream.write_all(b"OK\r\nOK\r\n").expect("sent");
-        false
-    });
-    assert_eq!((recorder.ops(), recorder.errors()), (2, 14));
-    let error = recorder.first_error().expect("an error");
-    assert!(error.starts_with("a connection broke: "), "{error}");
+    for generator in GENERATORS {
+        let deep = Load {
+            generator,
+            pipeline: 16,
+            ..LOAD
+        };
+        let recorder = drive(&deep, |stream, _| {
+            stream.write_all(b"OK\r\nOK\r\n").expect("sent");
+            false
+        });
+        assert_eq!((recorder.ops(), recorder.errors()), (2, 14));
+        let error = recorder.first_error().expect("an error");
+        assert!(error.starts_with("a connection broke: "), "{error}");
+    }
 }
 
 const STORED: &str = "HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
 
 #[test]
 fn responses_are_counted_by_their_status() {
-    let mut count = 0;
-    let deep = Load {
-        protocol: Protocol::Http,
-        pipeline: 16,
-        ..LOAD
-    };
-    let recorder = drive(&deep, move |stream, requests| {
-        for _ in 0..requests {
-            count += 1;
-            let reply = match count % 3 {
-                0 => "HTTP/1.1 503 Busy\r\nContent-Length: 16\r\n\r\n{\"title\":\"busy\"}",
-                1 => "HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n",
-                _ => STORED,
-            };
-            let (first, second) = reply.split_at(reply.len() - 1);
-            stream.write_all(first.as_bytes()).expect("sent");
-            stream.write_all(second.as_bytes()).expect("sent");
-        }
-        true
-    });
-    assert_eq!((recorder.ops(), recorder.errors()), (100, 200));
-    assert_eq!(recorder.unknowns(), 100);
-    assert_eq!(recorder.first_error(), Some("504"));
+    for generator in GENERATORS {
+        let mut count = 0;
+        let deep = Load {
+            generator,
+            protocol: Protocol::Http,
+            pipeline: 16,
+            ..LOAD
+        };
+        let recorder = drive(&deep, move |stream, requests| {
+            for _ in 0..requests {
+                count += 1;
+                let reply = match count % 3 {
+                    0 => "HTTP/1.1 503 Busy\r\nContent-Length: 16\r\n\r\n{\"title\":\"busy\"}",
+                    1 => "HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n",
+                    _ => STORED,
+                };
+                let (first, second) = reply.split_at(reply.len() - 1);
+                stream.write_all(first.as_bytes()).expect("sent");
+                stream.write_all(second.as_bytes()).expect("sent");
+            }
+            true
+        });
+        assert_eq!((recorder.ops(), recorder.errors()), (100, 200));
+        assert_eq!(recorder.unknowns(), 100);
+        assert_eq!(recorder.first_error(), Some("504"));
+    }
+}
+
+#[test]
+fn requests_and_replies_that_fill_the_sockets_both_ways_are_no_deadlock() {
+    for generator in GENERATORS {
+        // 64 requests of 1 MiB are in flight; the server takes each only when the replies to those
+        // before, as large, are taken.
+        let large = Load {
+            generator,
+            pipeline: 64,
+            size: 1 << 20,
+            end: End::Count(64),
+            ..LOAD
+        };
+        let reply = ["x".repeat(1 << 20), "\r\n".to_owned()].concat();
+        let recorder = drive(&large, move |stream, lines| {
+            (0..lines).all(|_| stream.write_all(reply.as_bytes()).is_ok())
+        });
+        assert_eq!(
+            (recorder.ops(), recorder.errors()),
+            (64, 0),
+            "{generator:?}"
+        );
+    }
+}
+
+#[test]
+fn what_fell_due_and_was_not_sent_is_charged_at_the_end() {
+    for generator in GENERATORS {
+        // The only reply comes after the end, and 299 requests were due meanwhile.
+        let open = Load {
+            generator,
+            rate: Some(1000.0),
+            end: End::After(Duration::from_millis(300)),
+            ..LOAD
+        };
+        let recorder = drive(&open, |stream, lines| {
+            sleep(Duration::from_millis(600));
+            stream.write_all("OK\r\n".repeat(lines).as_bytes()).is_ok()
+        });
+        assert_eq!((recorder.ops(), recorder.errors()), (1, 0), "{generator:?}");
+        let unsent = recorder.unsent();
+        assert!((295..=300).contains(&unsent), "{generator:?}: {unsent}");
+    }
 }
 
 /// A leader of which every connection is handled by a thread of its own, that does all it is asked
@@ -210,13 +270,16 @@ fn a_load_goes_on_with_the_next_leader_and_counts_what_was_lost() {
     let refusal = "ERROR: not leader, leader is h:1\r\n".repeat(16);
     let moved = "HTTP/1.1 307 Temporary Redirect\r\nContent-Length: 0\r\n\r\n".repeat(16);
     let stored = STORED.repeat(2);
-    for (protocol, reply, lost, unknown) in [
+    let cases = [
         (Protocol::Hatokuse, "OK\r\nOK\r\n", 14, 14),
         (Protocol::Hatokuse, &refusal, 16, 0),
         (Protocol::Http, &stored, 14, 14),
         (Protocol::Http, &moved, 16, 0),
-    ] {
+    ];
+    let of = |generator| cases.map(|case| (generator, case));
+    for (generator, (protocol, reply, lost, unknown)) in GENERATORS.map(of).concat() {
         let deep = Load {
+            generator,
             protocol,
             pipeline: 16,
             ..LOAD
