@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::visible::shown;
 use crate::client::ClientError;
 use crate::error::Outcome;
+use crate::logging;
 
 /// Why a subcommand did not do what it was asked, by what the caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +83,25 @@ impl From<anyhow::Error> for ToolError {
     }
 }
 
-/// Tells standard error what went wrong and gives the process its exit code.
+/// Tells standard error what went wrong, after what a server has logged, and gives the process its
+/// exit code.
 pub fn finish(result: Result<(), ToolError>) -> ExitCode {
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&format!("error: {error}"));
             ExitCode::from(error.exit as u8)
         }
-    }
+    };
+    logging::finish();
+    code
 }
 
 /// Writes a line to standard error, visible on a terminal. Nothing is left to be done if it is
 /// closed.
 pub fn tell(line: &str) {
-    let mut out = io::stderr().lock();
     let line = format!("{line}\n");
-    _ = out.write_all(&shown(line.as_bytes(), out.is_terminal()));
+    logging::say(&shown(line.as_bytes(), io::stderr().is_terminal()));
 }
 
 /// Writes data to standard output: as it is, or visible on a terminal. That its reader has gone

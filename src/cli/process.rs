@@ -10,8 +10,11 @@
 //! nothing is left behind when `up` is killed. The kernel ties this to the parent's thread: `up`
 //! starts its children from its main thread.
 
+mod resources;
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,7 +30,6 @@ use super::signals::{MEANINGLESS, SignalWatch};
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::tolerance::{self, TOLERANCE_DEFAULT};
-use crate::config::units;
 use crate::config::{ConfigError, Loaded, Sources, Tls};
 use crate::coordinator;
 use crate::disk::cluster_file;
@@ -38,17 +40,9 @@ use crate::ids::ClusterId;
 use crate::leader::{self, server::Leader as LeaderServer};
 use crate::logging;
 use crate::member::{self, server::Member as MemberServer};
-use crate::net;
 use crate::resources::descriptors::Descriptors;
-use crate::resources::memory::{self, Budgets};
 use crate::rpc::tls::TlsSettings;
 use crate::threads::{self, StopSignal};
-
-/// The defaults of `client_buffer_bytes_max` and `cache_bytes`.
-const USUAL_BUDGETS: Budgets = Budgets {
-    clients: 256 << 20,
-    cache: 64 << 20,
-};
 
 /// Told by a server when it serves.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +64,8 @@ impl Ready {
                 line += &format!(" {name}={address}");
             }
         }
+        // Both may be one file, where the line stands after what was logged before it.
+        logging::flush();
         let mut out = io::stdout().lock();
         // Nobody has to listen.
         _ = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -195,9 +191,9 @@ fn run<S, C: Settings>(
     let sources = args.sources();
     let loaded = C::load(&sources).map_err(|error| ToolError::usage(error.to_string()))?;
     let config = loaded.config;
-    logging::init(config.name(), config.log_level()).context("cannot start logging")?;
-    logging::keep_short(&config.data_dir().join(format!("{}.log", config.name())));
-    threads::exit_on_panic();
+    let log = config.data_dir().join(format!("{}.log", config.name()));
+    logging::init(config.name(), config.log_level(), &log).context("cannot start logging")?;
+    threads::exit_on_panic(logging::report_panic);
     let descriptors = Descriptors::raise();
     loaded
         .warnings
@@ -223,7 +219,14 @@ fn run<S, C: Settings>(
     })?;
     // From here on SIGTERM, from whomever, is an orderly stop.
     let followed = follow_parent(args.supervised).map_err(ToolError::from);
-    let result = followed.and_then(|()| serve(config, descriptors, &stop, &reload));
+    let result = followed.and_then(|()| {
+        let ended = StopSignal::default();
+        let trim = resources::start_trim(ended.clone())?;
+        let served = serve(config, descriptors, &stop, &reload);
+        ended.stop();
+        trim.join();
+        served
+    });
     signals.finish();
     result
 }
@@ -236,10 +239,8 @@ fn serve_leader(
     reload: &Reload<LeaderConfig>,
 ) -> Result<(), ToolError> {
     let mut settings = leader_settings(&config)?;
-    fit_connections(&mut settings.net, descriptors);
-    if let Some(limit) = memory::limit() {
-        fit_memory(&mut settings, limit);
-    }
+    resources::fit_connections(&mut settings.net, descriptors);
+    resources::fit_leader(&mut settings, config.memory_limit);
     let leader = LeaderServer::start(settings, stop.clone())?;
     let control = leader.control();
     reload.on_reload(move |config| {
@@ -258,57 +259,6 @@ fn serve_leader(
     }
     .announce();
     Ok(leader.wait()?)
-}
-
-/// Takes no more clients than leave descriptors for files and links.
-fn fit_connections(net: &mut net::Limits, descriptors: Descriptors) {
-    let wanted = net.connections_max;
-    net.connections_max = descriptors.fit(wanted);
-    if net.connections_max < wanted {
-        log::warn!(
-            "connections_max is {wanted}, and this process may have {} files and sockets open: {} \
-             clients are served at a time; raise the limit (ulimit -n, LimitNOFILE) to {} for all",
-            descriptors.limit,
-            net.connections_max,
-            Descriptors::needed(wanted)
-        );
-    }
-}
-
-/// Sizes the budgets from the memory that this process may take. Those that the configuration sets
-/// to something else than usual stay.
-fn fit_memory(settings: &mut leader::server::Settings, limit: u64) {
-    let usual = USUAL_BUDGETS;
-    let fitting = usual.within(limit, settings.payload_bytes_max);
-    let (clients, cache) = (&mut settings.net.budget_bytes, &mut settings.cache_bytes);
-    for (name, value, usual, fitting) in [
-        (
-            "client_buffer_bytes_max",
-            clients,
-            usual.clients,
-            fitting.clients,
-        ),
-        ("cache_bytes", cache, usual.cache, fitting.cache),
-    ] {
-        if *value <= fitting {
-            continue;
-        }
-        let shown = |bytes: u64| units::show_bytes(bytes);
-        let (set, fits) = (shown(*value as u64), shown(fitting as u64));
-        if *value == usual {
-            log::info!(
-                "{name} is {fits}: this process may take {} of memory",
-                shown(limit)
-            );
-            *value = fitting;
-        } else {
-            log::warn!(
-                "{name} is {set}, and this process may take {} of memory: more than {fits} may \
-                 end it",
-                shown(limit)
-            );
-        }
-    }
 }
 
 /// What a leader is told at its start, from its configuration.
@@ -336,6 +286,7 @@ pub(crate) fn leader_settings(
         data_dir: config.data_dir.clone(),
         cluster_id: cluster_id(config.cluster_id, &config.data_dir, &tls)?,
         bootstrap,
+        accept_loss: config.accept_loss,
         rpc_bind: config.rpc_bind,
         client_bind: config.hatokuse_bind,
         http_bind: config.http_bind,
@@ -353,12 +304,12 @@ pub(crate) fn leader_settings(
             ..coordinator::Limits::default()
         },
         payload_bytes_max: config.payload_bytes_max,
-        net: net::Limits {
-            workers: config.workers,
+        net: crate::net::Limits {
+            workers: workers(config.workers),
             connections_max: config.connections_max,
             output_bytes_max: config.unread_reply_bytes_max,
             budget_bytes: config.client_buffer_bytes_max,
-            ..net::Limits::default()
+            ..crate::net::Limits::default()
         },
         cache_bytes: config.cache_bytes,
         snapshot_bytes: config.snapshot_bytes,
@@ -375,7 +326,9 @@ fn serve_member(
     stop: &StopSignal,
     reload: &Reload<MemberConfig>,
 ) -> Result<(), ToolError> {
-    let member = MemberServer::start(&member_settings(&config)?, stop.clone())?;
+    let mut settings = member_settings(&config)?;
+    resources::fit_member(&mut settings, config.memory_limit);
+    let member = MemberServer::start(&settings, stop.clone())?;
     let tls = member.tls();
     reload.on_reload(move |_| match tls.reload() {
         Ok(()) => log::info!("certificates are read again"),
@@ -413,6 +366,14 @@ pub(crate) fn member_settings(config: &MemberConfig) -> Result<member::Settings,
     })
 }
 
+/// The configured number of threads that serve clients, or one for each processor.
+fn workers(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(2, NonZero::get),
+        workers => workers,
+    }
+}
+
 /// The configured cluster, or that of the last start, or the one that the CA's key names.
 fn cluster_id(
     configured: Option<ClusterId>,
@@ -437,8 +398,10 @@ fn tls_settings(tls: &Tls, leader_name: &str) -> TlsSettings {
     }
 }
 
-/// Reads the settings again. Bad ones are reported and change nothing.
+/// Reads the settings again, and begins a new log file if the present one was moved away. Bad
+/// settings are reported and change nothing.
 fn reload_settings<C: Settings>(sources: &Sources, reload: &Reload<C>) {
+    logging::reopen();
     match C::load(sources) {
         Ok(loaded) => {
             logging::set_level(loaded.config.log_level());
@@ -489,25 +452,4 @@ fn watch_signals(
         }
         _ => log::warn!("signal {signal} means nothing to a server"),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_usual_budgets_are_the_defaults() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let base = dir.path().to_str().expect("UTF-8").to_owned();
-        let sources = Sources {
-            flags: vec![("base_dir".to_owned(), base)],
-            ..Sources::default()
-        };
-        let config = LeaderConfig::load(&sources).expect("valid").config;
-        let usual = Budgets {
-            clients: config.client_buffer_bytes_max,
-            cache: config.cache_bytes,
-        };
-        assert_eq!(usual, USUAL_BUDGETS);
-    }
 }

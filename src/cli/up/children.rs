@@ -20,8 +20,10 @@ use super::super::args::UpArgs;
 use super::manifest::{Process, Role, State};
 use super::setup::{self, Plan, Planned};
 use crate::disk::private;
+use crate::leader::gate::OLDER_COPY;
 use crate::logging::LOG_BYTES_MAX;
 use crate::member::registration::WAITING;
+use crate::resources::memory;
 
 /// How much of a log is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 8 << 10;
@@ -31,6 +33,14 @@ const LOG_HEAD_BYTES: u64 = 64 << 10;
 
 /// How many lines are shown when a process has died.
 const LOG_TAIL_LINES: usize = 8;
+
+/// Parts of log lines of a process that `up` shows, because a person must act on them.
+pub enum Notice {
+    /// A member waits for somebody's decision.
+    Waits(String),
+    /// A leader has lost acknowledged writes.
+    Lost(String),
+}
 
 /// A child that was started, or could not be.
 pub struct Running {
@@ -134,8 +144,9 @@ impl Running {
                 .any(|l| l.starts_with(b"ready rpc="))
     }
 
-    /// The latest line of its log, since the last call, that asks a person for a decision.
-    pub fn new_decision(&mut self) -> Option<String> {
+    /// The latest line of its log, since the last call, that a person must see: what a member waits
+    /// for, or what a leader has lost.
+    pub fn new_notice(&mut self) -> Option<Notice> {
         let file = self.open_log()?;
         if file.metadata().ok()?.len() < self.log_seen {
             // The process has put its log aside and goes on in a new file.
@@ -149,8 +160,12 @@ impl Running {
         let length = whole.map_or(if is_full { bytes.len() } else { 0 }, |at| at + 1);
         self.log_seen += length as u64;
         let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-        let mut lines = text.lines().rev();
-        let told = lines.find_map(|line| line.find(WAITING).map(|at| line[at..].to_owned()));
+        let notice = |line: &str| {
+            let begins = |mark: &str| line.find(mark).map(|at| line[at..].to_owned());
+            let waits = || begins(WAITING).map(Notice::Waits);
+            begins(OLDER_COPY).map(Notice::Lost).or_else(waits)
+        };
+        let told = text.lines().rev().find_map(notice);
         told.filter(|_| self.is_running())
     }
 
@@ -229,6 +244,11 @@ fn arguments(plan: &Plan, planned: &Planned, asked: &UpArgs) -> Vec<String> {
     flag("rpc-bind", planned.addresses.rpc.to_string());
     flag("tls-cert", pem("crt"));
     flag("tls-key", pem("key"));
+    if let Some(total) = asked.memory_limit.or_else(memory::limit) {
+        let alike = plan.processes.iter().filter(|one| one.role == planned.role);
+        let share = memory::share_of(total, alike.count());
+        flag("memory-limit", share.to_string());
+    }
     match planned.role {
         Role::Leader => {
             if let Some(address) = planned.addresses.hatokuse {

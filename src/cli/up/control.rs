@@ -41,8 +41,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the thread pauses when it cannot accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long `main` may take for a request: its own limits are 25 s at most.
-const WORK_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long `main` may take for a request: its own limits are 10 s at most.
+const WORK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a subcommand waits: for two requests before its own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);

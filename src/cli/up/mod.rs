@@ -39,7 +39,7 @@ use super::args::UpArgs;
 use super::exit::{ToolError, tell};
 use super::visible::shown;
 use crate::clock::{Clock, SystemClock};
-use crate::disk::private;
+use crate::disk::{lock, private};
 use crate::resources::descriptors::Descriptors;
 use crate::threads::{StopSignal, Thread};
 use children::Running;
@@ -87,7 +87,7 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         remake::read(&args.data_dir)?.0.as_ref(),
     )?;
     let dir = directory::make(&args.data_dir)?;
-    let _lock = directory::lock(&dir)?;
+    let lock = directory::Lock::take(&dir)?;
     private::warnings(&dir, &[])
         .iter()
         .for_each(|warning| warn(&format!("warning: {warning}")));
@@ -114,6 +114,7 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
         children: Vec::with_capacity(plan.processes.len()),
         before: existing.unwrap_or_default(),
         plan,
+        lock,
         args: args.clone(),
         wish: None,
         owed: Owed::default(),
@@ -132,6 +133,8 @@ pub fn run(args: &UpArgs) -> Result<(), ToolError> {
 /// A running local cluster.
 struct Up {
     plan: Plan,
+    /// The lock of the data directory.
+    lock: directory::Lock,
     args: UpArgs,
     /// In the order of the plan; while they are started, its first ones.
     children: Vec<Running>,
@@ -256,9 +259,22 @@ impl Up {
         let deadline = clock.now() + READY_TIMEOUT;
         let mut newest = Readiness::default();
         let (mut is_ready, mut is_late) = (false, false);
+        let mut look_at = clock.now();
         loop {
+            if clock.now() >= look_at {
+                look_at = clock.now() + lock::CHECK_INTERVAL;
+                if let Some(line) = self.lock.look() {
+                    warn(&line);
+                }
+            }
             match self.events.recv_timeout(CHILD_POLL_INTERVAL) {
                 Ok(Event::Status(readiness)) => {
+                    let is_new = |line: &&String| !newest.refusals.contains(line);
+                    readiness
+                        .refusals
+                        .iter()
+                        .filter(is_new)
+                        .for_each(|line| warn(line));
                     newest = readiness;
                     self.owed.gathered |= newest.is_gathered;
                 }
@@ -275,7 +291,7 @@ impl Up {
             }
             self.bury_dead();
             self.pay();
-            self.show_decisions();
+            self.show_notices();
             self.follow_wish(clock.now());
             // Those that were told to end may be started again.
             if self.children.iter().all(Running::has_died) {
@@ -423,6 +439,9 @@ impl Up {
     }
 
     fn write_manifest(&self) -> Result<(), ToolError> {
+        if self.lock.is_lost() {
+            return Ok(());
+        }
         let rows = self
             .plan
             .processes

@@ -4,6 +4,7 @@
 //! when it is told to stop. Until all leaders had a vote once, in whichever run, it adds them to
 //! the group: never later, as one that was removed, or has lost its data, is the user's to add.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use super::manifest::Role;
 use super::setup::Plan;
 use crate::client::{Connection, Request};
+use crate::clock::{Clock, Instant, SystemClock};
 use crate::threads::{self, StopSignal, Thread};
 
 /// How often the leader is asked.
@@ -22,6 +24,13 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// twelve seconds for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Until a leader that was refused is to be added again: at first, doubled each time, and at most.
+const ADD_PAUSE_MIN: Duration = Duration::from_millis(100);
+const ADD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// After so many refusals, some 3 s, the reason is told: until then the leader may be starting.
+const REFUSALS_MIN: u32 = 6;
 
 /// What is known of a cluster that starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +45,10 @@ pub struct Readiness {
     pub missing: Vec<String>,
     /// The active leader says that all leaders have a vote.
     pub is_gathered: bool,
+    /// Why a leader that answers does not serve, while none does.
+    pub reason: Option<String>,
+    /// Why leaders are not added to the group, a line each.
+    pub refusals: Vec<String>,
 }
 
 impl Readiness {
@@ -47,7 +60,10 @@ impl Readiness {
     /// Says what is missing.
     pub fn complaint(&self) -> String {
         if self.tolerance == 0 {
-            return "not ready: no leader has answered yet".to_owned();
+            return match &self.reason {
+                Some(reason) => format!("not ready: {reason}"),
+                None => "not ready: no leader has answered yet".to_owned(),
+            };
         }
         if self.missing.is_empty() {
             let (tolerance, up) = (self.tolerance, self.registered);
@@ -64,6 +80,7 @@ impl Readiness {
 #[derive(Deserialize)]
 struct Status {
     role: String,
+    reason: Option<String>,
     leader: Option<String>,
     tolerance: usize,
     members: Vec<MemberStatus>,
@@ -117,8 +134,10 @@ pub fn watch(
     };
     let body = move || {
         let mut last = Readiness::default();
+        let mut gathering = Gathering::default();
+        let clock = SystemClock::new();
         while !stop.is_stopped() {
-            if let Ok(answer) = ask(&expected)
+            if let Ok(answer) = ask(&expected, &mut gathering, clock.now())
                 && answer != last
             {
                 last = answer;
@@ -134,7 +153,8 @@ pub fn watch(
 }
 
 /// The answer of the active leader, or of any while there is none.
-pub fn ask(expected: &Expected) -> io::Result<Readiness> {
+pub fn ask(expected: &Expected, gathering: &mut Gathering, now: Instant) -> io::Result<Readiness> {
+    let mut reason = None;
     let mut found = Err(io::Error::other("there is no leader"));
     for address in &expected.addresses {
         let Ok(mut leader) = Connection::open(address, CONNECT_TIMEOUT) else {
@@ -142,12 +162,18 @@ pub fn ask(expected: &Expected) -> io::Result<Readiness> {
         };
         let mut readiness = view(&mut leader, &expected.members)?;
         if readiness.tolerance > 0 {
-            let leaders = gather(&mut leader, expected)?;
+            let leaders = gathering.round(&mut leader, expected, now)?;
             readiness.is_gathered = leaders.is_empty();
             readiness.missing.extend(leaders);
+            readiness.refusals = gathering.refusals();
             return Ok(readiness);
         }
-        found = Ok(readiness);
+        // A follower knows of no reason.
+        reason = reason.or(readiness.reason.take());
+        found = Ok(Readiness {
+            reason: reason.clone(),
+            ..readiness
+        });
     }
     found
 }
@@ -162,26 +188,81 @@ fn view(leader: &mut Connection, members: &[String]) -> io::Result<Readiness> {
     read(&line(leader, "STATUS JSON")?, members)
 }
 
-/// Adds the leaders that take no part, if that is our task; gives those without a vote.
-fn gather(leader: &mut Connection, expected: &Expected) -> io::Result<Vec<String>> {
-    if expected.leaders.len() == 1 {
-        return Ok(Vec::new());
-    }
-    let group: GroupStatus = serde_json::from_slice(&line(leader, "GROUP JSON")?)?;
-    let mut missing = Vec::new();
-    for (name, rpc) in &expected.leaders {
-        let peer = group.peers.iter().find(|peer| peer.name == *name);
-        if peer.is_some_and(|peer| peer.role == "voter") {
-            continue;
+/// The leaders that are to be added to the group, by name.
+#[derive(Default)]
+pub struct Gathering {
+    attempts: BTreeMap<String, Attempt>,
+}
+
+/// The state of an attempt to add a leader to the group.
+#[derive(Default)]
+struct Attempt {
+    refusals: u32,
+    /// Why the last attempt was refused.
+    reason: String,
+    /// Not to be tried again before.
+    next: Option<Instant>,
+}
+
+impl Gathering {
+    /// Adds the leaders that take no part, if that is our task; gives those without a vote.
+    fn round(
+        &mut self,
+        leader: &mut Connection,
+        expected: &Expected,
+        now: Instant,
+    ) -> io::Result<Vec<String>> {
+        if expected.leaders.len() == 1 {
+            return Ok(Vec::new());
         }
-        missing.push(name.clone());
-        // The one that leads adds itself: it says where it is reached.
-        if peer.is_none() && expected.adds && group.peers.iter().all(|peer| !peer.name.is_empty()) {
-            // It may not be there yet: the next round tries again.
-            line(leader, &format!("GROUP ADD {rpc}"))?;
+        let group: GroupStatus = serde_json::from_slice(&line(leader, "GROUP JSON")?)?;
+        let mut missing = Vec::new();
+        for (name, rpc) in &expected.leaders {
+            let peer = group.peers.iter().find(|peer| peer.name == *name);
+            if peer.is_some_and(|peer| peer.role == "voter") {
+                self.attempts.remove(name);
+                continue;
+            }
+            missing.push(name.clone());
+            // The one that leads adds itself: it says where it is reached.
+            let is_due = peer.is_none() && expected.adds;
+            if is_due && group.peers.iter().all(|peer| !peer.name.is_empty()) {
+                let attempt = self.attempts.entry(name.clone()).or_default();
+                if !attempt.is_due(now) {
+                    continue;
+                }
+                let answer = line(leader, &format!("GROUP ADD {rpc}"))?;
+                let answer = String::from_utf8_lossy(&answer);
+                if let Some(reason) = answer.trim_end().strip_prefix("ERROR: ") {
+                    attempt.refused(reason, now);
+                }
+            }
         }
+        Ok(missing)
     }
-    Ok(missing)
+
+    /// Why leaders are refused again and again, a line each.
+    fn refusals(&self) -> Vec<String> {
+        let attempts = self.attempts.iter();
+        let lasting = attempts.filter(|(_, attempt)| attempt.refusals >= REFUSALS_MIN);
+        lasting
+            .map(|(name, attempt)| format!("{name} is not added to the group: {}", attempt.reason))
+            .collect()
+    }
+}
+
+impl Attempt {
+    fn is_due(&self, now: Instant) -> bool {
+        self.next.is_none_or(|next| now >= next)
+    }
+
+    /// The leader is not added now. It may be starting, so it is tried again soon at first.
+    fn refused(&mut self, reason: &str, now: Instant) {
+        let pause = ADD_PAUSE_MIN * (1 << self.refusals.min(10));
+        self.next = Some(now + pause.min(ADD_PAUSE_MAX));
+        self.refusals += 1;
+        self.reason = reason.to_owned();
+    }
 }
 
 /// The line that answers a command.
@@ -209,12 +290,36 @@ fn read(line: &[u8], expected: &[String]) -> io::Result<Readiness> {
         registered: up.len(),
         missing: missing.into_iter().cloned().collect(),
         is_gathered: false,
+        reason: status.reason,
+        refusals: Vec::new(),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_leader_is_tried_again_ever_later_and_its_reason_is_told() {
+        let mut gathering = Gathering::default();
+        let mut now = Instant::default();
+        let mut pauses = Vec::new();
+        for tries in 0..REFUSALS_MIN + 3 {
+            assert_eq!(gathering.refusals().is_empty(), tries < REFUSALS_MIN);
+            let attempt = gathering.attempts.entry("b".to_owned()).or_default();
+            assert!(attempt.is_due(now));
+            attempt.refused("it was removed", now);
+            let before = now;
+            while !attempt.is_due(now) {
+                now = now + ADD_PAUSE_MIN;
+            }
+            pauses.push(now.since(before).as_millis());
+        }
+        assert_eq!(pauses[..4], [100, 200, 400, 800]);
+        assert_eq!(pauses.last(), Some(&5_000));
+        let told = ["b is not added to the group: it was removed"];
+        assert_eq!(gathering.refusals(), told);
+    }
 
     #[test]
     fn a_cluster_serves_when_enough_members_are_up() {
@@ -233,6 +338,9 @@ mod tests {
             (readiness.registered, readiness.missing),
             (2, vec!["b".to_owned()])
         );
+        let waiting = br#"{"role":"waiting","reason":"1 of 2","tolerance":2,"members":[]}"#;
+        let waiting = read(waiting, &expected).expect("readable");
+        assert_eq!(waiting.complaint(), "not ready: 1 of 2");
         let follower = String::from_utf8_lossy(line).replace("leader", "follower");
         assert!(
             !read(follower.as_bytes(), &expected)

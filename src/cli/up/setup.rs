@@ -442,6 +442,7 @@ mod tests {
             strategy: None,
             io: None,
             engine: None,
+            memory_limit: None,
             data_dir: dir.to_owned(),
             port_offset: 0,
             quiet: true,

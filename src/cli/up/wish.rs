@@ -3,23 +3,25 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use crossbeam_channel::Sender;
 use rustix::process::Signal;
 
 use super::super::args::UpArgs;
 use super::super::exit::ToolError;
-use super::children::Running;
+use super::children::{Notice, Running};
 use super::control::{Answer, Request, Verb};
 use super::manifest::Role;
 use super::{Up, print, warn};
 use crate::clock::Instant;
+use crate::disk::private;
 
 /// How long a single process may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a single process may take to serve after its start. A leader whose members are down
-/// serves after 15 s (`leader::gate`).
-const SERVE_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long a single process may take to say that it is ready after its start. A leader whose
+/// members are down is ready after 2 s, and tells clients what it waits for.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a process that is to be started, and still runs, is given to end before the answer is
 /// that it runs already. One that was just killed, by whomever, ends within a few milliseconds; the
@@ -104,6 +106,9 @@ impl Up {
     /// Starts a process that does not run.
     fn start_again(&mut self, place: usize, verb: Verb) -> Result<(), ToolError> {
         let planned = &self.plan.processes[place];
+        // As at the start of `up`: one that was removed is an empty one.
+        private::create_dir_all(&planned.data_dir)
+            .with_context(|| format!("cannot create {}", planned.data_dir.display()))?;
         let replaced = (verb == Verb::Replace).then(|| planned.name.clone());
         let args = UpArgs {
             replace: replaced.into_iter().collect(),
@@ -125,21 +130,24 @@ impl Up {
         self.start_again(place, verb).err()
     }
 
-    /// Shows what members wait for that somebody must decide.
-    pub(super) fn show_decisions(&mut self) {
+    /// Shows what processes say that a person must see.
+    pub(super) fn show_notices(&mut self) {
         let dir = self.plan.dir.display();
         for child in &mut self.children {
-            let Some(waits_for) = child.new_decision() else {
+            let Some(notice) = child.new_notice() else {
                 continue;
             };
             if let Some(table) = &mut self.table {
                 table.hide();
             }
             let name = &child.planned.name;
-            warn(&format!(
-                "{name} is {waits_for}\n  here: tolerex stop {name} --data-dir {dir}, then tolerex \
-                 start {name} [--replace] --data-dir {dir}"
-            ));
+            warn(&match notice {
+                Notice::Waits(waits_for) => format!(
+                    "{name} is {waits_for}\n  here: tolerex stop {name} --data-dir {dir}, then \
+                     tolerex start {name} [--replace] --data-dir {dir}"
+                ),
+                Notice::Lost(lost) => format!("{name}: {lost}"),
+            });
         }
     }
 
