@@ -82,7 +82,8 @@ fn toml_value(setting: &Setting) -> String {
         | Kind::Size(..)
         | Kind::Time(..)
         | Kind::OneOf(_)
-        | Kind::Cluster => format!("{:?}", setting.default),
+        | Kind::Cluster
+        | Kind::Entry => format!("{:?}", setting.default),
     }
 }
 

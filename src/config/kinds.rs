@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units;
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, LogPosition};
 
 /// The longest node name: a DNS label, since certificates carry it as one.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -52,6 +52,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// 16 hexadecimal digits, or none.
     Cluster,
+    /// The term and index of an entry of the leaders' log, or none.
+    Entry,
 }
 
 /// A checked value.
@@ -73,6 +75,8 @@ pub enum Value {
     Time(Duration),
     /// Of `Cluster`.
     Cluster(ClusterId),
+    /// A log entry's term and index, of the kind `Entry`.
+    Entry(LogPosition),
     /// Not given.
     None,
 }
@@ -86,7 +90,9 @@ impl Kind {
             Kind::Text | Kind::Filled => is_plain(text).then(|| Value::Text(text.to_owned())),
             Kind::BaseDir if text.is_empty() => Some(Value::None),
             Kind::Path | Kind::BaseDir => is_plain(text).then(|| Value::Path(text.into())),
-            Kind::BindOrNone | Kind::Advertise | Kind::Cluster | Kind::Hosts if text.is_empty() => {
+            Kind::BindOrNone | Kind::Advertise | Kind::Cluster | Kind::Hosts | Kind::Entry
+                if text.is_empty() =>
+            {
                 Some(Value::None)
             }
             Kind::Bind | Kind::BindOrNone => text.parse().ok().map(Value::Bind),
@@ -119,6 +125,11 @@ impl Kind {
                 .flatten()
                 .filter(|id| *id != 0)
                 .map(|id| Value::Cluster(ClusterId(id))),
+            Kind::Entry => {
+                let (term, index) = text.split_once('.')?;
+                let (term, index) = (term.parse().ok()?, index.parse().ok()?);
+                Some(Value::Entry(LogPosition { term, index }))
+            }
         }
     }
 
@@ -140,7 +151,8 @@ impl Kind {
             | Kind::Hosts
             | Kind::Switch
             | Kind::OneOf(_)
-            | Kind::Cluster => "",
+            | Kind::Cluster
+            | Kind::Entry => "",
         }
     }
 }
@@ -179,6 +191,7 @@ impl fmt::Display for Kind {
             }
             Kind::OneOf(words) => f.write_str(&words.join(", ")),
             Kind::Cluster => f.write_str("16 hexadecimal digits or \"\""),
+            Kind::Entry => f.write_str("TERM.INDEX or \"\""),
         }
     }
 }
@@ -231,7 +244,7 @@ mod tests {
 
     #[test]
     fn each_kind_takes_its_own_and_nothing_else() {
-        let table: [(Kind, &[&str], &[&str]); 15] = [
+        let table: [(Kind, &[&str], &[&str]); 16] = [
             (Kind::Text, &["", "a b"], &["a\tb"]),
             (Kind::Filled, &["a b"], &["", "a\0"]),
             (
@@ -266,6 +279,11 @@ mod tests {
                 Kind::Cluster,
                 &["", "00000000000000ff"],
                 &["ff", "0000000000000000"],
+            ),
+            (
+                Kind::Entry,
+                &["", "4.41"],
+                &["4", "4.", ".41", "4.41.1", "-1.2"],
             ),
         ];
         for (kind, good, bad) in table {

@@ -1,4 +1,8 @@
 //! The settings of a leader: their table, and the checked result.
+//!
+//! Longer than 500 lines because the table of settings stands in one piece.
+
+mod addresses;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,8 +11,9 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use super::{ConfigError, Kind, LOG_LEVELS, Loaded, Part, Setting, Sources, Tls, Values};
-use crate::ids::ClusterId;
+use super::common::{LOG_LEVEL, MEMORY_LIMIT};
+use super::{ConfigError, Kind, Loaded, Part, Setting, Sources, Tls, Values};
+use crate::ids::{ClusterId, LogPosition};
 
 const MIB: u64 = 1 << 20;
 
@@ -73,6 +78,15 @@ pub const SETTINGS: &[Setting] = &[
         short_flags: &[],
         meaning: "in an empty data directory, wait to be added to a group, under a new id; nothing \
                   is done where one exists",
+    },
+    Setting {
+        name: "accept_loss",
+        kind: Kind::Entry,
+        default: "",
+        originals: &[],
+        short_flags: &[],
+        meaning: "committed entries of the leaders' log up to this one may be missing: only when \
+                  all leaders of a group are on older copies of their directories",
     },
     Setting {
         name: "hatokuse_bind",
@@ -176,11 +190,11 @@ pub const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "workers",
-        kind: Kind::Count(1, 4096),
-        default: "64",
+        kind: Kind::Count(0, 4096),
+        default: "0",
         originals: &[],
         short_flags: &[],
-        meaning: "threads that execute requests",
+        meaning: "threads that serve clients, none of which ever waits; 0: one for each processor",
     },
     Setting {
         name: "connections_max",
@@ -188,7 +202,9 @@ pub const SETTINGS: &[Setting] = &[
         default: "16384",
         originals: &[],
         short_flags: &[],
-        meaning: "client connections at a time; one more is told so and closed",
+        meaning: "client connections at a time, an eighth or 64 of them for \
+                  health checks and status; one more takes the place of one idle for 10 s, or is \
+                  refused",
     },
     Setting {
         name: "write_timeout",
@@ -212,7 +228,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "2s",
         originals: &[],
         short_flags: &[],
-        meaning: "a read is answered within it",
+        meaning: "a read is answered within it, plus 1 s for each 10 MB of a reply above 64 KiB",
     },
     Setting {
         name: "dedup_window",
@@ -262,6 +278,7 @@ pub const SETTINGS: &[Setting] = &[
         short_flags: &[],
         meaning: "memory for payloads read often; 0 switches the cache off",
     },
+    MEMORY_LIMIT,
     Setting {
         name: "snapshot_bytes",
         kind: Kind::Size(64 << 10, 1024 * 1024 * MIB),
@@ -271,14 +288,7 @@ pub const SETTINGS: &[Setting] = &[
         meaning: "a snapshot of the metadata is taken when the journal behind the last one is \
                   longer than this and than that snapshot",
     },
-    Setting {
-        name: "log_level",
-        kind: Kind::OneOf(LOG_LEVELS),
-        default: "info",
-        originals: &[],
-        short_flags: &[],
-        meaning: "what is logged; RUST_LOG goes before it; re-read on SIGHUP",
-    },
+    LOG_LEVEL,
     Setting {
         name: "expected_leader_cn",
         kind: Kind::Text,
@@ -349,6 +359,7 @@ pub struct LeaderConfig {
     pub cluster_id: Option<ClusterId>,
     pub bootstrap: bool,
     pub join: bool,
+    pub accept_loss: LogPosition,
     pub hatokuse_bind: SocketAddr,
     pub hatokuse_advertise: Option<String>,
     pub http_bind: Option<SocketAddr>,
@@ -372,6 +383,7 @@ pub struct LeaderConfig {
     pub unread_reply_bytes_max: usize,
     pub client_buffer_bytes_max: usize,
     pub cache_bytes: usize,
+    pub memory_limit: u64,
     pub snapshot_bytes: u64,
     pub expected_leader_cn: String,
     pub log_level: LevelFilter,
@@ -390,7 +402,7 @@ impl LeaderConfig {
 /// What a single value cannot show.
 fn check(values: &mut Values) {
     use super::Value::{Bind, Number, Switch, Time};
-    check_addresses(values);
+    addresses::check(values);
     for name in ["hatokuse_bind", "http_bind"] {
         if let (Some(Bind(bind)), Some(Switch(false))) =
             (values.find(name), values.find("insecure"))
@@ -427,33 +439,6 @@ fn check(values: &mut Values) {
     }
 }
 
-/// Other leaders and clients that are told `0.0.0.0` would look for this leader at their own.
-fn check_addresses(values: &mut Values) {
-    use super::Value::{Bind, None as Nothing, Switch};
-    let joins = matches!(values.find("join"), Some(Switch(true)));
-    for (bind, advertise) in [
-        ("hatokuse_bind", "hatokuse_advertise"),
-        ("http_bind", "http_advertise"),
-        ("rpc_bind", "rpc_advertise"),
-    ] {
-        let Some(Bind(address)) = values.find(bind) else {
-            continue;
-        };
-        let is_told = !matches!(values.find(advertise), Some(Nothing));
-        if !address.ip().is_unspecified() || is_told {
-            continue;
-        }
-        let what = format!("is {address}, which is no address for others to connect to");
-        if joins {
-            let what = format!("{what}; accepted: with {advertise} = \"HOST:PORT\"");
-            values.problem(bind, what);
-        } else {
-            let warning = format!("{bind} {what}; a group of several leaders needs {advertise}");
-            values.warnings.push(warning);
-        }
-    }
-}
-
 fn build(values: &Values) -> LeaderConfig {
     LeaderConfig {
         name: values.text("name"),
@@ -461,6 +446,7 @@ fn build(values: &Values) -> LeaderConfig {
         cluster_id: values.cluster("cluster_id"),
         bootstrap: values.switch("bootstrap"),
         join: values.switch("join"),
+        accept_loss: values.entry("accept_loss"),
         hatokuse_bind: values.bind("hatokuse_bind"),
         hatokuse_advertise: values.addresses("hatokuse_advertise").pop(),
         http_bind: values.bind_or_none("http_bind"),
@@ -492,6 +478,7 @@ fn build(values: &Values) -> LeaderConfig {
         unread_reply_bytes_max: values.count("unread_reply_bytes_max"),
         client_buffer_bytes_max: values.count("client_buffer_bytes_max"),
         cache_bytes: values.count("cache_bytes"),
+        memory_limit: values.number("memory_limit"),
         snapshot_bytes: values.number("snapshot_bytes"),
         expected_leader_cn: values.text("expected_leader_cn"),
         log_level: values.level("log_level"),

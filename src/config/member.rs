@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::{ConfigError, Kind, LOG_LEVELS, Loaded, Part, Setting, Sources, Tls, Values};
+use super::common::{LOG_LEVEL, MEMORY_LIMIT};
+use super::{ConfigError, Kind, Loaded, Part, Setting, Sources, Tls, Values};
 use crate::ids::ClusterId;
 
 const MIB: u64 = 1 << 20;
@@ -129,6 +130,7 @@ pub const SETTINGS: &[Setting] = &[
         short_flags: &[],
         meaning: "the size of one file of the log",
     },
+    MEMORY_LIMIT,
     Setting {
         name: "readers",
         kind: Kind::Count(1, 64),
@@ -137,14 +139,7 @@ pub const SETTINGS: &[Setting] = &[
         short_flags: &[],
         meaning: "threads that read payloads",
     },
-    Setting {
-        name: "log_level",
-        kind: Kind::OneOf(LOG_LEVELS),
-        default: "info",
-        originals: &[],
-        short_flags: &[],
-        meaning: "what is logged; RUST_LOG goes before it; re-read on SIGHUP",
-    },
+    LOG_LEVEL,
     Setting {
         name: "tls.ca",
         kind: Kind::Path,
@@ -239,6 +234,7 @@ pub struct MemberConfig {
     pub engine: EngineKind,
     pub io: WriteMode,
     pub segment_bytes: u64,
+    pub memory_limit: u64,
     pub readers: usize,
     pub log_level: LevelFilter,
     pub tls: Tls,
@@ -270,6 +266,7 @@ impl MemberConfig {
                 other => panic!("write mode {other} is not in the table"),
             },
             segment_bytes: values.number("segment_bytes"),
+            memory_limit: values.number("memory_limit"),
             readers: values.count("readers"),
             log_level: values.level("log_level"),
             tls: values.tls(),

@@ -14,6 +14,7 @@
 //!
 //! Sources are read when [`leader::LeaderConfig::load`] is called, and again on SIGHUP.
 
+mod common;
 pub mod docs;
 mod environment;
 pub mod kinds;
@@ -32,7 +33,7 @@ use toml::Value as TomlValue;
 
 pub use kinds::{Kind, Value};
 
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, LogPosition};
 
 /// One setting of a process.
 #[derive(Debug)]
@@ -306,6 +307,14 @@ impl Values {
             Value::Cluster(id) => Some(*id),
             Value::None => None,
             other => panic!("{name} is no cluster id: {other:?}"),
+        }
+    }
+
+    fn entry(&self, name: &str) -> LogPosition {
+        match self.value(name) {
+            Value::Entry(position) => *position,
+            Value::None => LogPosition::default(),
+            other => panic!("{name} is no entry: {other:?}"),
         }
     }
 
@@ -584,7 +593,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_reported_at_once_with_place_and_what_is_accepted() {
-        let file = "workers = 0\ncolour = \"red\"\ncache_bytes = 1.5\n[tls]\nkay = \"x\"";
+        let file = "workers = 5000\ncolour = \"red\"\ncache_bytes = 1.5\n[tls]\nkay = \"x\"";
         let given = sources(
             &[("strategy", "best")],
             &[("TOLEREX_READ_HEDGE", "9s")],
@@ -593,7 +602,7 @@ mod tests {
         let text = problems(&given);
         let path = given.file.as_ref().expect("a file").display();
         for expected in [
-            format!("{path}: workers is \"0\"; accepted: a number from 1 to 4096"),
+            format!("{path}: workers is \"5000\"; accepted: a number from 0 to 4096"),
             format!("{path}: unknown keys colour, tls.kay; accepted: name, base_dir"),
             format!("{path}: cache_bytes is 1.5; accepted: a size such as 64MiB"),
             "command line: --strategy is \"best\"; accepted: least_loaded, p2c".to_owned(),

@@ -35,6 +35,12 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     number.checked_mul(factor)
 }
 
+/// The size that a flag gives, above 0, or what is accepted.
+pub fn flag_bytes(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "accepted: a size above 0 such as 2GiB".to_owned())
+}
+
 /// Parses a time; `None` if it is none, or does not fit.
 pub fn parse_time(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
