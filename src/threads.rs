@@ -3,6 +3,10 @@
 //! Every thread starts through [`spawn`] and is joined by whoever started it. A panic in any of
 //! them ends the process with [`PANIC_EXIT_CODE`]: half alive is worse than dead.
 
+pub mod pace;
+pub mod wakeups;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
 use std::sync::Arc;
 use std::sync::Once;
@@ -22,13 +26,32 @@ pub const PANIC_EXIT_CODE: i32 = 101;
 const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Starts a thread named `name`. The name is at most 15 bytes on Linux; longer ones are cut there.
-#[allow(clippy::disallowed_methods)] // The one place that spawns.
 pub fn spawn<F>(name: impl Into<String>, body: F) -> io::Result<Thread>
 where
     F: FnOnce() + Send + 'static,
 {
-    let name = name.into();
-    match std::thread::Builder::new().name(name.clone()).spawn(body) {
+    start(std::thread::Builder::new(), name.into(), body)
+}
+
+/// Starts a thread with a stack of its own size, for bodies of which a process runs thousands.
+pub fn spawn_with_stack<F>(
+    name: impl Into<String>,
+    stack_bytes: usize,
+    body: F,
+) -> io::Result<Thread>
+where
+    F: FnOnce() + Send + 'static,
+{
+    let builder = std::thread::Builder::new().stack_size(stack_bytes);
+    start(builder, name.into(), body)
+}
+
+#[allow(clippy::disallowed_methods)] // The one place that spawns.
+fn start<F>(builder: std::thread::Builder, name: String, body: F) -> io::Result<Thread>
+where
+    F: FnOnce() + Send + 'static,
+{
+    match builder.name(name.clone()).spawn(body) {
         Ok(handle) => Ok(Thread { name, handle }),
         Err(error) => Err(refused(&name, &error)),
     }
@@ -57,29 +80,22 @@ fn refused(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), text)
 }
 
-/// How far the priority of a thread that lets others go first is below the usual, in steps of
-/// `nice`. Beside busy others it gets a tenth of a processor; with half of the steps, a third.
-const YIELDING_NICE: i32 = 10;
-
-/// Lowers the priority of the calling thread, which moves large payloads: where processors are
-/// short, others go first, so that what is small does not wait for what is large.
-pub fn let_others_first() {
-    // On Linux this is the calling thread alone; elsewhere it would be the process.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, YIELDING_NICE) {
-        log::debug!("the priority of a thread stays as it is: {error}");
-    }
-}
-
-/// Makes a panic in any thread end the process, after the usual message. Called once by `main` of
-/// each server; tests do without.
-pub fn exit_on_panic() {
+/// Makes a panic in any thread end the process, after `report` was called with what happened: the
+/// thread, the place, the message, and the stack if `RUST_BACKTRACE` asks for it. `report` writes
+/// it, and must return: the usual message is not written, as that would wait for a standard error
+/// that takes nothing. Called once by `main` of each server; tests do without.
+pub fn exit_on_panic(report: impl Fn(&str) + Send + Sync + 'static) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let report = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            report(info);
-            log::error!("thread panicked, the process ends: {info}");
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("without a name");
+            let mut text = format!("the process ends: thread {name} {info}");
+            let stack = Backtrace::capture();
+            if stack.status() == BacktraceStatus::Captured {
+                text += &format!("\n{stack}");
+            }
+            report(&text);
             std::process::exit(PANIC_EXIT_CODE);
         }));
     });

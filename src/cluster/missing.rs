@@ -5,8 +5,9 @@
 //! them as such, and reads ask for them last. A copy stops being missing when its revision is
 //! released; repair, once it exists, finds here what to make again.
 //!
-//! It is volatile and of one term. A member says at each registration that records of it were lost,
-//! so each active leader finds the same copies again.
+//! It is volatile and of one term. A member that noted losses says so at each registration, so each
+//! active leader finds the same copies again. Once all its copies were compared and those that were
+//! missing are listed no more, a heartbeat's answer tells the member, which removes its note.
 //!
 //! Memory: some 40 bytes a copy, for [`MISSING_MAX`] copies of a member at most. Beyond that all
 //! copies of the member count as missing, which is the safe side: they are asked for last, and

@@ -54,6 +54,10 @@ pub struct MemberView {
     pub incomplete: u64,
     /// It says which records it has when it is asked; an older build does not know the question.
     pub says_what_it_holds: bool,
+    /// The start that registered last, by its nonce.
+    pub start: Option<u64>,
+    /// The start whose copies were compared as a whole, if no others were found missing since.
+    compared: Option<u64>,
     /// `zone` as a number in [`Cluster::zones`].
     zone_number: Option<u32>,
     /// The value of [`Cluster::placed`] from which on it has had no more than twice its share.
@@ -137,6 +141,8 @@ impl Cluster {
                     missing: MissingCopies::default(),
                     incomplete: 0,
                     says_what_it_holds: false,
+                    start: None,
+                    compared: None,
                     zone_number: None,
                     ahead_until: 0,
                 };
@@ -163,7 +169,23 @@ impl Cluster {
     pub fn copy_missing(&mut self, id: MemberId, revision: Revision, length: u32) {
         if let Some(member) = self.member_mut(id) {
             member.missing.add(revision, length);
+            member.compared = None;
         }
+    }
+
+    /// A comparison of the member's copies with the metadata is complete: all that the start with
+    /// this nonce lacks are noted as missing.
+    pub fn copies_compared(&mut self, id: MemberId, start: Option<u64>) {
+        if let Some(member) = self.member_mut(id) {
+            member.compared = start;
+        }
+    }
+
+    /// Whether the member has a copy of every message that the metadata lists for it. True only if
+    /// its copies were compared since the start with this nonce, and no copy is noted as missing.
+    pub fn has_all(&self, id: MemberId, start: u64) -> bool {
+        self.member(id)
+            .is_some_and(|member| member.compared == Some(start) && member.missing.is_empty())
     }
 
     /// The metadata lists these copies no more.
@@ -185,6 +207,7 @@ impl Cluster {
     pub fn forget_missing(&mut self) {
         for member in &mut self.members {
             member.missing = MissingCopies::default();
+            member.compared = None;
         }
     }
 
@@ -202,10 +225,11 @@ impl Cluster {
         }
     }
 
-    /// Whether the member answers when it is asked what it holds.
-    pub fn set_says_what_it_holds(&mut self, id: MemberId, says: bool) {
+    /// The member registered with this start, and answers when it is asked what it holds, or not.
+    pub fn started(&mut self, id: MemberId, start: u64, says_what_it_holds: bool) {
         if let Some(member) = self.member_mut(id) {
-            member.says_what_it_holds = says;
+            member.start = Some(start);
+            member.says_what_it_holds = says_what_it_holds;
         }
     }
 

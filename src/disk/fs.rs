@@ -209,7 +209,7 @@ impl FileSystem for OsFileSystem {
     }
 }
 
-pub(super) fn id_of(found: &fs::Metadata) -> FileId {
+pub(crate) fn id_of(found: &fs::Metadata) -> FileId {
     FileId {
         device: found.dev(),
         inode: found.ino(),

@@ -351,8 +351,11 @@ pub(crate) fn repair(
             source,
         }
     };
-    let doubtful = bytes.get(scan.synced..scan.end).unwrap_or_default();
-    if !doubtful.is_empty() {
+    // A short write may have left out the end of the last sector. It is not made up for: that could
+    // need space, which a full disk does not have.
+    let within = |offset: usize| offset.min(bytes.len());
+    let doubtful = bytes.get(within(scan.synced)..within(scan.end));
+    if let Some(doubtful) = doubtful.filter(|doubtful| !doubtful.is_empty()) {
         file.write_all_at(doubtful, scan.synced as u64)
             .map_err(failed("rewrite"))?;
         file.sync_data().map_err(failed("sync"))?;
@@ -416,7 +419,11 @@ fn zero(file: &dyn File, start: usize, end: usize) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::disk::fs::FileSystem;
+    use crate::disk::mem::{Fault as DiskFault, Loss, MemFileSystem, Operation};
 
     #[test]
     fn the_end_of_data_is_found_at_any_byte() {
@@ -428,6 +435,42 @@ mod tests {
                 assert_eq!(data_end(&bytes), end, "of {len}");
             }
         }
+    }
+
+    /// A short write left the header of a mark and not the rest of its sector, and a sync failed
+    /// behind it: what is read of it is in the page cache only.
+    #[test]
+    fn a_mark_that_is_not_written_whole_is_written_again() {
+        let fs = MemFileSystem::new();
+        let path = Path::new("segment");
+        let file = fs.create(path).expect("made");
+        fs.sync_dir(Path::new("")).expect("synced");
+        let header = SegmentHeader {
+            number: 1,
+            salt: 7,
+            epoch: 1,
+            previous_end: None,
+        };
+        file.write_all_at(&header.encode(), 0).expect("written");
+        file.sync_data().expect("synced");
+        let at = Position {
+            segment: 1,
+            offset: DATA_START,
+        };
+        let short = &mark(Seed::of(header.salt), at, at, 1)[..SECTOR_BYTES / 2];
+        file.write_all_at(short, u64::from(DATA_START))
+            .expect("written");
+        fs.fail(Operation::Sync, 0, DiskFault::Io);
+        file.sync_data().expect_err("it fails");
+        let bytes = fs.content(path).expect("there");
+        let found = scan(&bytes, &header, Fate::Last);
+        assert_eq!(found.end, DATA_START as usize + SECTOR_BYTES);
+        repair(&*file, "segment", &bytes, &header, &found).expect("repaired");
+        fs.crash(Loss::Everything);
+        let bytes = fs.content(path).expect("there");
+        let found = scan(&bytes, &header, Fate::Last);
+        assert_eq!(found.damaged, []);
+        assert_eq!(found.end, DATA_START as usize + 2 * SECTOR_BYTES);
     }
 
     #[test]

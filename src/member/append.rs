@@ -9,10 +9,9 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use log::Level;
 use parking_lot::RwLock;
 
@@ -30,6 +29,12 @@ use crate::rpc::message::{Refusal, ReleaseRequest, Response, StoreRequest, Store
 use crate::storage::buffer::FLUSH_INTERVAL;
 use crate::storage::compaction::Step;
 use crate::storage::{Engine, Fatal};
+use crate::threads::wakeups;
+
+mod queue;
+
+pub use self::queue::AppendQueue;
+use self::queue::{Queue, Woken, Work};
 
 /// Without a request for this long, the known-synced offset is made durable, so that a crash then
 /// leaves no doubt about any record. A tenth of it would add syncs between the requests of a slow
@@ -64,66 +69,12 @@ pub struct Job {
     pub answer: Answer,
 }
 
-/// What the append thread takes from its queue.
-enum Work {
-    Request(Job),
-    /// A step of compaction, and where to tell whether it was done.
-    Compact(Step, Sender<bool>),
-}
-
 /// What changes the store.
 pub enum Operation {
     /// Store records.
     Store(StoreRequest),
     /// Forget records.
     Release(ReleaseRequest),
-}
-
-/// The sending side of the append thread's queue, shared by the connections' threads.
-pub struct AppendQueue {
-    /// None once closed. Guards only itself; a send into the queue never blocks.
-    sender: RwLock<Option<Sender<Work>>>,
-    /// Bytes of the requests that wait.
-    bytes: Arc<AtomicUsize>,
-    bytes_max: usize,
-}
-
-impl AppendQueue {
-    /// Hands a request to the append thread, or gives it back if the queue is full or closed.
-    pub fn push(&self, job: Job) -> Result<(), Job> {
-        let sender = self.sender.read();
-        let Some(sender) = sender.as_ref() else {
-            return Err(job);
-        };
-        let bytes = job.bytes;
-        let waiting = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if waiting > 0 && waiting + bytes > self.bytes_max {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(job);
-        }
-        sender.try_send(Work::Request(job)).map_err(|error| {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            match error.into_inner() {
-                Work::Request(job) => job,
-                Work::Compact(..) => unreachable!("a request was sent"),
-            }
-        })
-    }
-
-    /// Has the append thread do a step of compaction, between two groups, and waits until it is
-    /// done. False if the queue is full or closed, if the step cannot be done now, and if the
-    /// thread ends before.
-    pub fn compact(&self, step: Step) -> bool {
-        let (done, outcome) = crossbeam_channel::bounded(1);
-        let sender = self.sender.read().clone();
-        let sent = sender.is_some_and(|sender| sender.try_send(Work::Compact(step, done)).is_ok());
-        sent && outcome.recv().unwrap_or(false)
-    }
-
-    /// Takes no more requests; the append thread ends when it has executed those that wait.
-    pub fn close(&self) {
-        *self.sender.write() = None;
-    }
 }
 
 /// The body of the append thread.
@@ -134,9 +85,7 @@ pub struct Appender {
     fence_file: (Arc<dyn FileSystem>, PathBuf),
     /// The highest durable fence, for the readers to compare fetches with. Written here alone.
     shared_fence: Arc<RwLock<Fence>>,
-    receiver: Receiver<Work>,
-    /// Bytes of the requests that wait, shared with the queue.
-    bytes: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
     /// Whether the last group that was refused for want of space has been the last word.
     full: bool,
     /// Whether the last request was refused: more of them are no news.
@@ -144,6 +93,8 @@ pub struct Appender {
     clock: Arc<dyn Clock>,
     /// When the engine's buffer must be flushed, if it holds anything.
     flush_at: Option<Instant>,
+    /// When nothing was asked for a while; `None` once the engine was told so.
+    idle_at: Option<Instant>,
 }
 
 /// What is needed to answer a request and to tell about it.
@@ -157,34 +108,29 @@ struct Ticket {
 }
 
 impl Appender {
-    /// An appender and its queue, of `requests` requests and `bytes_max` bytes.
+    /// An appender and its queue, which has `limits`: so many requests, of so many bytes.
     pub fn new(
         engine: Box<dyn Engine>,
         fence: Fence,
         fence_file: (Arc<dyn FileSystem>, PathBuf),
         clock: Arc<dyn Clock>,
-        (requests, bytes_max): (usize, usize),
+        limits: (usize, usize),
     ) -> (Appender, AppendQueue) {
-        let (sender, receiver) = crossbeam_channel::bounded(requests);
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let queue = AppendQueue {
-            sender: RwLock::new(Some(sender)),
-            bytes: Arc::clone(&bytes),
-            bytes_max,
-        };
+        let (queue, sending) = Queue::new(Arc::clone(&clock), limits);
+        let idle_at = Some(clock.now() + IDLE_AFTER);
         let appender = Appender {
             engine,
             replica: Replica::new(fence),
             fence_file,
             shared_fence: Arc::new(RwLock::new(fence)),
-            receiver,
-            bytes,
+            queue,
             full: false,
             refusing: false,
             clock,
             flush_at: None,
+            idle_at,
         };
-        (appender, queue)
+        (appender, sending)
     }
 
     /// The highest durable fence, as fetches are compared with it.
@@ -194,40 +140,56 @@ impl Appender {
 
     /// Executes requests until the queue is closed and empty, then leaves the log synced to its
     /// end.
-    pub fn run(mut self) -> Result<(), Fatal> {
-        // Whether nothing happened since the engine was told so last.
-        let mut idle = false;
-        let mut idle_at = self.clock.now() + IDLE_AFTER;
+    pub fn run(self) -> Result<(), Fatal> {
+        let queue = Arc::clone(&self.queue);
+        let mut appender = Box::new(self);
         loop {
-            let wake_at = self.flush_at.or((!idle).then_some(idle_at));
-            let wait = match wake_at {
-                None => IN_PLACE_INTERVAL,
-                Some(at) => at.since(self.clock.now()),
-            };
-            let received = self.receiver.recv_timeout(wait);
-            match received {
-                Ok(work) => {
-                    self.execute(work)?;
-                    (idle, idle_at) = (false, self.clock.now() + IDLE_AFTER);
-                }
-                Err(RecvTimeoutError::Timeout) if self.flush_at.is_some() => {
-                    self.flush_in_time()?;
-                }
-                Err(RecvTimeoutError::Timeout) if idle => self.engine.check_in_place()?,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.idle()?;
-                    idle = true;
-                }
-                Err(RecvTimeoutError::Disconnected) => return self.engine.close(),
+            if appender.step()? {
+                continue;
             }
+            if queue.has_ended() {
+                return appender.engine.close();
+            }
+            appender.look_at_time()?;
+            let wake_at = appender.wake_at();
+            appender = match queue.sleep(appender, wake_at) {
+                Woken::Go(appender) => appender,
+                Woken::Failed(failure) => return Err(failure),
+            };
         }
     }
 
-    /// For whoever steps it by hand: executes what waits as one group; false if nothing waits.
+    /// Executes what waits as one group, or one step of compaction; false if nothing waits.
     pub fn step(&mut self) -> Result<bool, Fatal> {
-        match self.receiver.try_recv() {
-            Ok(work) => self.execute(work).map(|()| true),
-            Err(_) => Ok(false),
+        let Some(work) = self.queue.take() else {
+            return Ok(false);
+        };
+        let begun = self.clock.now();
+        self.execute(work)?;
+        self.queue.group_ended(begun);
+        self.idle_at = Some(self.clock.now() + IDLE_AFTER);
+        Ok(true)
+    }
+
+    /// When there is something to do although nothing waits.
+    fn wake_at(&self) -> Instant {
+        let at = self.flush_at.or(self.idle_at);
+        at.unwrap_or_else(|| self.clock.now() + IN_PLACE_INTERVAL)
+    }
+
+    /// Called when no request waits: does what is due at this time.
+    fn look_at_time(&mut self) -> Result<(), Fatal> {
+        let now = self.clock.now();
+        if self.flush_at.is_some() {
+            return self.flush_in_time();
+        }
+        match self.idle_at {
+            None => self.engine.check_in_place(),
+            Some(at) if at <= now => {
+                self.idle_at = None;
+                self.engine.idle()
+            }
+            Some(_) => Ok(()),
         }
     }
 
@@ -237,17 +199,12 @@ impl Appender {
     }
 
     fn execute(&mut self, work: Work) -> Result<(), Fatal> {
-        let next = match work {
+        match work {
             Work::Request(job) => {
-                let next = self.execute_group(job)?;
-                self.flush_in_time()?;
-                next
+                self.execute_group(job)?;
+                self.flush_in_time()
             }
-            Work::Compact(step, done) => Some((step, done)),
-        };
-        match next {
-            Some((step, done)) => self.compact(&step, &done),
-            None => Ok(()),
+            Work::Compact(step, done) => self.compact(&step, &done),
         }
     }
 
@@ -273,25 +230,17 @@ impl Appender {
         Ok(())
     }
 
-    /// Executes `first` and what waits behind it as one group; the step of compaction that ended
-    /// the group, if one did.
-    fn execute_group(&mut self, first: Job) -> Result<Option<(Step, Sender<bool>)>, Fatal> {
+    /// Executes `first`, and the requests that are queued after it, as one group with one sync.
+    fn execute_group(&mut self, first: Job) -> Result<(), Fatal> {
         let (mut requests, mut bytes) = (1, first.bytes);
-        let mut next = None;
         self.stage(first)?;
         while requests < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX {
-            match self.receiver.try_recv() {
-                Ok(Work::Request(job)) => {
-                    requests += 1;
-                    bytes += job.bytes;
-                    self.stage(job)?;
-                }
-                Ok(Work::Compact(step, done)) => {
-                    next = Some((step, done));
-                    break;
-                }
-                Err(_) => break,
-            }
+            let Some(job) = self.queue.take_request() else {
+                break;
+            };
+            requests += 1;
+            bytes += job.bytes;
+            self.stage(job)?;
         }
         let saved = match self.replica.unsaved_fence() {
             Some(fence) => {
@@ -310,6 +259,8 @@ impl Appender {
                 self.replica.refuse(engine, &Refusal::Other(reason))
             }
         };
+        // The answers of a group leave in one write for each connection.
+        let _held = wakeups::hold();
         for (ticket, mut response) in answers {
             self.note_space(&response);
             self.name_shortage(&mut response);
@@ -317,15 +268,15 @@ impl Appender {
             let is_news = !std::mem::replace(&mut self.refusing, is_refused);
             ticket.answer(response, is_news);
         }
-        Ok(next)
+        Ok(())
     }
 
     fn stage(&mut self, job: Job) -> Result<(), Fatal> {
-        self.bytes.fetch_sub(job.bytes, Ordering::Relaxed);
         let (fence, count) = match &job.operation {
             Operation::Store(request) => (request.fence, request.records.len()),
             Operation::Release(request) => (request.fence, request.revisions.len()),
         };
+        let from = Arc::clone(&job.from);
         let ticket = Ticket {
             answer: job.answer,
             call: job.call,
@@ -335,8 +286,8 @@ impl Appender {
         };
         let engine = self.engine.as_mut();
         match &job.operation {
-            Operation::Store(request) => self.replica.store(engine, request, ticket),
-            Operation::Release(request) => self.replica.release(engine, request, ticket),
+            Operation::Store(request) => self.replica.store(engine, request, &from, ticket),
+            Operation::Release(request) => self.replica.release(engine, request, &from, ticket),
         }
     }
 
@@ -398,6 +349,13 @@ impl Appender {
     }
 }
 
+impl Drop for Appender {
+    /// Refuses the requests that are queued, and all later ones.
+    fn drop(&mut self) {
+        self.queue.end();
+    }
+}
+
 impl Ticket {
     /// One line for the request, then its answer. A refusal is a warning if it `is_news`.
     fn answer(self, response: Response, is_news: bool) {
@@ -451,11 +409,14 @@ fn count_of(results: &[StoreResult], result: StoreResult) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
     use bytes::Bytes;
     use crossbeam_channel::{Receiver, bounded};
 
     use super::*;
-    use crate::clock::SystemClock;
+    use crate::clock::{self, ManualClock, SystemClock};
     use crate::disk::fs::OsFileSystem;
     use crate::ids::{Key, Revision};
     use crate::rpc::message::StoreRecord;
@@ -468,7 +429,14 @@ mod tests {
         fence_path: PathBuf,
         /// Told the fence on disk at each commit.
         commits: Sender<Option<Fence>>,
-        fails: bool,
+        /// Told the thread of each commit.
+        threads: Sender<thread::ThreadId>,
+        /// Told that nothing was asked for a while.
+        idles: Sender<()>,
+        fails: Arc<AtomicBool>,
+        /// Advanced at each commit by so many milliseconds.
+        clock: Arc<ManualClock>,
+        commit_ms: Arc<AtomicU64>,
     }
 
     impl Engine for ProbeEngine {
@@ -483,8 +451,11 @@ mod tests {
         fn commit(&mut self) -> Result<Committed, Fatal> {
             let bytes = atomic_file::read(&OsFileSystem, &self.fence_path).unwrap();
             let fence = bytes.and_then(|bytes| fence::decode(&bytes));
-            self.commits.send(fence).unwrap();
-            if self.fails {
+            _ = self.commits.try_send(fence);
+            _ = self.threads.try_send(thread::current().id());
+            let commit_ms = self.commit_ms.load(Ordering::Relaxed);
+            self.clock.advance(Duration::from_millis(commit_ms));
+            if self.fails.load(Ordering::Relaxed) {
                 return Err(Fatal {
                     context: "cannot sync a group".to_owned(),
                     source: io::Error::other("the disk is gone"),
@@ -498,6 +469,7 @@ mod tests {
         }
 
         fn idle(&mut self) -> Result<(), Fatal> {
+            _ = self.idles.try_send(());
             self.model.idle()
         }
 
@@ -508,32 +480,48 @@ mod tests {
 
     struct Rig {
         queue: AppendQueue,
-        appender: Appender,
         commits: Receiver<Option<Fence>>,
+        threads: Receiver<thread::ThreadId>,
+        idles: Receiver<()>,
+        fails: Arc<AtomicBool>,
+        clock: Arc<ManualClock>,
+        commit_ms: Arc<AtomicU64>,
         answers: (Sender<Response>, Receiver<Response>),
         _dir: tempfile::TempDir,
     }
 
-    fn rig(fails: bool) -> Rig {
+    fn rig(fails: bool) -> (Rig, Appender) {
         let dir = tempfile::tempdir().unwrap();
         let fence_path = dir.path().join("fence");
         let (sender, commits) = bounded(100);
+        let (thread_sender, threads) = bounded(1000);
+        let (idle_sender, idles) = bounded(1);
+        let fails = Arc::new(AtomicBool::new(fails));
+        let (clock, commit_ms) = (Arc::<ManualClock>::default(), Arc::<AtomicU64>::default());
         let engine = Box::new(ProbeEngine {
             model: ModelEngine::default(),
             fence_path: fence_path.clone(),
             commits: sender,
-            fails,
+            threads: thread_sender,
+            idles: idle_sender,
+            fails: Arc::clone(&fails),
+            clock: Arc::clone(&clock),
+            commit_ms: Arc::clone(&commit_ms),
         });
         let file: (Arc<dyn FileSystem>, PathBuf) = (Arc::new(OsFileSystem), fence_path);
-        let (appender, queue) =
-            Appender::new(engine, fence(1, 0), file, SystemClock::shared(), (4, 1000));
-        Rig {
+        let (appender, queue) = Appender::new(engine, fence(1, 0), file, clock.clone(), (4, 1000));
+        let rig = Rig {
             queue,
-            appender,
             commits,
+            threads,
+            idles,
+            fails,
+            clock,
+            commit_ms,
             answers: bounded(100),
             _dir: dir,
-        }
+        };
+        (rig, appender)
     }
 
     fn fence(term: u64, link: u64) -> Fence {
@@ -559,15 +547,15 @@ mod tests {
 
     #[test]
     fn what_waits_is_one_group_and_its_fence_is_durable_before_the_effect() {
-        let rig = rig(false);
+        let (rig, appender) = rig(false);
         for sequence in 1..=3 {
             let job = job(&rig, fence(2, sequence), sequence, 10);
             assert!(rig.queue.push(job).is_ok());
         }
         rig.queue.close();
         assert!(rig.queue.push(job(&rig, fence(2, 9), 9, 10)).is_err());
-        let shared = rig.appender.shared_fence();
-        rig.appender.run().unwrap();
+        let shared = appender.shared_fence();
+        appender.run().unwrap();
         assert_eq!(
             rig.commits.try_iter().collect::<Vec<_>>(),
             [Some(fence(2, 3))]
@@ -582,22 +570,139 @@ mod tests {
 
     #[test]
     fn nothing_is_answered_after_a_failed_commit() {
-        let rig = rig(true);
+        let (rig, appender) = rig(true);
         assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 10)).is_ok());
         rig.queue.close();
-        assert!(rig.appender.run().is_err());
+        assert!(appender.run().is_err());
         assert_eq!(rig.answers.1.try_iter().count(), 0);
     }
 
     #[test]
     fn the_queue_is_bounded_in_requests_and_bytes() {
-        let rig = rig(false);
+        let (rig, _appender) = rig(false);
         assert!(rig.queue.push(job(&rig, fence(1, 1), 1, 5000)).is_ok());
         assert!(rig.queue.push(job(&rig, fence(1, 1), 2, 1)).is_err());
-        let rig = self::rig(false);
+        let (rig, _appender) = self::rig(false);
         for sequence in 1..=4 {
             assert!(rig.queue.push(job(&rig, fence(1, 1), sequence, 1)).is_ok());
         }
         assert!(rig.queue.push(job(&rig, fence(1, 1), 5, 1)).is_err());
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    /// A rig whose appender runs on its thread.
+    struct Running {
+        rig: Rig,
+        thread: crate::threads::Thread,
+        /// How the thread ended.
+        ended: Receiver<Result<(), Fatal>>,
+        last: u64,
+    }
+
+    impl Running {
+        /// After so many requests without a fetch that readers execute the next ones.
+        fn start() -> Running {
+            let (rig, appender) = rig(false);
+            let (sender, ended) = bounded(1);
+            let run = move || sender.send(appender.run()).unwrap();
+            let mut running = Running {
+                rig,
+                thread: crate::threads::spawn("append", run).unwrap(),
+                ended,
+                last: 0,
+            };
+            for _ in 0..100 {
+                running.store(1);
+            }
+            running
+        }
+
+        fn close(self) -> Result<(), Fatal> {
+            self.rig.queue.close();
+            self.thread.join();
+            self.ended.recv().unwrap()
+        }
+
+        fn wait_for_rest(&self) {
+            let clock = SystemClock::shared();
+            let give_up = clock.now() + SOON;
+            while !self.rig.queue.is_at_rest() {
+                assert!(clock.now() < give_up, "the append thread does not rest");
+                clock::sleep(Duration::from_millis(1));
+            }
+        }
+
+        fn add(&mut self, requests: u64) {
+            for _ in 0..requests {
+                self.last += 1;
+                let job = job(&self.rig, fence(2, 1), self.last, 10);
+                assert!(self.rig.queue.add(job).is_ok());
+            }
+        }
+
+        /// Stores one group as a reader does, while the append thread rests; whether this thread
+        /// executed it.
+        fn store(&mut self, requests: u64) -> bool {
+            self.wait_for_rest();
+            self.add(requests);
+            self.rig.queue.execute();
+            let stored = Response::Store(vec![StoreResult::Stored]);
+            for _ in 0..requests {
+                assert_eq!(self.rig.answers.1.recv_timeout(SOON), Ok(stored.clone()));
+            }
+            let executor = self.rig.threads.recv_timeout(SOON).expect("a commit");
+            assert!(self.rig.threads.is_empty(), "one group");
+            executor == thread::current().id()
+        }
+    }
+
+    #[test]
+    fn the_requests_of_one_read_are_executed_by_its_reader_without_a_wake_up() {
+        let mut running = Running::start();
+        let before = running.rig.queue.wakes();
+        assert!((1..=4).all(|requests| running.store(requests)));
+        assert_eq!(running.rig.queue.wakes(), before);
+        assert!(running.rig.idles.is_empty());
+        running.rig.clock.advance(IDLE_AFTER);
+        running.rig.idles.recv_timeout(SOON).expect("it is idle");
+        assert!(running.store(1), "after it slept for long, too");
+        running.rig.clock.advance(IDLE_AFTER);
+        running.rig.idles.recv_timeout(SOON).expect("idle again");
+        assert!(running.close().is_ok());
+    }
+
+    #[test]
+    fn while_fetches_come_or_the_disk_is_slow_the_append_thread_executes() {
+        let mut running = Running::start();
+        running.wait_for_rest();
+        let before = running.rig.queue.wakes();
+        running.rig.queue.note_fetch();
+        assert!(!running.store(3));
+        assert_eq!(running.rig.queue.wakes(), before + 1, "for one read");
+        for _ in 0..100 {
+            running.store(1);
+        }
+        assert!(running.store(1));
+        running.rig.commit_ms.store(6, Ordering::Relaxed);
+        assert!(running.store(1), "it is not known yet");
+        assert!(!running.store(1));
+        running.rig.commit_ms.store(0, Ordering::Relaxed);
+        assert!(!running.store(1), "it was slow before");
+        assert!(running.store(1));
+        assert!(running.close().is_ok());
+    }
+
+    #[test]
+    fn a_commit_that_fails_on_a_reader_ends_the_append_thread() {
+        let mut running = Running::start();
+        running.wait_for_rest();
+        running.rig.fails.store(true, Ordering::Relaxed);
+        running.add(2);
+        running.rig.queue.execute();
+        assert!(running.rig.answers.1.is_empty());
+        let job = job(&running.rig, fence(2, 1), 1000, 10);
+        assert!(running.rig.queue.push(job).is_err());
+        assert!(running.close().is_err());
     }
 }

@@ -3,7 +3,8 @@
 //! on a link of their own, have a queue and a reader of their own: small ones do not wait for them.
 //!
 //! Calls arrive on their connection's thread in the order in which the leader sent them, and enter
-//! the append queue in that order. Roles were checked by the RPC server.
+//! the append queue in that order. Those of one read are executed together; where they are few, by
+//! the thread that read them (see `append/queue.rs`). Roles were checked by the RPC server.
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::rpc::message::{
 use crate::rpc::server::{CallInfo, Responder, Service};
 use crate::storage::Reader;
 use crate::storage::compaction::Step;
+use crate::threads::pace::Pace;
 
 /// Bytes of the records in the answer to one fetch. At twice of it the answer would not fit a
 /// frame, at a fraction reading many large messages takes more calls.
@@ -99,7 +101,7 @@ impl Handler {
             bytes: call.bytes,
             answer: Box::new(move |response| responder.send(response)),
         };
-        if let Err(job) = self.appends.push(job) {
+        if let Err(job) = self.appends.add(job) {
             log::debug!("call={} from={}: append queue full", job.call, job.from);
             (job.answer)(Response::Refused(Refusal::Busy));
         }
@@ -161,6 +163,9 @@ impl Service for Handler {
                 self.append(Operation::Release(request), call, from, responder);
             }
             Request::Fetch(request) => {
+                if peer.purpose == Purpose::All {
+                    self.appends.note_fetch();
+                }
                 let query = Query::Fetch(request);
                 self.read(query, call, (from, peer.purpose), responder);
             }
@@ -183,6 +188,10 @@ impl Service for Handler {
         }
     }
 
+    fn read_ended(&self, _peer: &PeerInfo) {
+        self.appends.execute();
+    }
+
     fn disconnected(&self, peer: &PeerInfo) {
         log::info!("{peer} disconnected, link={}", peer.link);
     }
@@ -199,9 +208,10 @@ pub struct FetchWorker {
 
 impl FetchWorker {
     /// Answers fetches until the queue is closed and empty.
-    pub fn run(self) {
+    pub fn run(self, mut pace: Option<Pace>) {
         for fetch in &self.receiver {
             self.answer(fetch);
+            pace.iter_mut().for_each(Pace::rest);
         }
     }
 

@@ -6,7 +6,7 @@
 //! | `member.id` | version 1, u64 member id | last of all when an identity is made; at each start |
 //! | `incarnation` | version 1, u64 count of starts | at each start, and when refused |
 //! | `committed` | see `member::witness` | now and then |
-//! | `incomplete` | version 1, u64 1 | at a start that found records lost; stays |
+//! | `incomplete` | version 1, u64 1 | at a start that found records lost; see [`forget_losses`] |
 //! | `fence` | see `replica::fence` | before the effect of what raises it; at each start |
 //!
 //! Integers little endian, each file wrapped and checksummed by `disk::atomic_file`.
@@ -181,8 +181,8 @@ pub fn begin(
     })
 }
 
-/// Notes, durably, that acknowledged records were found lost or damaged. It stays in the directory:
-/// the part of the log that tells it may be removed by compaction.
+/// Notes, durably, that acknowledged records were found lost or damaged: the part of the log that
+/// tells it may be removed by compaction.
 pub fn note_losses(fs: &dyn FileSystem, data_dir: &Path) -> Result<(), LogError> {
     write_integer(fs, &data_dir.join("incomplete"), 1)
 }
@@ -190,6 +190,16 @@ pub fn note_losses(fs: &dyn FileSystem, data_dir: &Path) -> Result<(), LogError>
 /// Whether acknowledged records were ever found lost or damaged; a note that is damaged says so.
 pub fn has_losses(fs: &dyn FileSystem, data_dir: &Path) -> anyhow::Result<bool> {
     Ok(found(read_integer(fs, &data_dir.join("incomplete")))? != Err(MISSING.to_owned()))
+}
+
+/// Removes the note of lost records: a leader has compared all copies and misses none, so none of
+/// them is listed by the metadata any more.
+pub fn forget_losses(fs: &dyn FileSystem, data_dir: &Path) -> std::io::Result<()> {
+    let path = data_dir.join("incomplete");
+    if fs.exists(&path)? {
+        fs.remove(&path)?;
+    }
+    fs.sync_dir(data_dir)
 }
 
 /// Gives back an incarnation that the leader refused, so that the next start has the same and is

@@ -13,6 +13,8 @@
 //! | `read-N` | one fetch at a time | read queue | queue closed |
 //! | `read-large` | one large fetch at a time | its queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
+//! | `trim` (`resources::allocator`) | nothing | timer | stop signal |
+//! | `log` (`logging`) | standard error | its queue; its writes | queue closed, last |
 //!
 //! # Stop
 //!
@@ -23,7 +25,8 @@
 //!
 //! # Locks
 //!
-//! One at a time, none over I/O: the log engine's index, a queue's sender, the shared fence.
+//! One at a time, none over I/O: the log engine's index, a queue's sender, the shared fence. Under
+//! any of them a line may be logged: the queue of log lines comes last.
 //!
 //! # Files
 //!
@@ -44,6 +47,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::ids::ClusterId;
+use crate::rpc;
 use crate::rpc::tls::TlsSettings;
 use crate::storage::{EngineKind, WriteMode};
 
@@ -87,6 +91,8 @@ pub struct Limits {
     /// Bytes of the requests that wait for the append thread. A request larger than all of it is
     /// taken when none waits.
     pub append_queue_bytes: usize,
+    /// Bytes that unfinished frames above 64 KiB may hold together.
+    pub unfinished_bytes: usize,
     /// Fetches that wait for a reader.
     pub read_queue_requests: usize,
     /// Reader threads.
@@ -101,6 +107,7 @@ impl Default for Limits {
         Limits {
             append_queue_requests: 8192,
             append_queue_bytes: 256 << 20,
+            unfinished_bytes: rpc::server::Limits::default().unfinished_bytes,
             read_queue_requests: 1024,
             read_threads: 4,
         }

@@ -14,6 +14,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -62,8 +63,8 @@ pub struct Registration {
     pub zone: String,
     /// The name may be taken from an id that holds messages.
     pub replace: bool,
-    /// Records that were acknowledged may be lost.
-    pub incomplete: bool,
+    /// Records that were acknowledged may be lost: the directory has a note of it.
+    pub incomplete: Arc<AtomicBool>,
     /// Our certificate.
     pub tls: Arc<TlsContext>,
     /// For deadlines.
@@ -117,6 +118,22 @@ impl Registration {
             self.stop.wait_timeout(RETRY_INTERVAL);
         }
         Ok(())
+    }
+
+    /// What was lost is not listed by the metadata any more: nobody has to be told of it again.
+    fn forget_losses(&self) {
+        if !self.incomplete.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let (fs, dir) = &self.disk;
+        match identity::forget_losses(fs.as_ref(), dir) {
+            Ok(()) => log::info!("all copies that leaders list for this member are here"),
+            Err(error) => {
+                // The next heartbeat tries again.
+                self.incomplete.store(true, Ordering::Release);
+                log::warn!("the note of losses stays in {}: {error}", dir.display());
+            }
+        }
     }
 
     fn take_back_incarnation(&self) {
@@ -184,8 +201,11 @@ impl Registration {
         let deadline = self.clock.now() + CALL_TIMEOUT;
         match link.call_wait(0, request, deadline)? {
             Response::Register => Ok(Ok(())),
-            Response::Heartbeat(committed) => {
-                self.witness.told(committed, self.clock.now());
+            Response::Heartbeat(answer) => {
+                self.witness.told(answer.committed, self.clock.now());
+                if answer.has_all {
+                    self.forget_losses();
+                }
                 Ok(Ok(()))
             }
             Response::Refused(
@@ -214,7 +234,7 @@ impl Registration {
             zone: self.zone.clone(),
             seen: self.seen(),
             replace: self.replace,
-            incomplete: self.incomplete,
+            incomplete: self.incomplete.load(Ordering::Acquire),
             records: Some(self.reader.counters().records),
         }
     }

@@ -30,6 +30,7 @@ use crate::rpc::server::{Limits, Server};
 use crate::rpc::tls::TlsContext;
 use crate::storage::opening::{self, Store, StoreOptions};
 use crate::storage::{Counters, Reader, WriteMode};
+use crate::threads::pace::Pace;
 use crate::threads::{self, StopSignal, Threads};
 
 /// How long an orderly stop may take: what waits in the queues is executed in far less.
@@ -115,7 +116,10 @@ impl Member {
             local.clone(),
             Arc::clone(&handler) as _,
             Arc::clone(&clock),
-            Limits::default(),
+            Limits {
+                unfinished_bytes: settings.limits.unfinished_bytes,
+                ..Limits::default()
+            },
         )
         .context("cannot start the rpc server")?;
         let address = settings.rpc_advertise.clone();
@@ -124,7 +128,7 @@ impl Member {
             address: address.unwrap_or_else(|| server.local_addr().to_string()),
             zone: settings.zone.clone(),
             replace: settings.replace,
-            incomplete: identity::has_losses(fs.as_ref(), dir)?,
+            incomplete: Arc::new(identity::has_losses(fs.as_ref(), dir)?.into()),
             tls: Arc::clone(&tls),
             clock: Arc::clone(&clock),
             reader: Arc::clone(&reader),
@@ -243,14 +247,13 @@ fn start_workers(
     for number in 1..=limits.read_threads {
         let worker = worker.clone();
         let body = move || {
-            worker.run();
+            worker.run(None);
             Ok(())
         };
         threads.push(outcome.spawn(format!("read-{number}"), body)?);
     }
     let body = move || {
-        threads::let_others_first();
-        large.run();
+        large.run(Some(Pace::of_this_thread()));
         Ok(())
     };
     threads.push(outcome.spawn("read-large", body)?);

@@ -1,23 +1,28 @@
 //! A whole member in this process, called over real TLS on loopback as a leader calls it.
 
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 use crate::clock::{Clock, SystemClock};
+use crate::disk::fs::OsFileSystem;
 use crate::disk::mem::{Fault, Loss, MemFileSystem, Operation};
-use crate::ids::{ClusterId, Fence, Key, LogPosition, Revision};
+use crate::ids::{ClusterId, Fence, Key, MemberId, Revision};
+use crate::member::identity;
 use crate::member::server::Member;
 use crate::member::{Limits, Settings};
 use crate::rpc::greeting::Expected;
 use crate::rpc::link::Link;
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HeartbeatRequest, Refusal, ReleaseRequest, Request, Response, Role,
-    StoreRecord, StoreRequest, StoreResult,
+    FetchRequest, FetchResult, HeartbeatAnswer, HeartbeatRequest, Refusal, ReleaseRequest, Request,
+    Response, Role, StoreRecord, StoreRequest, StoreResult,
 };
 use crate::rpc::server::{CallInfo, Responder, Server, Service};
 use crate::rpc::testing::TestPki;
@@ -25,6 +30,8 @@ use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::storage::{EngineKind, WriteMode};
 use crate::threads::StopSignal;
+
+mod registration;
 
 const CLUSTER: ClusterId = ClusterId(7);
 
@@ -78,6 +85,12 @@ impl Rig {
     fn start(&self) -> RunningMember {
         let stop = StopSignal::default();
         let member = Member::start(&self.settings(Vec::new()), stop.clone()).unwrap();
+        RunningMember { member, stop }
+    }
+
+    fn start_on(&self, disk: &MemFileSystem) -> RunningMember {
+        let (settings, stop) = (self.settings(Vec::new()), StopSignal::default());
+        let member = Member::start_on(Arc::new(disk.clone()), &settings, stop.clone()).unwrap();
         RunningMember { member, stop }
     }
 
@@ -273,109 +286,21 @@ fn a_data_directory_belongs_to_one_cluster_and_one_process() {
     );
 }
 
-/// A leader that answers registrations with `answer` and reports what it was told.
-struct FakeLeader {
-    answer: Response,
-    told: Sender<Request>,
-}
-
-impl Service for FakeLeader {
-    fn connected(&self, _: &PeerInfo) -> Result<(), Refusal> {
-        Ok(())
-    }
-
-    fn handle(&self, _: &PeerInfo, _: CallInfo, request: Request, responder: Responder) {
-        responder.send(match request {
-            Request::Register(_) => self.answer.clone(),
-            _ => Response::Heartbeat(LogPosition::default()),
-        });
-        _ = self.told.try_send(request);
-    }
-
-    fn disconnected(&self, _: &PeerInfo) {}
-}
-
-fn fake_leader(rig: &Rig, answer: Response) -> (Server, Receiver<Request>) {
-    let (told, requests) = bounded(100);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let service = Arc::new(FakeLeader { answer, told });
-    let server = Server::start(
-        listener,
-        Arc::clone(&rig.tls),
-        rig.leader_identity(),
-        service,
-        Arc::clone(&rig.clock),
-        crate::rpc::server::Limits::default(),
-    );
-    (server.unwrap(), requests)
-}
-
-#[test]
-fn a_member_registers_and_sends_its_counters() {
+/// A member on a disk in memory, which has acknowledged record 1, and a leader's link to it.
+fn stored_on_a_disk() -> (Rig, MemFileSystem, RunningMember, Arc<Link>) {
     let rig = Rig::new();
-    let (leader, requests) = fake_leader(&rig, Response::Register);
-    let leaders = vec![leader.local_addr().to_string()];
-    let stop = StopSignal::default();
-    let member = Member::start(&rig.settings(leaders), stop.clone()).unwrap();
-    let member = RunningMember { member, stop };
-    let Request::Register(registered) = requests.recv_timeout(PATIENCE).unwrap() else {
-        panic!("the first call is no registration");
-    };
-    assert_eq!(registered.address, member.member.address().to_string());
+    let disk = MemFileSystem::new();
+    std::fs::create_dir_all(rig.data_dir()).unwrap();
+    let member = rig.start_on(&disk);
     let link = rig.dial(&member, 1);
-    rig.call(&link, store(fence(1, 1), &[1, 2]));
-    loop {
-        let Request::Heartbeat(heartbeat) = requests.recv_timeout(PATIENCE).unwrap() else {
-            panic!("registered twice");
-        };
-        let HeartbeatRequest {
-            records,
-            bytes,
-            free,
-            seen,
-        } = heartbeat;
-        assert!(free > 0);
-        if records == 2 {
-            assert_eq!(bytes, 18);
-            assert_eq!(seen.fence, fence(1, 1));
-            assert_eq!(seen.revision, Some(revision(2)));
-            break;
-        }
-    }
-    member.stop();
-    leader.stop(rig.clock.now() + PATIENCE).unwrap();
-}
-
-#[test]
-fn a_member_whose_incarnation_is_stale_exits_at_each_start_with_both_numbers() {
-    let rig = Rig::new();
-    let refusal = Refusal::StaleIncarnation {
-        incarnation: 1,
-        registered: 5,
-    };
-    let (leader, _requests) = fake_leader(&rig, Response::Refused(refusal));
-    let leaders = vec![leader.local_addr().to_string()];
-    let member = Member::start(&rig.settings(leaders), StopSignal::default()).unwrap();
-    let error = format!("{:#}", member.wait().unwrap_err());
-    assert!(error.contains("incarnation 1 is not above 5"), "{error}");
-    let member = rig.start();
-    assert_eq!(rig.dial(&member, 1).peer().incarnation, 1, "not used up");
-    member.stop();
-    leader.stop(rig.clock.now() + PATIENCE).unwrap();
+    let answer = rig.call(&link, store(fence(1, 1), &[1]));
+    assert_eq!(answer, Response::Store(vec![StoreResult::Stored]));
+    (rig, disk, member, link)
 }
 
 #[test]
 fn a_failed_sync_is_not_acknowledged_and_ends_the_member() {
-    let rig = Rig::new();
-    let disk = MemFileSystem::new();
-    std::fs::create_dir_all(rig.data_dir()).unwrap();
-    let settings = rig.settings(Vec::new());
-    let stop = StopSignal::default();
-    let member = Member::start_on(Arc::new(disk.clone()), &settings, stop.clone()).unwrap();
-    let member = RunningMember { member, stop };
-    let link = rig.dial(&member, 1);
-    let stored = Response::Store(vec![StoreResult::Stored]);
-    assert_eq!(rig.call(&link, store(fence(1, 1), &[1])), stored);
+    let (rig, disk, member, link) = stored_on_a_disk();
     disk.fail(Operation::Sync, 0, Fault::Io);
     let deadline = rig.clock.now() + PATIENCE;
     let answer = link.call_wait(1, store(fence(1, 1), &[2]), deadline);
@@ -384,10 +309,29 @@ fn a_failed_sync_is_not_acknowledged_and_ends_the_member() {
     assert!(error.contains("sync"), "{error}");
 
     disk.crash(Loss::Everything);
-    let stop = StopSignal::default();
-    let member = Member::start_on(Arc::new(disk), &settings, stop.clone()).unwrap();
-    assert_eq!(member.counters().records, 1);
-    RunningMember { member, stop }.stop();
+    let member = rig.start_on(&disk);
+    assert_eq!(member.member.counters().records, 1);
+    member.stop();
+}
+
+/// Only a disk without space is called full: a client is told the same, the member's log is not.
+#[test]
+fn a_store_without_space_or_memory_is_refused_and_the_member_goes_on() {
+    let (rig, disk, member, link) = stored_on_a_disk();
+    let stored = Response::Store(vec![StoreResult::Stored]);
+    for (fault, expected) in [
+        (Fault::Refused, StoreResult::Refused),
+        (Fault::NoSpace, StoreResult::DiskFull),
+    ] {
+        disk.fail(Operation::Write, 0, fault);
+        let answer = rig.call(&link, store(fence(1, 1), &[2]));
+        assert_eq!(answer, Response::Store(vec![expected]));
+        let answer = rig.call(&link, fetch(fence(1, 1), &[1, 2]));
+        let expected = vec![found(1), FetchResult::Missing];
+        assert_eq!(answer, Response::Fetch(expected));
+    }
+    assert_eq!(rig.call(&link, store(fence(1, 1), &[2])), stored);
+    member.stop();
 }
 
 #[test]

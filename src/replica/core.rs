@@ -6,6 +6,8 @@
 //!
 //! On a fatal error of the engine the whole group stays unanswered: the caller drops it and stops.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::ids::{Fence, Revision};
@@ -47,14 +49,15 @@ impl<T> Replica<T> {
         }
     }
 
-    /// Executes a store up to the point where only the commit is missing.
+    /// Executes a store of the leader `from` up to the point where only the commit is missing.
     pub fn store(
         &mut self,
         engine: &mut dyn Engine,
         request: &StoreRequest,
+        from: &Arc<str>,
         ticket: T,
     ) -> Result<(), Fatal> {
-        let pending = match self.fence.admit(request.fence) {
+        let pending = match self.fence.admit(request.fence, from) {
             Ok(()) => {
                 let mut staged = Vec::with_capacity(request.records.len());
                 for record in &request.records {
@@ -68,14 +71,15 @@ impl<T> Replica<T> {
         Ok(())
     }
 
-    /// Executes a release up to the point where only the commit is missing.
+    /// Executes a release of the leader `from` up to the point where only the commit is missing.
     pub fn release(
         &mut self,
         engine: &mut dyn Engine,
         request: &ReleaseRequest,
+        from: &Arc<str>,
         ticket: T,
     ) -> Result<(), Fatal> {
-        let pending = match self.fence.admit(request.fence) {
+        let pending = match self.fence.admit(request.fence, from) {
             Ok(()) => {
                 for revision in &request.revisions {
                     engine.release(*revision)?;
@@ -230,6 +234,10 @@ mod tests {
         Fence { term, link }
     }
 
+    pub(super) fn leader() -> Arc<str> {
+        "leader".into()
+    }
+
     pub(super) fn store_request(fence: Fence, revisions: &[u64], payload: &str) -> StoreRequest {
         let record = |revision: &u64| StoreRecord {
             revision: Revision::from_u64(*revision),
@@ -271,10 +279,12 @@ mod tests {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         let stored = store_request(fence(2, 1), &[1, 2], "x");
         let stale = store_request(fence(1, 9), &[3], "x");
-        replica.store(&mut engine, &stored, ()).unwrap();
-        replica.store(&mut engine, &stale, ()).unwrap();
+        replica.store(&mut engine, &stored, &leader(), ()).unwrap();
+        replica.store(&mut engine, &stale, &leader(), ()).unwrap();
         let released = release_request(fence(2, 1), &[1]);
-        replica.release(&mut engine, &released, ()).unwrap();
+        replica
+            .release(&mut engine, &released, &leader(), ())
+            .unwrap();
         assert_eq!(replica.unsaved_fence(), Some(fence(2, 1)));
         assert_eq!(
             commit(&mut replica, &mut engine),
@@ -295,13 +305,13 @@ mod tests {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         for term in [1, 2] {
             let request = store_request(fence(term, 1), &[1], "x");
-            replica.store(&mut engine, &request, ()).unwrap();
+            replica.store(&mut engine, &request, &leader(), ()).unwrap();
             let stored = Response::Store(vec![StoreResult::Stored]);
             assert_eq!(commit(&mut replica, &mut engine), [stored]);
             assert_eq!(replica.executed_fence(), fence(term, 1));
         }
         let other = store_request(fence(2, 1), &[1, 4], "y");
-        replica.store(&mut engine, &other, ()).unwrap();
+        replica.store(&mut engine, &other, &leader(), ()).unwrap();
         let results = vec![StoreResult::Conflict, StoreResult::Stored];
         let answers = commit(&mut replica, &mut engine);
         assert_eq!(answers, [Response::Store(results)]);
@@ -311,7 +321,7 @@ mod tests {
     fn a_group_whose_fence_cannot_be_saved_is_refused_without_effect() {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         let request = store_request(fence(1, 2), &[1], "x");
-        replica.store(&mut engine, &request, ()).unwrap();
+        replica.store(&mut engine, &request, &leader(), ()).unwrap();
         let refusal = Refusal::Other("no space".to_owned());
         let answers = replica.refuse(&mut engine, &refusal);
         assert_eq!(answers, [((), Response::Refused(refusal))]);
@@ -324,7 +334,7 @@ mod tests {
     fn no_effect_before_the_fence_is_durable() {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         let request = store_request(fence(1, 2), &[1], "x");
-        replica.store(&mut engine, &request, ()).unwrap();
+        replica.store(&mut engine, &request, &leader(), ()).unwrap();
         _ = replica.commit(&mut engine);
     }
 
@@ -333,7 +343,7 @@ mod tests {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         let at = fence(1, 1);
         let first = store_request(at, &[1], "x");
-        replica.store(&mut engine, &first, ()).unwrap();
+        replica.store(&mut engine, &first, &leader(), ()).unwrap();
         commit(&mut replica, &mut engine);
         for (space, release) in [
             (Committed::Full, release_response(Committed::Full)),
@@ -342,8 +352,8 @@ mod tests {
             engine.set_space(space);
             let both = store_request(at, &[1, 2], "x");
             let freed = release_request(at, &[1]);
-            replica.store(&mut engine, &both, ()).unwrap();
-            replica.release(&mut engine, &freed, ()).unwrap();
+            replica.store(&mut engine, &both, &leader(), ()).unwrap();
+            replica.release(&mut engine, &freed, &leader(), ()).unwrap();
             let results = vec![StoreResult::Stored, StoreResult::DiskFull];
             let answers = commit(&mut replica, &mut engine);
             assert_eq!(answers, [Response::Store(results), release]);
@@ -355,7 +365,7 @@ mod tests {
     fn a_fetch_is_bounded_refused_when_stale_and_raises_nothing() {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(2, 1)));
         let request = store_request(fence(2, 1), &[1, 2, 3], "0123456789");
-        replica.store(&mut engine, &request, ()).unwrap();
+        replica.store(&mut engine, &request, &leader(), ()).unwrap();
         commit(&mut replica, &mut engine);
         let found = |id| FetchResult::Found {
             key: Key::Id(id),
@@ -379,7 +389,7 @@ mod properties {
 
     use proptest::prelude::*;
 
-    use super::tests::{commit, fence, release_request, store_request};
+    use super::tests::{commit, fence, leader, release_request, store_request};
     use super::*;
     use crate::storage::model::ModelEngine;
 
@@ -421,7 +431,7 @@ mod properties {
                     Step::Store(at, revisions, other) => {
                         let payload = if other { "other" } else { "payload" };
                         let request = store_request(at, &revisions, payload);
-                        replica.store(&mut engine, &request, ()).unwrap();
+                        replica.store(&mut engine, &request, &leader(), ()).unwrap();
                         answers.push(if at < highest {
                             Response::Refused(Refusal::StaleFence { highest })
                         } else {
@@ -437,7 +447,7 @@ mod properties {
                     }
                     Step::Release(at, revisions) => {
                         let request = release_request(at, &revisions);
-                        replica.release(&mut engine, &request, ()).unwrap();
+                        replica.release(&mut engine, &request, &leader(), ()).unwrap();
                         answers.push(if at < highest {
                             Response::Refused(Refusal::StaleFence { highest })
                         } else {

@@ -5,6 +5,12 @@
 //! grow, except that `executed` falls back to `durable` when the requests that raised it are
 //! refused.
 //!
+//! A term has one leader, so its requests come from one: the name in the certificate of whoever
+//! raised the fence to the term. Another leader's requests of that term are refused, whatever their
+//! link number; one that is broken or hostile cannot shut the real one out by a link number that
+//! nobody reaches. Who it was is forgotten with a start of the member. Then, and with a higher
+//! term, the real one goes on in a later term (`leader::gate`).
+//!
 //! The fence file, integers little endian, wrapped and checksummed by `disk::atomic_file`:
 //!
 //! | offset | size | type | meaning |
@@ -13,8 +19,11 @@
 //! | 1 | 8 | u64 | term |
 //! | 9 | 8 | u64 | link |
 
+use std::sync::Arc;
+
 use crate::faults::{self, Fault};
 use crate::ids::{Fence, Revision};
+use crate::logging;
 use crate::rpc::message::Refusal;
 
 /// The version of the fence file.
@@ -24,12 +33,14 @@ const VERSION: u8 = 1;
 const FILE_BYTES: usize = 17;
 
 /// The highest fence executed, and how much of it is on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FenceState {
     /// The highest fence of any request admitted so far.
     executed: Fence,
     /// What the fence file says; a restart begins with it.
     durable: Fence,
+    /// The leader whose requests raised the fence to a term, and that term.
+    leader: Option<(Arc<str>, u64)>,
 }
 
 impl FenceState {
@@ -38,15 +49,21 @@ impl FenceState {
         FenceState {
             executed: durable,
             durable,
+            leader: None,
         }
     }
 
-    /// Admits a request or refuses it as stale; a higher fence than any before is raised to. One
-    /// that is absurdly high is refused, because it would lock out every other leader for good. A
-    /// member that has executed nothing has no term to compare with, and takes any that revisions
-    /// can hold.
-    pub fn admit(&mut self, fence: Fence) -> Result<(), Refusal> {
+    /// Admits a request of the leader `from` or refuses it as stale; a higher fence than any before
+    /// is raised to. One that is absurdly high is refused, because it would lock out every other
+    /// leader for good. A member that has executed nothing has no term to compare with, and takes
+    /// any that revisions can hold.
+    pub fn admit(&mut self, fence: Fence, from: &Arc<str>) -> Result<(), Refusal> {
         check(self.executed, fence)?;
+        let of_term = self.leader.as_ref().filter(|(_, term)| *term == fence.term);
+        if let Some((leader, term)) = of_term.filter(|(leader, _)| leader != from) {
+            let reason = format!("fence {fence} is of {from}, and term {term} is that of {leader}");
+            return Err(absurd(reason));
+        }
         let known = match self.executed.term {
             0 => Revision::TERM_MAX,
             term => term,
@@ -55,7 +72,10 @@ impl FenceState {
         if fence.term > most.min(Revision::TERM_MAX) {
             let highest = self.executed;
             let reason = format!("fence {fence} is absurdly high, the highest here is {highest}");
-            return Err(Refusal::Other(reason));
+            return Err(absurd(reason));
+        }
+        if of_term.is_none() {
+            self.leader = Some((Arc::clone(from), fence.term));
         }
         self.executed = self.executed.max(fence);
         Ok(())
@@ -79,6 +99,9 @@ impl FenceState {
 
     /// What was admitted since the fence was saved last was refused after all.
     pub fn forget_unsaved(&mut self) {
+        if self.executed.term > self.durable.term {
+            self.leader = None;
+        }
         self.executed = self.durable;
     }
 
@@ -86,6 +109,14 @@ impl FenceState {
     pub fn executed(&self) -> Fence {
         self.executed
     }
+}
+
+/// Refuses what no sound leader sends.
+fn absurd(reason: String) -> Refusal {
+    if let Some(more) = logging::seldom("absurd fence") {
+        log::error!("{reason}: it is refused{more}");
+    }
+    Refusal::Other(reason)
 }
 
 /// Refuses a fence that is lower than the highest executed.
@@ -125,6 +156,29 @@ mod tests {
         Fence { term, link }
     }
 
+    fn a() -> Arc<str> {
+        "leader-a".into()
+    }
+
+    #[test]
+    fn a_term_is_that_of_one_leader_whatever_the_link_number() {
+        let b: Arc<str> = "leader-b".into();
+        let mut state = FenceState::new(fence(2, 5));
+        assert_eq!(state.admit(fence(2, 6), &a()), Ok(()));
+        let foreign = state.admit(fence(2, u64::MAX), &b);
+        let reason = "fence 2.18446744073709551615 is of leader-b, and term 2 is that of leader-a";
+        assert_eq!(foreign, Err(Refusal::Other(reason.to_owned())));
+        assert_eq!(state.admit(fence(2, 7), &a()), Ok(()));
+        // The next term is open again.
+        assert_eq!(state.admit(fence(3, 1), &b), Ok(()));
+        assert!(state.admit(fence(3, 2), &a()).is_err());
+        // Nothing of it took effect.
+        state.persisted(fence(2, 7));
+        state.forget_unsaved();
+        assert_eq!(state.admit(fence(3, 2), &a()), Ok(()));
+        assert!(state.admit(fence(3, 3), &b).is_err());
+    }
+
     #[test]
     fn the_fence_file_comes_back_and_others_are_refused() {
         let bytes = encode(fence(3, 9));
@@ -141,14 +195,17 @@ mod tests {
     fn an_absurdly_high_fence_is_refused_and_raises_nothing() {
         let mut state = FenceState::new(fence(2, 5));
         for term in [3 + Revision::TERM_JUMP_MAX, 1 << 63, u64::MAX] {
-            let refused = state.admit(fence(term, 1));
+            let refused = state.admit(fence(term, 1), &a());
             assert!(matches!(refused, Err(Refusal::Other(_))), "{term}");
         }
         assert_eq!(state.executed(), fence(2, 5));
-        assert_eq!(state.admit(fence(2 + Revision::TERM_JUMP_MAX, 1)), Ok(()));
+        assert_eq!(
+            state.admit(fence(2 + Revision::TERM_JUMP_MAX, 1), &a()),
+            Ok(())
+        );
         let mut fresh = FenceState::new(Fence::default());
-        assert!(fresh.admit(fence(Revision::TERM_MAX + 1, 1)).is_err());
-        assert_eq!(fresh.admit(fence(Revision::TERM_MAX, 1)), Ok(()));
+        assert!(fresh.admit(fence(Revision::TERM_MAX + 1, 1), &a()).is_err());
+        assert_eq!(fresh.admit(fence(Revision::TERM_MAX, 1), &a()), Ok(()));
     }
 
     #[test]
@@ -157,11 +214,11 @@ mod tests {
         let stale = Err(Refusal::StaleFence {
             highest: fence(2, 5),
         });
-        assert_eq!(state.admit(fence(2, 4)), stale);
-        assert_eq!(state.admit(fence(1, 9)), stale);
-        assert_eq!(state.admit(fence(2, 5)), Ok(()));
+        assert_eq!(state.admit(fence(2, 4), &a()), stale);
+        assert_eq!(state.admit(fence(1, 9), &a()), stale);
+        assert_eq!(state.admit(fence(2, 5), &a()), Ok(()));
         assert_eq!(state.unsaved(), None);
-        assert_eq!(state.admit(fence(3, 1)), Ok(()));
+        assert_eq!(state.admit(fence(3, 1), &a()), Ok(()));
         assert_eq!(state.unsaved(), Some(fence(3, 1)));
         state.persisted(fence(3, 1));
         assert_eq!((state.unsaved(), state.executed()), (None, fence(3, 1)));

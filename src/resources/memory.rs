@@ -1,18 +1,35 @@
-//! Memory: how much this process may take, and what of it the clients of a leader get.
+//! Memory: how much this process may take, and what of it clients and queues get.
 //!
 //! The limit is the least of the machine's memory and of what the control groups of the process,
 //! from its own up to the root, allow it (`memory.max` of version 2, `memory.limit_in_bytes` of
 //! version 1). A container's limit is one of these. The process ends without a word when it takes
 //! more, so budgets are sized from it at the start.
+//!
+//! # Peak
+//!
+//! At rest a leader has some 24 MiB and a member 16 MiB, beside what grows with the messages. Large
+//! requests of clients take up to half of their budget, or one of them all that it needs. Frames to
+//! the members hold messages below 1 MiB once more for each copy; larger ones are shared, and kept
+//! a little longer than their request if a member takes one late. So a leader peaks at
+//! `32 MiB + metadata + cache + clients + tolerance * clients / 2`, or with large messages only at
+//! `32 MiB + metadata + cache + clients + one message for each member that is late`, 8 MiB of which
+//! the allocator keeps for a moment. A member has
+//! what arrives, what waits, the group that is written (8 MiB or one message) twice, and reads each
+//! full segment once: `16 MiB + index + unfinished + queued + 2 * group + segment`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The share of the limit for the input and output of all clients. A message on its way is held up
-/// to four times: as input, in a frame for each of two members, and encrypted; so a sixteenth is a
-/// quarter of the memory, and leaves the rest to metadata, the cache, and members of a cluster that
-/// share the limit.
-const CLIENTS_SHARE: u64 = 16;
+/// The share of the limit for the input and output of all clients. With two copies, three eighths
+/// of the limit are held for them; the rest is for metadata, the cache, and copies that are made
+/// again elsewhere. With a sixth, a cluster of 400 MiB in all took 430.
+const CLIENTS_SHARE: u64 = 8;
+
+/// The share of a member's limit for requests that arrive, for those that wait, and for a segment.
+const MEMBER_SHARE: u64 = 4;
+
+/// Segments are not made smaller than this for want of memory: each is a file, which is kept open.
+const SEGMENT_BYTES_MIN: usize = 4 << 20;
 
 /// The share of the limit for the cache.
 const CACHE_SHARE: u64 = 32;
@@ -86,6 +103,35 @@ impl Budgets {
     }
 }
 
+/// Memory of a member that is sized from its limit, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberBudgets {
+    /// For frames of which a part has come.
+    pub unfinished: usize,
+    /// For requests that wait to be written.
+    pub queued: usize,
+    /// The size of a segment of the log, which is read into memory as a whole.
+    pub segment: usize,
+}
+
+impl MemberBudgets {
+    /// What fits into `limit`: no more than `self`. One request is taken in any case.
+    pub fn within(self, limit: u64) -> MemberBudgets {
+        let share = usize::try_from(limit / MEMBER_SHARE).unwrap_or(usize::MAX);
+        MemberBudgets {
+            unfinished: self.unfinished.min(share),
+            queued: self.queued.min(share),
+            segment: self.segment.min(share.max(SEGMENT_BYTES_MIN)),
+        }
+    }
+}
+
+/// The limit of each of `count` leaders, or members, of a cluster that may take `total` bytes: the
+/// leaders share one half, the members the other.
+pub fn share_of(total: u64, count: usize) -> u64 {
+    total / 2 / (count.max(1) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,8 +189,8 @@ mod tests {
         for (limit, clients, cache) in [
             (64 << 10, 256, 64),
             (4096, 256, 64),
-            (2048, 128, 64),
-            (400, 25, 12),
+            (1024, 128, 32),
+            (400, 50, 12),
             (64, 16, 2),
         ] {
             let found = usual.within(limit * MIB, 16 << 20);
@@ -154,5 +200,21 @@ mod tests {
                 "{limit}"
             );
         }
+    }
+
+    #[test]
+    fn members_share_what_is_not_for_leaders() {
+        let usual = MemberBudgets {
+            unfinished: 256 << 20,
+            queued: 256 << 20,
+            segment: 64 << 20,
+        };
+        assert_eq!(usual.within(4096 * MIB), usual);
+        let share = share_of(400 * MIB, 3);
+        assert_eq!((share_of(400 * MIB, 1) / MIB, share / MIB), (200, 66));
+        let fitting = usual.within(share);
+        assert_eq!((fitting.unfinished >> 20, fitting.queued >> 20), (16, 16));
+        assert_eq!(fitting.segment >> 20, 16);
+        assert_eq!(usual.within(MIB).segment, SEGMENT_BYTES_MIN);
     }
 }
