@@ -8,8 +8,10 @@
 //! The writer takes all frames that wait and writes them in units, each one TLS flush and one
 //! `write(2)`; it is woken only when it sleeps. A small frame that finds it asleep is written by
 //! the thread that sends it, as far as the socket takes it without waiting: a wake-up costs more
-//! than the write, 20 us where the other processor must be woken for it. The writer also wakes the
-//! `Receiver` at the time that it asked for, even while the peer does not read: writes block for
+//! than the write, 20 us where the other processor must be woken for it. Frames that a thread sends
+//! while it holds its wake-ups (`threads::wakeups`) leave in one such write when it lets go. The
+//! reader holds them while it gives the frames of one read to the `Receiver`. The writer also wakes
+//! the `Receiver` at the time that it asked for, even while the peer does not read: writes block for
 //! `WRITE_WAIT` at most.
 //!
 //! # End
@@ -33,11 +35,13 @@ use parking_lot::{Condvar, Mutex};
 use crate::clock::{Clock, Instant};
 use crate::logging;
 use crate::rpc::PeerInfo;
-use crate::rpc::frame::Decoder;
+use crate::rpc::frame::{Decoder, Frame};
 use crate::rpc::greeting::Greeted;
 use crate::rpc::message::Purpose;
 use crate::rpc::tls::session::Session;
 use crate::rpc::unfinished::{InputLimits, Unfinished};
+use crate::threads::pace::{Pace, note_small};
+use crate::threads::wakeups;
 use crate::threads::{self, Thread};
 
 mod writer;
@@ -70,6 +74,8 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) trait Receiver: Send + Sync {
     /// A frame, on the reader thread, in order. An error ends the connection with this reason.
     fn frame(&self, sender: &Arc<Sender>, body: Bytes) -> Result<(), String>;
+    /// All frames of one read were given, on the reader thread. Wake-ups are held no longer.
+    fn read_ended(&self) {}
     /// Called by the writer thread at the time returned last, and whenever it was woken: gives the
     /// time of the next call.
     fn wake(&self, now: Instant) -> Option<Instant>;
@@ -107,7 +113,7 @@ pub(crate) struct Sender {
 #[derive(Default)]
 struct Out {
     /// Whole frames that the writer has not taken.
-    frames: VecDeque<Vec<u8>>,
+    frames: VecDeque<Frame>,
     /// What a sender encrypted and the socket did not take: before everything else.
     leftover: Vec<u8>,
     /// Bytes of `frames` and of what the writer has taken and not written.
@@ -168,11 +174,7 @@ impl Connection {
         log::info!("link up: {peer}");
         let name = peer.name.clone();
         let is_yielding = peer.purpose == Purpose::Fetches;
-        let begin = move || {
-            if is_yielding {
-                threads::let_others_first();
-            }
-        };
+        let pace = move || is_yielding.then(Pace::of_this_thread);
         let sender = Arc::new(Sender {
             peer,
             socket,
@@ -186,18 +188,12 @@ impl Connection {
         });
         let writer = {
             let (sender, receiver) = (sender.clone(), receiver.clone());
-            let body = move || {
-                begin();
-                sender.write_all(&*receiver);
-            };
+            let body = move || sender.write_all(&*receiver, pace());
             threads::spawn(format!("tx-{name}"), body)?
         };
         let reader = {
             let sender = sender.clone();
-            let body = move || {
-                begin();
-                sender.read_all(decoder, limits, &*receiver);
-            };
+            let body = move || sender.read_all((decoder, limits), &*receiver, pace());
             threads::spawn(format!("rx-{name}"), body)
         };
         let reader = match reader {
@@ -249,12 +245,16 @@ impl Drop for Connection {
 impl Sender {
     /// Queues a whole frame, or writes it if that needs no waiting. `deadline` is when the receiver
     /// wants to be woken for it, if at all.
-    pub(crate) fn send(&self, frame: Vec<u8>, deadline: Option<Instant>) -> Result<(), SendError> {
+    pub(crate) fn send(
+        self: &Arc<Self>,
+        frame: Frame,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError> {
         self.send_within(OUT_BYTES_MAX, frame, deadline)
     }
 
     /// As [`Sender::send`], of an answer: for a small one there is more room.
-    pub(crate) fn answer(&self, frame: Vec<u8>) -> Result<(), SendError> {
+    pub(crate) fn answer(self: &Arc<Self>, frame: Frame) -> Result<(), SendError> {
         let room = match frame.len() <= SMALL_ANSWER_BYTES_MAX {
             true => OUT_BYTES_MAX + SMALL_ANSWERS_BYTES,
             false => OUT_BYTES_MAX,
@@ -263,9 +263,9 @@ impl Sender {
     }
 
     fn send_within(
-        &self,
+        self: &Arc<Self>,
         room: usize,
-        frame: Vec<u8>,
+        frame: Frame,
         deadline: Option<Instant>,
     ) -> Result<(), SendError> {
         let mut out = self.out.lock();
@@ -281,15 +281,26 @@ impl Sender {
         // The writer thread must wake in time for it.
         let is_minded = deadline.is_none_or(|at| out.wake_at.is_some_and(|wake| wake <= at));
         let is_first = out.writer == Writer::Waits && out.frames.is_empty() && !out.flush;
-        if is_minded && is_first && frame.len() <= DIRECT_BYTES_MAX {
+        let is_held = wakeups::are_held();
+        if is_minded
+            && is_first
+            && !is_held
+            && let Some(whole) = frame.whole()
+            && whole.len() <= DIRECT_BYTES_MAX
+        {
             out.writer = Writer::Lent;
             drop(out);
-            self.write_now(&frame);
+            self.write_now(whole);
             return Ok(());
         }
         out.bytes += frame.len();
         out.frames.push_back(frame);
-        self.wake_writer(out);
+        if is_minded && is_held && out.writer == Writer::Waits {
+            drop(out);
+            wakeups::wake(self);
+        } else {
+            self.wake_writer(out);
+        }
         Ok(())
     }
 
@@ -347,14 +358,15 @@ impl Sender {
     /// The reader thread.
     fn read_all(
         self: &Arc<Self>,
-        mut decoder: Decoder,
-        limits: InputLimits,
+        (mut decoder, limits): (Decoder, InputLimits),
         receiver: &dyn Receiver,
+        pace: Option<Pace>,
     ) {
         _ = self.reader.set(thread::current().id());
-        let end = self.read_until_end(&mut decoder, limits, receiver);
+        let end = self.read_until_end((&mut decoder, limits), receiver, pace);
         // What it holds of a frame.
         drop(decoder);
+        receiver.read_ended();
         match end {
             ReadEnd::Gone(reason) => self.close(reason),
             ReadEnd::Violation(reason) => {
@@ -385,14 +397,15 @@ impl Sender {
 
     fn read_until_end(
         self: &Arc<Self>,
-        decoder: &mut Decoder,
-        limits: InputLimits,
+        (decoder, limits): (&mut Decoder, InputLimits),
         receiver: &dyn Receiver,
+        mut pace: Option<Pace>,
     ) -> ReadEnd {
         let mut unfinished = Unfinished::new(&self.socket, &*self.clock, limits);
         let mut buffer = vec![0; READ_BYTES];
         let mut peer_closed = false;
         loop {
+            let held = wakeups::hold();
             loop {
                 let body = match decoder.next_frame() {
                     Ok(Some(body)) => body,
@@ -407,11 +420,17 @@ impl Sender {
                     return ReadEnd::Violation(reason);
                 }
             }
+            drop(held);
+            receiver.read_ended();
             if peer_closed {
                 return ReadEnd::Gone("closed by the peer".to_owned());
             }
             if let Err(reason) = unfinished.look(decoder.unfinished()) {
                 return ReadEnd::Violation(reason);
+            }
+            match &mut pace {
+                Some(pace) => pace.rest(),
+                None => note_small(),
             }
             let bytes = match (&self.socket).read(&mut buffer) {
                 Ok(0) => return ReadEnd::Gone("closed by the peer".to_owned()),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use crate::ids::{CallId, Fence, Key, Revision};
-use crate::rpc::frame::{self, FRAME_BYTES_MAX, FrameTooLarge};
+use crate::rpc::frame::{FRAME_BYTES_MAX, Frame, FrameTooLarge};
 use crate::rpc::message::{
     FetchRequest, FetchResult, HOLDS_REVISIONS_MAX, Hello, HoldsRequest, ReleaseRequest, Request,
     Response, StoreRecord, StoreRequest, StoreResult,
@@ -99,7 +99,7 @@ fn invalid<T>(field: &'static str, problem: &'static str) -> Checked<T> {
 }
 
 /// Encodes a whole frame, prefix included. Counts above the limits are the caller's mistake.
-pub fn encode(envelope: Envelope) -> Result<Vec<u8>, FrameTooLarge> {
+pub fn encode(envelope: Envelope) -> Result<Frame, FrameTooLarge> {
     if let Err(error) = check_call(envelope.call, &envelope.body) {
         panic!("{error}");
     }
@@ -112,9 +112,9 @@ pub fn encode(envelope: Envelope) -> Result<Vec<u8>, FrameTooLarge> {
             Body::Response(response) => from_response(response),
         }),
     };
-    let mut frame = frame::begin(wire.encoded_len())?;
+    let mut frame = Frame::begin(wire.encoded_len())?;
     wire.encode(&mut frame)
-        .expect("a Vec grows as it is written");
+        .expect("a frame grows as it is written");
     Ok(frame)
 }
 
@@ -170,9 +170,9 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
         }
         Some(WireBody::HoldsResponse(response)) => Body::Response(Response::Holds(response.held)),
         Some(WireBody::RegisterResponse(_)) => Body::Response(Response::Register),
-        Some(WireBody::HeartbeatResponse(response)) => Body::Response(Response::Heartbeat(
-            members::to_position(response.committed),
-        )),
+        Some(WireBody::HeartbeatResponse(response)) => {
+            Body::Response(Response::Heartbeat(members::to_heartbeat_answer(response)))
+        }
         Some(WireBody::RaftRequest(request)) => {
             Body::Request(Request::Raft(peers::to_raft(request)?))
         }
@@ -268,9 +268,9 @@ fn from_response(response: Response) -> WireBody {
         Response::Release => WireBody::ReleaseResponse(wire::ReleaseResponse {}),
         Response::Holds(held) => WireBody::HoldsResponse(wire::HoldsResponse { held }),
         Response::Register => WireBody::RegisterResponse(wire::RegisterResponse {}),
-        Response::Heartbeat(committed) => WireBody::HeartbeatResponse(wire::HeartbeatResponse {
-            committed: Some(members::from_position(committed)),
-        }),
+        Response::Heartbeat(answer) => {
+            WireBody::HeartbeatResponse(members::from_heartbeat_answer(answer))
+        }
         Response::Snapshot => WireBody::SnapshotResponse(wire::SnapshotResponse {}),
         Response::Join(answer) => WireBody::JoinResponse(peers::from_join_answer(answer)),
         Response::Forward(replies) => WireBody::ForwardResponse(forward::from_replies(replies)),
@@ -446,9 +446,10 @@ mod tests {
         BULK_COUNT_MAX, Batch, Condition, ListRequest, PAGE_KEYS_MAX, SetOptions, Step, TTL_MS_MAX,
         Transaction, Write,
     };
+    use crate::rpc::frame::PREFIX_BYTES;
     use crate::rpc::message::{
-        HeartbeatRequest, JoinAnswer, JoinRequest, Purpose, RaftRequest, Refusal, RegisterRequest,
-        Role, Seen, SnapshotChunk, StandingAnswer,
+        HeartbeatAnswer, HeartbeatRequest, JoinAnswer, JoinRequest, Purpose, RaftRequest, Refusal,
+        RegisterRequest, Role, Seen, SnapshotChunk, StandingAnswer,
     };
 
     fn body_of(body: WireBody) -> Bytes {
@@ -830,7 +831,7 @@ mod tests {
             term: 0,
             body: Body::Response(Response::Refused(refusal)),
         });
-        let body = Bytes::from(frame.expect("small")).split_off(frame::PREFIX_BYTES);
+        let body = Bytes::from(frame.expect("small").to_vec()).split_off(PREFIX_BYTES);
         let cut = Refusal::Other("é".repeat(REASON_BYTES_MAX / 2));
         assert_eq!(
             decode(body).expect("valid").body,
@@ -1098,6 +1099,7 @@ mod tests {
                     .prop_map(|(have, need)| Failure::NotEnoughMembers { have, need }),
                 (0usize..9, 0usize..9).prop_map(|(have, need)| Failure::LeaderWaits { have, need }),
                 Just(Failure::LeaderIncomplete),
+                any::<u64>().prop_map(|above| Failure::TermOver { above }),
                 (0..9usize, 0..9usize).prop_map(|(have, need)| Failure::NoSpace { have, need }),
                 "[ -~]{0,30}".prop_map(|replicas| Failure::Unavailable { replicas }),
                 address.prop_map(|leader| Failure::NotLeader { leader }),
@@ -1147,7 +1149,9 @@ mod tests {
                 Just(Response::Release),
                 vec(any::<bool>(), 0..9).prop_map(Response::Holds),
                 Just(Response::Register),
-                position().prop_map(Response::Heartbeat),
+                (position(), any::<bool>()).prop_map(|(committed, has_all)| {
+                    Response::Heartbeat(HeartbeatAnswer { committed, has_all })
+                }),
                 Just(Response::Snapshot),
                 ("[a-z:0-9]{1,20}", "[a-z:0-9]{1,20}", "[a-z:0-9]{0,20}").prop_map(
                     |(rpc, client, http)| {
@@ -1215,8 +1219,8 @@ mod tests {
         }
 
         fn encoded(envelope: Envelope) -> Vec<u8> {
-            let mut frame = encode(envelope).expect("a small frame");
-            frame.split_off(frame::PREFIX_BYTES)
+            let frame = encode(envelope).expect("a small frame");
+            frame.to_vec().split_off(PREFIX_BYTES)
         }
 
         proptest! {

@@ -9,7 +9,11 @@
 //! most (plus what one read brought). A frame is split off its buffer without copying; as long as
 //! any part of it lives, so does the buffer it came in.
 
+mod outgoing;
+
 use bytes::{Bytes, BytesMut};
+
+pub use outgoing::Frame;
 
 /// Bytes of the length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -103,26 +107,16 @@ impl Decoder {
     }
 }
 
-/// Starts a frame whose body will be `bytes` long; the caller appends the body.
-pub fn begin(bytes: usize) -> Result<Vec<u8>, FrameTooLarge> {
-    let max = FRAME_BYTES_MAX;
-    let prefix = u32::try_from(bytes)
-        .ok()
-        .filter(|_| bytes <= max)
-        .ok_or(FrameTooLarge { bytes, max })?;
-    let mut frame = Vec::with_capacity(PREFIX_BYTES + bytes);
-    frame.extend_from_slice(&prefix.to_be_bytes());
-    Ok(frame)
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::BufMut;
+
     use super::*;
 
     fn framed(body: &[u8]) -> Vec<u8> {
-        let mut frame = begin(body.len()).expect("a small frame");
-        frame.extend_from_slice(body);
-        frame
+        let mut frame = Frame::begin(body.len()).expect("a small frame");
+        frame.put_slice(body);
+        frame.to_vec()
     }
 
     #[test]
@@ -144,7 +138,8 @@ mod tests {
             (decoder.next_frame(), decoder.next_frame()),
             (error.clone(), error)
         );
-        assert!(begin(FRAME_BYTES_MAX).is_ok() && begin(FRAME_BYTES_MAX + 1).is_err());
+        let begins = |bytes| Frame::begin(bytes).is_ok();
+        assert!(begins(FRAME_BYTES_MAX) && !begins(FRAME_BYTES_MAX + 1));
     }
 
     #[test]

@@ -348,7 +348,9 @@ impl<'a> Greeter<'a> {
         })
         .map_err(|error| GreetingError::Protocol(error.to_string()))?;
         let mut cipher = Vec::new();
-        self.session.send(&frame, &mut cipher);
+        frame
+            .parts()
+            .for_each(|part| self.session.send(part, &mut cipher));
         self.write(&cipher)?;
         Ok(())
     }

@@ -25,10 +25,12 @@ use crate::ids::CallId;
 use crate::protocol::request::Batch;
 use crate::rpc::connection::{Connection, Receiver, SendError, Sender};
 use crate::rpc::envelope::{self, Body, Envelope};
+use crate::rpc::frame::Frame;
 use crate::rpc::greeting::{self, Expected, Greeted, GreetingError};
 use crate::rpc::message::{Kind, Purpose, Request, Response};
 use crate::rpc::tls::TlsContext;
 use crate::rpc::{LocalIdentity, PeerInfo};
+use crate::threads::wakeups;
 
 /// Calls in flight on one link: the records that may be in flight to one member, were each its own
 /// call. Some 100 bytes each.
@@ -58,7 +60,8 @@ pub enum CallError {
 }
 
 /// What is done with the outcome of a call. It must be quick and must not block, as the link stands
-/// still meanwhile; it may call again on the same link, and must not `call_wait` there.
+/// still meanwhile; it may call again on the same link, and must not `call_wait` there. Wake-ups
+/// are held meanwhile (`threads::wakeups`): those who wait for answers of one read are woken once.
 pub type Completion = Box<dyn FnOnce(Result<Response, CallError>) + Send>;
 
 /// The calling side of a connection. Dropping it closes it and joins its threads.
@@ -236,7 +239,7 @@ impl From<SendError> for CallError {
     }
 }
 
-fn encode(call: CallId, term: u64, request: Request) -> Result<Vec<u8>, CallError> {
+fn encode(call: CallId, term: u64, request: Request) -> Result<Frame, CallError> {
     let body = Body::Request(request);
     envelope::encode(Envelope { call, term, body }).map_err(|error| CallError::TooLarge {
         bytes: error.bytes,
@@ -371,6 +374,7 @@ impl Receiver for Calls {
         let earliest = table.pending.values().map(|pending| pending.deadline).min();
         table.earliest = earliest;
         drop(table);
+        let _held = wakeups::hold();
         for (id, pending) in expired {
             log::debug!("call {id} to {}: {} timed out", self.peer, pending.kind);
             (pending.completion)(Err(CallError::TimedOut));
@@ -383,9 +387,11 @@ impl Receiver for Calls {
         table.lost = Some(reason.clone());
         let pending = std::mem::take(&mut table.pending);
         drop(table);
+        let held = wakeups::hold();
         for pending in pending.into_values() {
             (pending.completion)(Err(CallError::LinkLost(reason.clone())));
         }
+        drop(held);
         self.table.lock().settled = true;
         self.ended.notify_all();
     }

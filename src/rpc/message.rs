@@ -196,8 +196,8 @@ pub enum Response {
     Holds(Vec<bool>),
     /// The member is in the registry.
     Register,
-    /// Noted. The last entry that is known to be committed; none unless the active leader answers.
-    Heartbeat(LogPosition),
+    /// Noted.
+    Heartbeat(HeartbeatAnswer),
     /// The chunk is taken; after the last one, the whole file is.
     Snapshot,
     /// It belongs to the group, and says where it is reached.
@@ -319,6 +319,16 @@ pub struct Seen {
     pub revision: Option<Revision>,
     /// The furthest entry of the leaders' log that it was told is committed.
     pub committed: LogPosition,
+}
+
+/// What a leader tells a member with each heartbeat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeartbeatAnswer {
+    /// The last entry that is known to be committed; none unless the active leader answers.
+    pub committed: LogPosition,
+    /// The active leader compared the copies that it lists for the member since that started, and
+    /// all of them are there.
+    pub has_all: bool,
 }
 
 /// A member's counters.

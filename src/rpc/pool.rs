@@ -23,6 +23,7 @@ use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, Instant};
 use crate::ids::{MemberId, PeerId};
+use crate::logging::Seldom;
 use crate::rpc::LocalIdentity;
 use crate::rpc::greeting::{self, Expected, GreetingError};
 use crate::rpc::link::Link;
@@ -304,6 +305,8 @@ impl<T: Target> Shared<T> {
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut backoff = BACKOFF_MIN;
         let mut last_problem = String::new();
+        // A peer decides how it fails: two problems in turn would each be news.
+        let mut seldom = Seldom::default();
         while !endpoint.stop.is_stopped() {
             match self.dial(endpoint) {
                 Ok(link) => {
@@ -319,10 +322,12 @@ impl<T: Target> Shared<T> {
                 Err(error) => {
                     let (name, address) = (&endpoint.name, &endpoint.address);
                     let problem = error.to_string();
-                    if problem == last_problem {
-                        log::debug!("no link to {name} at {address}: {problem}");
+                    let is_news = problem != last_problem;
+                    let told = is_news.then(|| seldom.allows("no link", self.clock.now()));
+                    if let Some(more) = told.flatten() {
+                        log::warn!("no link to {name} at {address}: {problem}{more}");
                     } else {
-                        log::warn!("no link to {name} at {address}: {problem}");
+                        log::debug!("no link to {name} at {address}: {problem}");
                     }
                     last_problem = problem;
                 }

@@ -47,8 +47,10 @@ use crate::rpc::unfinished::{Budget, FRAME_TIMEOUT, InputLimits};
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
 
+mod limits;
 mod table;
 
+pub use self::limits::Limits;
 use self::table::{Entry, State, Table, supersedes};
 
 /// Waits after a failed accept (out of descriptors), so that it does not spin.
@@ -83,41 +85,16 @@ pub trait Service: Send + Sync {
     /// A call, the caller's role checked, in the order of arrival on that connection, on its reader
     /// thread; for a one-way request `responder` answers nothing and may be dropped. While this
     /// blocks, nothing more is read from this peer, and after some 6 s of that the peer's kernel
-    /// takes us for dead.
+    /// takes us for dead. Wake-ups are held (`threads::wakeups`), and with them answers that are
+    /// given here, until all calls of one read are handled.
     fn handle(&self, peer: &PeerInfo, call: CallInfo, request: Request, responder: Responder);
+    /// All calls of one read were handled, on the reader thread. The same holds for blocking.
+    fn read_ended(&self, peer: &PeerInfo) {
+        _ = peer;
+    }
     /// The connection has ended: once for each `connected` that returned `Ok`, after its last
     /// `handle`.
     fn disconnected(&self, peer: &PeerInfo);
-}
-
-/// Limits of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections of nodes that were welcomed.
-    pub connections: usize,
-    /// Of these, connections of one certificate's name. A node has one or two; a leader that visits
-    /// others has one more at times.
-    pub connections_per_name: usize,
-    /// Connections being greeted, each a thread for 5 s at most.
-    pub greetings: usize,
-    /// How long a frame may take once its first byte has arrived, beside 1 s for each MiB.
-    pub frame_timeout: Duration,
-    /// Bytes that unfinished frames above 64 KiB may hold together.
-    pub unfinished_bytes: usize,
-}
-
-impl Default for Limits {
-    /// A cluster has some tens of nodes, two or three connections each at most. Eight of the
-    /// largest frames may arrive at once; more wait for them.
-    fn default() -> Limits {
-        Limits {
-            connections: 256,
-            connections_per_name: 16,
-            greetings: 64,
-            frame_timeout: FRAME_TIMEOUT,
-            unfinished_bytes: 8 * FRAME_BYTES_MAX,
-        }
-    }
 }
 
 /// The answering side of a process. Stopping it is its owner's duty.
@@ -480,6 +457,10 @@ impl Receiver for Caller {
             .service
             .handle(&self.peer, call, request, responder);
         Ok(())
+    }
+
+    fn read_ended(&self) {
+        self.shared.service.read_ended(&self.peer);
     }
 
     fn wake(&self, _now: Instant) -> Option<Instant> {

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, SystemClock};
-use crate::ids::{ClusterId, Fence, Key, LogPosition, MemberId, PeerId, Revision};
+use crate::ids::{ClusterId, Fence, Key, MemberId, PeerId, Revision};
 use crate::protocol::reply::Reply;
 use crate::rpc::LocalIdentity;
 use crate::rpc::PeerInfo;
@@ -21,13 +21,15 @@ use crate::rpc::frame;
 use crate::rpc::greeting::{Accepting, Expected, GreetingError};
 use crate::rpc::link::{CallError, Completion, Link};
 use crate::rpc::message::{
-    FetchRequest, FetchResult, HeartbeatRequest, JoinAnswer, JoinRequest, RaftRequest, Refusal,
-    ReleaseRequest, Request, Response, Role, SnapshotChunk, StoreRecord, StoreRequest, StoreResult,
+    FetchRequest, FetchResult, HeartbeatAnswer, HeartbeatRequest, JoinAnswer, JoinRequest,
+    RaftRequest, Refusal, ReleaseRequest, Request, Response, Role, SnapshotChunk, StoreRecord,
+    StoreRequest, StoreResult,
 };
 use crate::rpc::pool::{Pool, PoolEvents, Target};
 use crate::rpc::server::{CallInfo, Limits, Responder, Server, Service};
 use crate::rpc::testing::TestPki;
 use crate::rpc::tls::{TlsContext, TlsError};
+use crate::threads::wakeups;
 
 mod calls;
 mod fetches;
@@ -117,7 +119,7 @@ fn answering() -> Arc<Recorder> {
             Request::Release(_) => Response::Release,
             Request::Holds(holds) => Response::Holds(vec![true; holds.revisions.len()]),
             Request::Register(_) => Response::Register,
-            Request::Heartbeat(_) => Response::Heartbeat(LogPosition::default()),
+            Request::Heartbeat(_) => Response::Heartbeat(HeartbeatAnswer::default()),
             Request::Snapshot(_) => Response::Snapshot,
             Request::Forward(batch) => Response::Forward(vec![Reply::Deleted; batch.reply_count()]),
             Request::Standing => Response::Refused(Refusal::NotLeader),

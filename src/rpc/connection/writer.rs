@@ -3,14 +3,18 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-use super::{Receiver, Sender, Writer};
+use super::{DIRECT_BYTES_MAX, Receiver, Sender, Writer};
 use crate::clock::Instant;
+use crate::rpc::frame::Frame;
+use crate::threads::pace::Pace;
+use crate::threads::wakeups::Sleeper;
 
 /// Plaintext encrypted and written at once. Small enough that the reader is not kept from the
 /// session for long (some 0.1 ms), large enough that system calls do not count.
@@ -30,10 +34,10 @@ enum Work {
 }
 
 impl Sender {
-    /// Writes a frame in place of the writer thread, then gives its part back.
-    pub(super) fn write_now(&self, frame: &[u8]) {
-        let mut cipher = Vec::with_capacity(frame.len() + TLS_OVERHEAD_BYTES);
-        self.session.lock().send(frame, &mut cipher);
+    /// Writes frames in place of the writer thread, then gives its part back.
+    pub(super) fn write_now(&self, plain: &[u8]) {
+        let mut cipher = Vec::with_capacity(plain.len() + TLS_OVERHEAD_BYTES);
+        self.session.lock().send(plain, &mut cipher);
         self.writes.fetch_add(1, Ordering::Relaxed);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let written = match rustix::net::send(&self.socket, &cipher, flags) {
@@ -54,14 +58,14 @@ impl Sender {
     }
 
     /// The writer thread.
-    pub(super) fn write_all(&self, receiver: &dyn Receiver) {
+    pub(super) fn write_all(&self, receiver: &dyn Receiver, pace: Option<Pace>) {
         _ = self.writer.set(thread::current().id());
-        if let Err(error) = self.write_until_end(receiver) {
+        if let Err(error) = self.write_until_end(receiver, pace) {
             self.close(format!("writing: {error}"));
         }
     }
 
-    fn write_until_end(&self, receiver: &dyn Receiver) -> io::Result<()> {
+    fn write_until_end(&self, receiver: &dyn Receiver, mut pace: Option<Pace>) -> io::Result<()> {
         let mut frames = VecDeque::new();
         let (mut plain, mut cipher) = (Vec::new(), Vec::new());
         loop {
@@ -74,15 +78,20 @@ impl Sender {
             let leftover = std::mem::take(&mut self.out.lock().leftover);
             self.write_cipher(&leftover, receiver)?;
             while let Some(frame) = frames.pop_front() {
-                for part in frame.chunks(UNIT_BYTES) {
-                    if plain.len() + part.len() > UNIT_BYTES {
-                        self.write_unit(&mut plain, &mut cipher, receiver)?;
-                        receiver.wake(self.clock.now());
+                for mut rest in frame.parts() {
+                    while let room @ 1.. = rest.len().min(UNIT_BYTES - plain.len()) {
+                        plain.extend_from_slice(&rest[..room]);
+                        rest = &rest[room..];
+                        if plain.len() == UNIT_BYTES {
+                            self.write_unit(&mut plain, &mut cipher, receiver)?;
+                            pace.iter_mut().for_each(Pace::rest);
+                            receiver.wake(self.clock.now());
+                        }
                     }
-                    plain.extend_from_slice(part);
                 }
             }
             self.write_unit(&mut plain, &mut cipher, receiver)?;
+            pace.iter_mut().for_each(Pace::rest);
             if finishing {
                 self.session.lock().close_notify();
                 self.write_unit(&mut plain, &mut cipher, receiver)?;
@@ -96,7 +105,7 @@ impl Sender {
         }
     }
 
-    fn wait_for_work(&self, wake_at: Option<Instant>, frames: &mut VecDeque<Vec<u8>>) -> Work {
+    fn wait_for_work(&self, wake_at: Option<Instant>, frames: &mut VecDeque<Frame>) -> Work {
         let mut out = self.out.lock();
         loop {
             if out.writer != Writer::Lent {
@@ -178,6 +187,32 @@ impl Sender {
         out.writer = Writer::Awake;
         drop(out);
         self.close("finished");
+    }
+}
+
+impl Sleeper for Sender {
+    /// Frames were sent while the wake-ups of their thread were held: writes them if they are
+    /// small, and has the writer thread write them otherwise.
+    fn wake_up(self: Arc<Self>) {
+        let mut out = self.out.lock();
+        if out.writer != Writer::Waits || !out.has_work() {
+            // Whoever writes has them, or looks at them before it rests.
+            return;
+        }
+        let is_only = !out.flush && out.finishing.is_none() && out.closed.is_none();
+        if !is_only || out.bytes > DIRECT_BYTES_MAX {
+            return self.wake_writer(out);
+        }
+        let frames = std::mem::take(&mut out.frames);
+        out.bytes = 0;
+        out.writer = Writer::Lent;
+        drop(out);
+        // They are too small to share payloads.
+        let small = frames.iter().filter_map(Frame::whole).collect::<Vec<_>>();
+        match small.as_slice() {
+            [frame] => self.write_now(frame),
+            frames => self.write_now(&frames.concat()),
+        }
     }
 }
 

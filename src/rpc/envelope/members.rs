@@ -2,7 +2,7 @@
 
 use super::{Checked, NAME_BYTES_MAX, ZONE_BYTES_MAX, from_fence, to_fence, to_label, wire};
 use crate::ids::{Fence, LogPosition, Revision};
-use crate::rpc::message::{HeartbeatRequest, RegisterRequest, Seen};
+use crate::rpc::message::{HeartbeatAnswer, HeartbeatRequest, RegisterRequest, Seen};
 
 pub(super) fn from_register(request: RegisterRequest) -> wire::RegisterRequest {
     wire::RegisterRequest {
@@ -76,6 +76,20 @@ fn to_seen(seen: Option<wire::Seen>) -> Checked<Seen> {
         revision: (seen.revision != 0).then_some(Revision::from_u64(seen.revision)),
         committed: to_position(seen.committed),
     })
+}
+
+pub(super) fn from_heartbeat_answer(answer: HeartbeatAnswer) -> wire::HeartbeatResponse {
+    wire::HeartbeatResponse {
+        committed: Some(from_position(answer.committed)),
+        has_all: answer.has_all,
+    }
+}
+
+pub(super) fn to_heartbeat_answer(response: wire::HeartbeatResponse) -> HeartbeatAnswer {
+    HeartbeatAnswer {
+        committed: to_position(response.committed),
+        has_all: response.has_all,
+    }
 }
 
 pub(super) fn from_position(position: LogPosition) -> wire::LogPosition {

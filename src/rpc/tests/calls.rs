@@ -54,6 +54,40 @@ fn answers_come_in_any_order_to_their_calls() {
 }
 
 #[test]
+fn answers_given_together_leave_in_one_write_and_wake_who_waits_for_them_once() {
+    const CALLS: u64 = 200;
+    let fixture = fixture();
+    let held = Mutex::new(Vec::new());
+    let server = fixture.serve(recorder(move |_, _, responder| {
+        let mut held = held.lock();
+        held.push(responder);
+        if held.len() as u64 == CALLS {
+            // Within the handling of one read, and in a few bytes each.
+            held.drain(..).for_each(|one| one.send(Response::Release));
+        }
+    }));
+    let link = fixture.dial(&server, 1);
+    let sleeper: Arc<wakeups::Counting> = Arc::default();
+    let (into, from) = bounded(CALLS as usize);
+    for n in 0..CALLS {
+        let (sleeper, into) = (Arc::clone(&sleeper), into.clone());
+        let completion: Completion = Box::new(move |answer| {
+            wakeups::wake(&sleeper);
+            into.send(answer).expect("there is room");
+        });
+        link.call(1, release(n), fixture.in_time(), completion)
+            .expect("a call");
+    }
+    for _ in 0..CALLS {
+        let answer = from.recv_timeout(SOON).expect("an answer");
+        assert_eq!(answer, Ok(Response::Release));
+    }
+    // It joins the reader, so whoever is to be woken was.
+    drop(link);
+    assert_eq!(sleeper.count(), 1);
+}
+
+#[test]
 fn frames_that_wait_leave_in_one_write() {
     let fixture = fixture();
     let (go, gate) = bounded::<()>(2);
@@ -240,7 +274,7 @@ fn calls_expire_while_the_peer_does_not_read_and_a_full_queue_is_busy() {
 fn a_dropped_responder_refuses_and_a_wrong_answer_ends_the_link() {
     let fixture = fixture();
     let server = fixture.serve(recorder(|_, request, responder| match request {
-        Request::Store(_) => responder.send(Response::Heartbeat(LogPosition::default())),
+        Request::Store(_) => responder.send(Response::Heartbeat(HeartbeatAnswer::default())),
         _ => drop(responder),
     }));
     let link = fixture.dial(&server, 1);

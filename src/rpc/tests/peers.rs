@@ -74,7 +74,7 @@ fn what_is_posted_arrives_in_order_with_calls_and_has_no_answer() {
                 told.send(request.messages[0].clone()).expect("room");
                 // Half of them are dropped, the others are told an answer: neither leaves.
                 if request.messages[0].len() > 1 {
-                    responder.send(Response::Heartbeat(LogPosition::default()));
+                    responder.send(Response::Heartbeat(HeartbeatAnswer::default()));
                 }
             }
             Request::Snapshot(chunk) => {

@@ -226,6 +226,7 @@ fn from_failure(failure: Failure) -> response::Failure {
         Failure::LeaderIncomplete => code(Code::LeaderIncomplete),
         Failure::NotEnoughMembers { have, need } => Wire::NotEnoughMembers(from_counts(have, need)),
         Failure::LeaderWaits { have, need } => Wire::LeaderWaits(from_counts(have, need)),
+        Failure::TermOver { above } => Wire::TermOver(above),
         Failure::NoSpace { have, need } => Wire::NoSpace(from_counts(have, need)),
         Failure::Unavailable { replicas } => Wire::Unavailable(replicas),
         Failure::NotLeader { leader } => Wire::NotLeader(leader.unwrap_or_default()),
@@ -281,6 +282,7 @@ fn to_failure(failure: response::Failure) -> Checked<Failure> {
             have: counts.have as usize,
             need: counts.need as usize,
         },
+        Some(Wire::TermOver(above)) => Failure::TermOver { above },
         Some(Wire::NoSpace(counts)) => Failure::NoSpace {
             have: counts.have as usize,
             need: counts.need as usize,
