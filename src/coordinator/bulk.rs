@@ -151,11 +151,6 @@ impl BulkWrite {
         }
     }
 
-    /// See [`super::Coordinator::waits_for_late_only`].
-    pub fn waits_for_late_only(&self) -> bool {
-        self.phase == Phase::Storing && self.parts.values().all(WriteBatch::waits_for_late_only)
-    }
-
     /// Whether `Done` was emitted.
     pub fn is_done(&self) -> bool {
         self.phase == Phase::Done

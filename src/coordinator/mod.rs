@@ -114,7 +114,7 @@ pub struct Limits {
     /// Copies that did not come within this, plus the time their bytes need, are not waited for: 2
     /// s. From the proposal on, the same time again is left for the commit.
     pub write_timeout: Duration,
-    /// A read ends after this: 2 s.
+    /// A read ends after this, and the time that large replies need: 2 s.
     pub read_timeout: Duration,
     /// How often members without room in flight are looked at again: 50 ms. Each look costs a step
     /// of every waiting batch.
@@ -186,8 +186,8 @@ impl Limits {
         window_ms.clamp(1, WINDOW_MS_MAX)
     }
 
-    /// The time that `bytes` need in a member's queue.
-    fn drain_time(&self, bytes: u64) -> Duration {
+    /// The time that `bytes` need to go through a slow member, in its queue or from it to a client.
+    pub fn drain_time(&self, bytes: u64) -> Duration {
         let rate = self.drain_bytes_per_second.max(1);
         Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)
     }
@@ -291,17 +291,6 @@ impl Coordinator {
             Coordinator::Read(batch) => batch.next_deadline(),
             Coordinator::Inquiry(inquiry) => inquiry.next_deadline(),
             Coordinator::Bulk(bulk) => bulk.next_deadline(),
-        }
-    }
-
-    /// Whether all that can bring it forward is late members, those that were late before they were
-    /// asked, or room in flight to busy ones: it may be parked and give its worker back.
-    pub fn waits_for_late_only(&self) -> bool {
-        match self {
-            Coordinator::Write(batch) => batch.waits_for_late_only(),
-            Coordinator::Read(batch) => batch.waits_for_late_only(),
-            Coordinator::Inquiry(_) => false,
-            Coordinator::Bulk(bulk) => bulk.waits_for_late_only(),
         }
     }
 

@@ -170,13 +170,7 @@ impl Runner {
         let coordinator = world.coordinator.as_ref().expect("a batch was started");
         let deadline = match coordinator.is_done() {
             true => "done".to_owned(),
-            false => {
-                let parked = match coordinator.waits_for_late_only() {
-                    true => ", may be parked",
-                    false => "",
-                };
-                format!("deadline {}{parked}", coordinator.next_deadline())
-            }
+            false => format!("deadline {}", coordinator.next_deadline()),
         };
         world.note(format!("at {}: {deadline}", world.now));
         let members: Vec<(MemberId, String)> = world

@@ -96,7 +96,7 @@ struct Call {
     /// When it is late.
     deadline: Instant,
     late: bool,
-    /// The member was late with another answer when this was sent: no worker waits for it.
+    /// The member was late with another answer when this was sent: it may not answer at all.
     is_suspect: bool,
 }
 
@@ -231,20 +231,6 @@ impl WriteBatch {
             Phase::Proposed { deadline, .. } => deadline,
             Phase::Reading(ref reads) => reads.batch().next_deadline(),
         }
-    }
-
-    /// See [`super::Coordinator::waits_for_late_only`].
-    pub fn waits_for_late_only(&self) -> bool {
-        if let Phase::Reading(reads) = &self.phase {
-            return reads.batch().waits_for_late_only();
-        }
-        let is_open = |&run: &usize| self.runs[run].is_open();
-        let is_awaited = |call: &Call| !call.late && !call.is_suspect;
-        matches!(self.phase, Phase::Collecting)
-            && !self
-                .calls
-                .values()
-                .any(|call| is_awaited(call) && call.runs.iter().any(is_open))
     }
 
     /// See [`super::Coordinator::answers_awaited`].

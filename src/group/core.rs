@@ -54,6 +54,7 @@ use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::{LogPosition, PeerId};
 
 pub mod copies;
+mod floor;
 pub mod guard;
 mod membership;
 mod messages;
@@ -68,6 +69,7 @@ mod waiting;
 mod wire;
 
 use self::copies::Recall;
+use self::floor::Floor;
 pub use self::membership::changed;
 pub use self::messages::{MessageDropped, Outgoing, SnapshotMessage, snapshot_of};
 pub use self::peers::Progress;
@@ -107,6 +109,10 @@ pub struct CoreConfig {
     pub election_ticks: std::ops::Range<usize>,
     /// Whether it asks each peer what that knows of it before they count for each other.
     pub asks_peers: bool,
+    /// Whether it waits for members at its start, see [`Core::members_told`].
+    pub asks_members: bool,
+    /// Says why the data of an entry, which is not empty, cannot be applied.
+    pub check: fn(&[u8]) -> Result<(), String>,
 }
 
 /// What must survive a crash beside the entries.
@@ -254,6 +260,9 @@ pub struct Core {
     /// The last term that it was found to lead, and the last entry before that term.
     elected: (u64, LogPosition),
     recall: Recall,
+    floor: Floor,
+    /// As in [`CoreConfig`].
+    check: fn(&[u8]) -> Result<(), String>,
 }
 
 impl Core {
@@ -304,6 +313,8 @@ impl Core {
             installed: None,
             elected: (0, LogPosition::default()),
             recall: Recall::new(config.asks_peers),
+            floor: Floor::new(config.asks_members),
+            check: config.check,
         };
         core.promised = core.promise();
         if is_alone {
@@ -316,6 +327,8 @@ impl Core {
     pub fn tick(&mut self) {
         self.remember_peers();
         self.ask_peers();
+        self.end_conflicts();
+        self.tick_floor();
         if !self.stands_still() {
             self.node.tick();
         }

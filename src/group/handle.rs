@@ -8,21 +8,29 @@
 //! ends, a thread that panics included: what carries it calls it when dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam_channel::{Sender, TrySendError};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::faults::{self, Fault};
 use crate::group::configuration::{Configuration, ConfigurationChange};
+use crate::group::core::copies::Obstacle;
 use crate::group::core::{CoreStatus, Role};
 use crate::group::node::{Event, GroupView};
 use crate::group::proposals::{ProposalOutcome, Reason};
+use crate::group::room::Room;
 use crate::group::snapshots::incoming::{IncomingChunk, TransferError};
 use crate::group::snapshots::{ChunkDone, Task};
-use crate::ids::PeerId;
+use crate::ids::{LogPosition, PeerId};
+use crate::logging;
+
+mod requests;
+
+pub(super) use self::requests::Completion;
+pub use self::requests::{ChangeRequest, PendingRead, Proposal};
 
 /// Bytes of an entry at most. A batch of 4,096 requests with the longest keys needs 2.3 MiB; the
 /// journal's record and a frame between peers hold twice this.
@@ -110,6 +118,16 @@ impl<O> GroupHandle<O> {
         self.inbox.clone()
     }
 
+    /// Gives the Raft thread an event that somebody waits for; gives it back if that thread has
+    /// ended or is too busy.
+    fn post(&self, event: Event<O>) -> Option<TrySendError<Event<O>>> {
+        let has_ended = self.shared.has_ended.read();
+        if *has_ended {
+            return Some(TrySendError::Disconnected(event));
+        }
+        self.inbox.try_send(event).err()
+    }
+
     /// Proposes an entry in `term`, at most once and in no other term (R2). `data` has 1 to
     /// [`ENTRY_BYTES_MAX`] bytes.
     ///
@@ -137,10 +155,10 @@ impl<O> GroupHandle<O> {
             data,
             completion,
         };
-        match self.inbox.try_send(Event::Propose(proposal)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(event)) => event.refuse(Reason::Busy),
-            Err(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
+        match self.post(Event::Propose(proposal)) {
+            None => {}
+            Some(TrySendError::Full(event)) => event.refuse(Reason::Busy),
+            Some(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
         }
     }
 
@@ -163,33 +181,54 @@ impl<O> GroupHandle<O> {
         &self,
         done: impl FnOnce(ReadOutcome) + Send + 'static,
     ) -> ReadConfirmation {
-        let status = self.status();
-        if !status.serving {
-            return ReadConfirmation::NotServing;
-        }
-        let is_alone = self.shared.is_alone.load(Ordering::Acquire);
-        if is_alone || faults::has(Fault::ReadWithoutReadIndex) {
-            let index = status.applied;
-            return ReadConfirmation::Immediate { index };
+        if let Some(confirmation) = self.confirm_read_at_once() {
+            return confirmation;
         }
         let read = PendingRead::new(done);
-        match self.inbox.try_send(Event::Read(read)) {
-            Ok(()) => ReadConfirmation::Later,
-            Err(TrySendError::Full(event)) => {
+        match self.post(Event::Read(read)) {
+            None => ReadConfirmation::Later,
+            Some(TrySendError::Full(event)) => {
                 event.forget();
                 ReadConfirmation::Busy
             }
-            Err(TrySendError::Disconnected(event)) => {
+            Some(TrySendError::Disconnected(event)) => {
                 event.forget();
                 ReadConfirmation::NotServing
             }
         }
     }
 
-    /// A message of a peer, as its [`crate::group::Transport`] was given it. Lost when there is too
-    /// much already.
-    pub fn message(&self, link: PeerId, message: Bytes) {
-        _ = self.inbox.try_send(Event::Message { link, message });
+    /// As [`Group::confirm_read`], as far as it can be said without asking others: never `Later`.
+    pub fn confirm_read_at_once(&self) -> Option<ReadConfirmation> {
+        let status = self.status();
+        if !status.serving {
+            return Some(ReadConfirmation::NotServing);
+        }
+        let is_alone = self.shared.is_alone.load(Ordering::Acquire);
+        let index = status.applied;
+        (is_alone || faults::has(Fault::ReadWithoutReadIndex))
+            .then_some(ReadConfirmation::Immediate { index })
+    }
+
+    /// Messages of a peer, as its [`crate::group::Transport`] was given them, that came together in
+    /// `bytes` of memory. Lost when there is too much already.
+    pub fn messages(&self, link: PeerId, messages: Vec<Bytes>, bytes: usize) {
+        let Some(room) = Room::take(&self.shared.message_bytes, bytes) else {
+            if let Some(more) = logging::seldom("raft inbox is full") {
+                log::warn!("messages of peer {link} are dropped: too many bytes wait{more}");
+            }
+            return;
+        };
+        let room = Arc::new(room);
+        for message in messages {
+            let room = Some(Arc::clone(&room));
+            let event = Event::Message {
+                link,
+                message,
+                room,
+            };
+            _ = self.inbox.try_send(event);
+        }
     }
 
     /// A message to `peer` was lost, or its link is.
@@ -232,10 +271,10 @@ impl<O> GroupHandle<O> {
             change,
             completion: Completion::new(done),
         };
-        match self.inbox.try_send(Event::Change(request)) {
-            Ok(()) => {}
-            Err(TrySendError::Full(event)) => event.refuse(Reason::Busy),
-            Err(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
+        match self.post(Event::Change(request)) {
+            None => {}
+            Some(TrySendError::Full(event)) => event.refuse(Reason::Busy),
+            Some(TrySendError::Disconnected(event)) => event.refuse(Reason::Stopped),
         }
     }
 
@@ -251,6 +290,16 @@ impl<O> GroupHandle<O> {
         _ = self.inbox.try_send(Event::LeaveTerms(above));
     }
 
+    /// Members know of committed entries up to `committed`; whether enough of them have told. False
+    /// if there is too much already.
+    pub fn members_told(&self, committed: LogPosition, is_enough: bool) -> bool {
+        let event = Event::MembersTold {
+            committed,
+            is_enough,
+        };
+        self.inbox.try_send(event).is_ok()
+    }
+
     /// How the group stands; `done` is called on the Raft thread and must not block, or is dropped
     /// when that is too busy or gone.
     pub fn inspect(&self, done: impl FnOnce(GroupView) + Send + 'static) {
@@ -260,6 +309,11 @@ impl<O> GroupHandle<O> {
     /// Who takes part, as last applied here.
     pub fn configuration(&self) -> Arc<Configuration> {
         self.shared.configuration.lock().clone()
+    }
+
+    /// Why this process neither leads nor follows, if more is known than that nobody is elected.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        *self.shared.obstacle.lock()
     }
 
     /// Blocks until this process serves, `timeout` at most; true when it does. False at once when
@@ -274,96 +328,6 @@ impl<O> GroupHandle<O> {
     }
 }
 
-/// A change of the configuration on its way to the Raft thread.
-pub struct ChangeRequest {
-    pub(super) term: u64,
-    pub(super) change: ConfigurationChange,
-    pub(super) completion: Completion<()>,
-}
-
-/// One proposal on its way to the Raft thread.
-pub struct Proposal<O> {
-    pub(super) term: u64,
-    pub(super) data: Vec<u8>,
-    pub(super) completion: Completion<O>,
-}
-
-/// The callback of a proposal, boxed so that the Raft thread can keep it.
-type Done<O> = Box<dyn FnOnce(ProposalOutcome<O>) + Send>;
-
-/// Calls back exactly once: with the outcome it is given, or when dropped without one.
-pub(super) struct Completion<O> {
-    /// Present until called.
-    done: Option<Done<O>>,
-    /// Whether the entry was appended: decides what a drop means.
-    proposed: bool,
-}
-
-impl<O> Completion<O> {
-    fn new(done: impl FnOnce(ProposalOutcome<O>) + Send + 'static) -> Completion<O> {
-        Completion {
-            done: Some(Box::new(done)),
-            proposed: false,
-        }
-    }
-
-    /// The entry is appended: from here on, a drop means that the outcome is unknown.
-    pub(super) fn proposed(mut self) -> Completion<O> {
-        self.proposed = true;
-        self
-    }
-
-    pub(super) fn finish(mut self, outcome: ProposalOutcome<O>) {
-        if let Some(done) = self.done.take() {
-            done(outcome);
-        }
-    }
-}
-
-impl<O> Drop for Completion<O> {
-    fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(if self.proposed {
-                ProposalOutcome::Unknown
-            } else {
-                ProposalOutcome::NotProposed(Reason::Stopped)
-            });
-        }
-    }
-}
-
-/// The callback of a read, called exactly once, or never after [`PendingRead::forget`].
-pub struct PendingRead {
-    done: Option<Box<dyn FnOnce(ReadOutcome) + Send>>,
-}
-
-impl PendingRead {
-    fn new(done: impl FnOnce(ReadOutcome) + Send + 'static) -> PendingRead {
-        PendingRead {
-            done: Some(Box::new(done)),
-        }
-    }
-
-    pub(super) fn finish(mut self, outcome: ReadOutcome) {
-        if let Some(done) = self.done.take() {
-            done(outcome);
-        }
-    }
-
-    /// The caller got its answer otherwise.
-    pub(super) fn forget(mut self) {
-        self.done = None;
-    }
-}
-
-impl Drop for PendingRead {
-    fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(ReadOutcome::NotServing);
-        }
-    }
-}
-
 /// What the Raft thread publishes.
 pub(super) struct Shared {
     /// Term << 3 | role << 1 | serving.
@@ -371,8 +335,13 @@ pub(super) struct Shared {
     /// The leader's id, 0 for none.
     leader: AtomicU64,
     applied: AtomicU64,
+    /// Bytes of peers' messages that wait in the inbox.
+    message_bytes: Arc<AtomicUsize>,
     /// The journal waits for space; set and cleared by the journal thread.
     pub(super) disk_full: AtomicBool,
+    /// Whether the Raft thread takes no more events. Held while one is given to it, and by the
+    /// thread before it refuses those that it was given last: so each is taken or refused.
+    pub(super) has_ended: RwLock<bool>,
     /// The index of a durable snapshot behind which the journal may be cut, 0 once it is; set by
     /// the Raft thread, taken by the journal thread.
     pub(super) cut: AtomicU64,
@@ -381,6 +350,8 @@ pub(super) struct Shared {
     is_alone: AtomicBool,
     /// Who takes part, as last applied.
     configuration: Mutex<Arc<Configuration>>,
+    /// See [`GroupHandle::obstacle`].
+    obstacle: Mutex<Option<Obstacle>>,
     /// The journal thread sleeps until it is told something; set and cleared by it, and cleared by
     /// the Raft thread when it tells it.
     pub(super) journal_sleeps: AtomicBool,
@@ -396,10 +367,13 @@ impl Shared {
             state: AtomicU64::new(pack(Role::Follower, 0, false)),
             leader: AtomicU64::new(0),
             applied: AtomicU64::new(0),
+            message_bytes: Arc::default(),
             disk_full: AtomicBool::new(false),
+            has_ended: RwLock::new(false),
             cut: AtomicU64::new(0),
             is_alone: AtomicBool::new(configuration.is_alone(own)),
             configuration: Mutex::new(Arc::new(configuration.clone())),
+            obstacle: Mutex::new(None),
             journal_sleeps: AtomicBool::new(false),
             stopped: Mutex::new(false),
             changed: Condvar::new(),
@@ -425,6 +399,11 @@ impl Shared {
         *self.configuration.lock() = Arc::new(configuration.clone());
         self.is_alone
             .store(configuration.is_alone(own), Ordering::Release);
+    }
+
+    /// Publishes why it neither leads nor follows.
+    pub(super) fn publish_obstacle(&self, obstacle: Option<Obstacle>) {
+        *self.obstacle.lock() = obstacle;
     }
 
     /// Publishes an applied index.
@@ -469,5 +448,41 @@ fn role_of(state: u64) -> Role {
         1 => Role::Candidate,
         2 => Role::Leader,
         _ => Role::Follower,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::configuration::Configuration;
+    use crate::group::room::{MESSAGE_BYTES_MAX, SMALL_BYTES};
+
+    #[test]
+    fn messages_take_bounded_memory_and_small_ones_have_a_reserve() {
+        let own = PeerId(1);
+        let shared = Arc::new(Shared::new(&Configuration::of([own]), own));
+        let (inbox, events) = crossbeam_channel::bounded::<Event<()>>(100);
+        let (tasks, _) = crossbeam_channel::bounded(1);
+        let handle = GroupHandle::new(inbox, tasks, Arc::clone(&shared));
+        let send = |count, bytes| {
+            let before = events.len();
+            let messages = vec![Bytes::from_static(b"m"); count];
+            handle.messages(PeerId(2), messages, bytes);
+            events.len() - before
+        };
+        let used = || shared.message_bytes.load(Ordering::Relaxed);
+        assert_eq!(send(3, MESSAGE_BYTES_MAX - 100), 3);
+        assert_eq!(send(1, SMALL_BYTES + 1), 0, "no room");
+        assert_eq!(send(1, SMALL_BYTES), 1, "the reserve");
+        assert_eq!(send(1, usize::MAX), 0);
+        // Those that came together give back their room with the last one.
+        events.try_iter().take(2).for_each(drop);
+        assert_eq!(used(), MESSAGE_BYTES_MAX - 100 + SMALL_BYTES);
+        events.try_iter().for_each(drop);
+        assert_eq!(used(), 0);
+        // A full inbox keeps nothing.
+        assert_eq!(send(150, 1000), 100);
+        events.try_iter().for_each(drop);
+        assert_eq!((send(1, 1000), used()), (1, 1000));
     }
 }

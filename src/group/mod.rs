@@ -83,6 +83,7 @@ mod parts;
 pub mod proposals;
 mod raft_thread;
 pub mod reads;
+mod room;
 mod running;
 #[cfg(test)]
 mod scripts;
@@ -96,6 +97,7 @@ mod tests;
 pub mod window;
 
 pub use self::configuration::{Configuration, ConfigurationChange, PeerAddress};
+pub use self::core::copies::Obstacle;
 pub use self::core::{Outgoing, Progress, Role};
 pub use self::handle::{ENTRY_BYTES_MAX, GroupHandle, GroupStatus, ReadConfirmation, ReadOutcome};
 pub use self::identity::Bootstrap;
@@ -103,6 +105,7 @@ pub use self::node::GroupView;
 pub use self::parts::{Parts, inspect};
 pub use self::proposals::{ProposalOutcome, Reason};
 pub use self::snapshots::SnapshotSource;
+pub use self::snapshots::files::{Piece, SnapshotCheck};
 pub use self::snapshots::incoming::{IncomingChunk, TransferError};
 pub use self::snapshots::sending::OutgoingSnapshot;
 
@@ -129,7 +132,32 @@ pub trait StateMachine: Send {
     /// own. At start it is called for what the journal holds behind the last snapshot, before any
     /// thread exists, the answer being dropped; everything that it changes must follow from the
     /// entries alone (A3).
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Self::Output;
+    ///
+    /// An error says why the data cannot be applied. It ends the group: passed over, the state
+    /// would differ from that of others. Only data that [`StateMachine::check`] did not see comes
+    /// to that, such as what a later version of the program left in the journal.
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<Self::Output, String>;
+
+    /// Whether [`StateMachine::apply`] can take an entry's data, by the data alone; an error says
+    /// why not. Asked of each entry that a peer sends, before it is stored: what most participants
+    /// refuse is never committed.
+    fn check(data: &[u8]) -> Result<(), String>
+    where
+        Self: Sized,
+    {
+        _ = data;
+        Ok(())
+    }
+
+    /// Takes the pieces of a peer's snapshot, before it may replace anything, and says what is
+    /// wrong with them: all that [`StateMachine::restore`] and [`StateMachine::restored`] would
+    /// refuse. Runs on the `snapshot` thread.
+    fn snapshot_check() -> SnapshotCheck
+    where
+        Self: Sized,
+    {
+        Box::new(|_| Ok(()))
+    }
 
     /// Begins a snapshot of the state as it is, everything up to `index` being applied, and goes on
     /// applying. The source is read and dropped on another thread; until it is dropped no other
@@ -270,20 +298,16 @@ pub enum GroupError {
         /// The last entry that it has.
         last: u64,
     },
-    /// Another leader would overwrite entries that are committed.
+    /// A committed entry is nothing that this program can apply.
     #[error(
-        "leader {peer} of term {term} has another entry at {index} of the log, which is committed \
-         here: it, or one that voted for it, runs on an older copy of its directory. This leader \
-         has what was acknowledged and stops, so that it is not overwritten: stop the others, and \
-         restore them from this one"
+        "entry {index} of the log cannot be applied: {reason}. Passed over, this leader would \
+         differ from the others: start the version of the program that wrote it"
     )]
-    Overwrites {
-        /// The leader.
-        peer: PeerId,
-        /// Its term.
-        term: u64,
-        /// The first entry that differs.
+    Entry {
+        /// Its index.
         index: u64,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A directory or thread could not be made.
     #[error("cannot {action} {what}: {source}")]
@@ -341,6 +365,8 @@ pub struct GroupOptions {
     pub timing: Timing,
     /// Whether it asks its peers at each start what they know of it, see [`core::copies`].
     pub asks_peers: bool,
+    /// Whether it waits for members at a restart; see `core::floor`.
+    pub asks_members: bool,
     /// Called at most once, on the Raft thread and after all that waited was told, when the group
     /// fails while running. The process should then stop: it cannot serve any more. It must not
     /// join the group's threads itself; setting a signal is enough.

@@ -13,6 +13,9 @@
 //! and become the next, larger write. A snapshot begins between two entries, when everything that
 //! was committed is applied.
 //!
+//! A thread that waits for several entries which are applied together is woken once, after the last
+//! of them (`threads::wakeups`).
+//!
 //! # Failure
 //!
 //! An error ends the group: nothing more is applied or acknowledged, and what waits is told
@@ -20,11 +23,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::disk::fs::File;
 use crate::group::configuration::{Configuration, ConfigurationChange};
+use crate::group::core::copies::Obstacle;
 use crate::group::core::{Batch, Core, CoreStatus, Outgoing, Persist, Progress};
 use crate::group::handle::{ChangeRequest, Completion, PendingRead, Proposal, ReadOutcome, Shared};
 use crate::group::proposals::{Decided, ProposalOutcome, Proposals, Reason};
@@ -35,20 +38,24 @@ use crate::group::snapshots::{Request, Schedule};
 use crate::group::window::{EntryKind, LogEntry, Position};
 use crate::group::{GroupError, Leadership, Role, StateMachine};
 use crate::ids::PeerId;
+use crate::threads::wakeups;
 
 mod events;
+mod stopping;
 mod writes;
 
 pub use self::events::Event;
 use self::events::log_dropped;
+use self::stopping::Stop;
 pub(super) use self::writes::Writes;
 
 /// Writes handed to the journal and not durable. It merges what waits into one write, so few are
 /// enough; with one, the journal would idle while this makes the next.
 pub const WRITES_IN_FLIGHT_MAX: usize = 8;
 
-/// How long a participant that stops tries to hand leadership over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of entries that are applied while the wake-ups of those who wait for them are held. They
+/// take some 100 us; with much more the first to be told would wait for the last.
+const HELD_BYTES_MAX: usize = 16 << 10;
 
 /// How a group stands, as one participant sees it.
 #[derive(Clone, Debug)]
@@ -92,6 +99,8 @@ pub struct Node<S: StateMachine> {
     pub(super) reads: Reads<PendingRead>,
     /// The term that the state machine was told is serving.
     pub(super) serving: Option<u64>,
+    /// The obstacle that was published.
+    pub(super) obstacle: Option<Obstacle>,
     /// The writes that are not durable.
     pub(super) writes: Writes,
     pub(super) stop: Option<Stop>,
@@ -103,15 +112,6 @@ pub(super) enum Waiter<O> {
     Change(Completion<()>),
 }
 
-/// A stop under way.
-#[derive(Clone, Copy)]
-pub(super) struct Stop {
-    /// Until then leadership may be handed over.
-    hand_over_until: Instant,
-    /// When to end even though something is not decided.
-    at: Instant,
-}
-
 impl<S: StateMachine> Node<S> {
     /// Takes an event at `now`. An error ends the group.
     pub fn take(&mut self, event: Event<S::Output>, now: Instant) -> Result<(), GroupError> {
@@ -120,13 +120,17 @@ impl<S: StateMachine> Node<S> {
             Event::Read(read) => self.read(read),
             Event::Change(request) => self.change(request),
             Event::LeaveTerms(above) => self.core.leave_terms(above),
+            Event::MembersTold {
+                committed,
+                is_enough,
+            } => self.core.members_told(committed, is_enough),
             Event::Transfer(peer) => self.core.transfer(peer),
             Event::Inspect(done) => done(GroupView {
                 configuration: self.core.configuration().clone(),
                 progress: self.core.progress(),
                 status: self.core.status(),
             }),
-            Event::Message { link, message } => log_dropped(self.core.step(link, &message)),
+            Event::Message { link, message, .. } => log_dropped(self.core.step(link, &message)),
             Event::Unreachable(peer) => self.core.unreachable(peer),
             // One of its own is being drawn from the state that would go. The next attempt of the
             // peer comes when that is done.
@@ -215,28 +219,6 @@ impl<S: StateMachine> Node<S> {
         Ok(effects)
     }
 
-    /// Whether a stop that was begun is over.
-    pub fn is_finished(&self, now: Instant) -> bool {
-        let Some(stop) = self.stop else {
-            return false;
-        };
-        let leads = self.core.status().role == Role::Leader;
-        let has_time = now < stop.hand_over_until;
-        let is_handing_over = leads && !self.core.configuration().is_alone(self.peer) && has_time;
-        // What one that does not lead any more has proposed is decided by the next leader, if there
-        // is one. Where all stop together there is none.
-        let is_decided = self.proposals.is_empty() || !(leads || has_time);
-        let is_done = is_decided && self.core.writes_in_flight() == 0;
-        now >= stop.at || (is_done && !is_handing_over)
-    }
-
-    /// When a stop that was begun is to be looked at again.
-    pub fn stop_at(&self, now: Instant) -> Option<Instant> {
-        let times = |stop: Stop| [stop.hand_over_until, stop.at].into_iter();
-        let later = times(self.stop?).filter(|time| *time > now).min();
-        Some(later.unwrap_or(now))
-    }
-
     /// Ends it: nothing is served from here on. What waits is told by being dropped: unknown if it
     /// was appended, else not proposed.
     pub fn end(mut self) {
@@ -312,16 +294,6 @@ impl<S: StateMachine> Node<S> {
         }
     }
 
-    fn begin_stop(&mut self, timeout: Duration, now: Instant) {
-        if self.stop.is_none() {
-            self.stop = Some(Stop {
-                hand_over_until: now + HAND_OVER_TIMEOUT,
-                at: now + timeout,
-            });
-            self.core.transfer(None);
-        }
-    }
-
     fn persisted(&mut self, number: u64, journal_bytes: u64, now: Instant) {
         self.schedule.journal_grew(journal_bytes);
         self.writes.end(number, now);
@@ -349,12 +321,21 @@ impl<S: StateMachine> Node<S> {
         for message in batch.messages {
             self.send(message, effects);
         }
+        let mut held = Some(wakeups::hold());
         for (context, index) in batch.reads {
             self.reads.confirm(context, index);
             self.release_reads();
         }
+        let mut bytes = 0;
         for entry in batch.committed {
+            bytes += entry.data.len();
             self.apply(&entry)?;
+            if bytes > HELD_BYTES_MAX {
+                bytes = 0;
+                // First let go, then hold again.
+                drop(held.take());
+                held = Some(wakeups::hold());
+            }
         }
         Ok(())
     }
@@ -385,7 +366,10 @@ impl<S: StateMachine> Node<S> {
         match entry.kind {
             // The empty entry that begins a term is Raft's own.
             EntryKind::Command if entry.data.is_empty() => {}
-            EntryKind::Command => output = Some(self.machine.apply(index, term, &entry.data)),
+            EntryKind::Command => match self.machine.apply(index, term, &entry.data) {
+                Ok(applied) => output = Some(applied),
+                Err(reason) => return Err(GroupError::Entry { index, reason }),
+            },
             EntryKind::Configuration => match self.core.apply_change(entry) {
                 Ok(()) => self.publish_configuration(),
                 Err(error) => log::error!("entry {index} changes nothing: {error}"),
@@ -491,6 +475,14 @@ impl<S: StateMachine> Node<S> {
                 self.machine.leadership(status.serving_in(term));
             }
             self.serving = serving;
+        }
+        let obstacle = self.core.obstacle();
+        if self.obstacle != obstacle {
+            if let (None, Some(obstacle @ Obstacle::Lacks { .. })) = (self.obstacle, obstacle) {
+                log::error!("{obstacle}");
+            }
+            self.obstacle = obstacle;
+            self.shared.publish_obstacle(obstacle);
         }
         self.shared.publish(&status);
     }

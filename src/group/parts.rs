@@ -82,6 +82,8 @@ impl<S: StateMachine> Parts<S> {
             heartbeat_ticks: options.timing.heartbeat_ticks,
             election_ticks: options.timing.election_ticks.clone(),
             asks_peers: options.asks_peers && is_restart,
+            asks_members: options.asks_members && is_restart,
+            check: S::check,
         };
         let applied = recovered.applied();
         let shared = Arc::new(Shared::new(&recovered.configuration, identity.peer));
@@ -114,6 +116,7 @@ impl<S: StateMachine> Parts<S> {
             reads: Reads::default(),
             serving: None,
             writes: Writes::default(),
+            obstacle: None,
             stop: None,
         };
         Ok(Parts {
@@ -121,7 +124,7 @@ impl<S: StateMachine> Parts<S> {
             handle: GroupHandle::new(inbox, tasks.clone(), shared.clone()),
             inbox: events,
             journal,
-            desk: SnapshotDesk::new(files, options.clock.clone()),
+            desk: SnapshotDesk::new(files, options.clock.clone(), S::snapshot_check),
             task_queue: (tasks, queue),
             shared,
         })
@@ -191,6 +194,7 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         .map_or(0, |found| found.position.index + 1);
     fs.create_dir_all(&journal_dir)
         .map_err(io_error("make", &journal_dir))?;
+    let mut failed = None;
     let (mut journal, recovered) = Journal::open(
         options.fs.clone(),
         &journal_dir,
@@ -199,14 +203,21 @@ fn open<S: StateMachine>(options: &GroupOptions, machine: &mut S) -> Result<Open
         start,
         WINDOW_BYTES_MAX,
         &mut |entry: &LogEntry| {
-            if faults::has(Fault::SnapshotWithoutLastEntry) && entry.index == first_index {
+            let index = entry.index;
+            if faults::has(Fault::SnapshotWithoutLastEntry) && index == first_index {
                 return;
             }
-            if !entry.data.is_empty() {
-                machine.apply(entry.index, entry.term, &entry.data);
+            if entry.data.is_empty() || failed.is_some() {
+                return;
+            }
+            if let Err(reason) = machine.apply(index, entry.term, &entry.data) {
+                failed = Some(GroupError::Entry { index, reason });
             }
         },
     )?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let recovered = match recovered {
         Some(recovered) => recovered,
         None if identity.is_ready || snapshot.is_some() => {

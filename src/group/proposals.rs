@@ -9,9 +9,9 @@
 
 use std::collections::VecDeque;
 
-/// How many proposals may wait to be applied. A proposal is a batch of a worker, of which there are
-/// a few thousand at most (64 workers, 4,096 parked batches); half of it would refuse some of them.
-pub const WAITING_MAX: usize = 8192;
+/// How many proposals may wait to be applied: as many as batches of clients may be under way; half
+/// of it would refuse some of them.
+pub const WAITING_MAX: usize = 16_384;
 
 /// Why something was not proposed. Nothing happened and nothing will.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

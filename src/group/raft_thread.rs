@@ -29,9 +29,9 @@ use crate::group::snapshots::Task;
 use crate::group::{GroupError, StateMachine, Transport};
 
 /// Events that wait for the Raft thread. When full, proposals and reads are refused as busy,
-/// messages of peers are lost, the journal waits. As many as batches may be parked: with half of
-/// it, all of them going on at once would be refused although there is room for them.
-pub(super) const INBOX_MAX: usize = 4096;
+/// messages of peers are lost, the journal waits. As many as batches of clients may be under way:
+/// with half of it, all of them going on at once would be refused although there is room for them.
+pub(super) const INBOX_MAX: usize = 16_384;
 
 /// Entries of a write that the thread of one that is alone makes itself: that many come from one
 /// client or two. With more, the next ones gather while the journal thread writes.
@@ -62,6 +62,7 @@ impl<S: StateMachine> RaftThread<S> {
         // The queues of the journal and the snapshots.
         drop((self.journal, self.tasks));
         // The channel keeps what is in it until its last sender is gone, which may be never.
+        *self.shared.has_ended.write() = true;
         for event in inbox.try_iter() {
             event.refuse(Reason::Stopped);
         }

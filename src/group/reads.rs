@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 /// How many reads may wait; more are refused as busy. As many as proposals.
-pub const WAITING_MAX: usize = 8192;
+pub const WAITING_MAX: usize = 16_384;
 
 /// After how many ticks an unanswered request is issued again: two heartbeats, so that one lost
 /// message costs a read 100 ms of its 2 s.

@@ -6,15 +6,20 @@
 //! after 8, p3 after 10, and so on, always the same.
 //! `UPDATE_GOLDENFILES=1 cargo test group::scripts` records `testscripts/`.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 
 use goldenscript::Context;
 
+use self::commands::Command;
 use super::core::readable::name;
 use super::node::Event;
 use super::testing::{Parcel, Started, Trace, World, members, texts};
 use super::*;
-use crate::disk::mem::Loss;
+use crate::disk::mem::{Loss, MemFileSystem};
+use crate::ids::LogPosition;
+
+mod commands;
 
 /// No snapshot is taken for the journal's length.
 const NEVER: u64 = u64::MAX;
@@ -22,102 +27,12 @@ const NEVER: u64 = u64::MAX;
 /// Rounds of messages after which a group that is left alone must have come to rest.
 const ROUNDS_MAX: usize = 100;
 
-/// The commands of a script.
-#[derive(goldenscript::Command)]
-enum Command {
-    /// Starts anew with so many peers, of which the first `voters` (all, if not given) make the
-    /// group and the others wait to be added. `ticks` is the election time-out of all.
-    Cluster {
-        peers: u64,
-        #[arg(key)]
-        voters: Option<u64>,
-        #[arg(key)]
-        ticks: Option<usize>,
-    },
-    /// So many ticks of time pass for the peers named, or for all; nothing is written or delivered.
-    Tick {
-        count: usize,
-        #[arg(optional)]
-        peers: Vec<String>,
-    },
-    /// Journals write and messages arrive in the order of sending, until nothing is left to do.
-    Settle,
-    /// So many ticks pass for all, and after each of them the group comes to rest.
-    Run { ticks: usize },
-    /// Journals write what they have.
-    Sync(Vec<String>),
-    /// What is on its way arrives, in the order of sending, but not what that causes: all of it, or
-    /// `count` of what is `from`, `to` and of a `kind`.
-    Deliver {
-        #[arg(key)]
-        from: Option<String>,
-        #[arg(key)]
-        to: Option<String>,
-        #[arg(key)]
-        kind: Option<String>,
-        #[arg(key)]
-        count: Option<usize>,
-    },
-    /// The same is lost.
-    Drop {
-        #[arg(key)]
-        from: Option<String>,
-        #[arg(key)]
-        to: Option<String>,
-        #[arg(key)]
-        kind: Option<String>,
-        #[arg(key)]
-        count: Option<usize>,
-    },
-    /// What is on its way.
-    Messages,
-    /// What is sent between two peers is lost, or between one and all others. What is on its way
-    /// still arrives.
-    Partition { one: String, other: Option<String> },
-    /// Nothing is lost any more.
-    Heal,
-    /// Power fails: what was not written is gone.
-    Crash(String),
-    /// A peer is told to stop, and so many ticks pass at most until it is ready to, while nothing
-    /// that is sent arrives.
-    Stop { peer: String, ticks: usize },
-    /// Starts again from what the disk kept.
-    Restart(String),
-    /// Proposes entries in the term of a peer, or in another one; each padded to `size` bytes.
-    Propose {
-        peer: String,
-        texts: Vec<String>,
-        #[arg(key)]
-        term: Option<u64>,
-        #[arg(key)]
-        size: Option<usize>,
-    },
-    /// Asks for so many reads.
-    Read { peer: String, count: Option<u64> },
-    /// The first peer adds the second as a learner.
-    Add { peer: String, newcomer: String },
-    /// The first peer removes the second.
-    Remove { peer: String, other: String },
-    /// A peer hands over leadership, to another one or to any.
-    Transfer { peer: String, to: Option<String> },
-    /// A peer takes a snapshot.
-    Snapshot(String),
-    /// The applied entries leave the memory of a peer, as if very many had followed.
-    Forget(String),
-    /// Role, term, vote, positions.
-    Status(#[arg(optional)] Vec<String>),
-    /// The log (behind what is forgotten) and the state made of it.
-    Log(#[arg(optional)] Vec<String>),
-    /// Who takes part.
-    Members(#[arg(optional)] Vec<String>),
-    /// How far the others are, as a peer sees it.
-    Progress(String),
-}
-
 struct Runner {
     world: World,
     /// How many reads were asked for.
     reads: u64,
+    /// Copies of disks.
+    copies: BTreeMap<usize, MemFileSystem>,
 }
 
 type Done = Result<(), Box<dyn Error>>;
@@ -127,6 +42,7 @@ impl Runner {
         Runner {
             world: World::new(NEVER, Trace::kept()),
             reads: 0,
+            copies: BTreeMap::new(),
         }
     }
 
@@ -157,8 +73,10 @@ impl Runner {
         self.world.trace.note(|| line);
     }
 
-    fn cluster(&mut self, peers: u64, voters: Option<u64>, ticks: Option<usize>) {
+    fn cluster(&mut self, peers: u64, voters: Option<u64>, ticks: Option<usize>, ask: bool) {
         *self = Runner::new();
+        (self.world.asks_peers, self.world.asks_members) = (ask, ask);
+        self.world.failures = ask.then(Vec::new);
         let voters: Vec<PeerId> = (1..=voters.unwrap_or(peers)).map(PeerId).collect();
         for number in 0..peers as usize {
             self.world.add(ticks.unwrap_or(6 + 2 * number));
@@ -340,6 +258,9 @@ impl Runner {
                 status.commit,
                 status.applied
             ));
+            if let Some(obstacle) = core.obstacle() {
+                self.note(format!("p{}: {obstacle}", number + 1));
+            }
         }
         Ok(())
     }
@@ -385,9 +306,10 @@ impl Runner {
         match command {
             Command::Cluster {
                 peers,
+                ask,
                 voters,
                 ticks,
-            } => self.cluster(*peers, *voters, *ticks),
+            } => self.cluster(*peers, *voters, *ticks, ask.unwrap_or_default()),
             Command::Tick { count, peers } => {
                 let numbers = self.numbers(peers)?;
                 self.tick(*count, &numbers);
@@ -433,6 +355,33 @@ impl Runner {
                 let number = self.number(peer)?;
                 self.world.start(number, Bootstrap::Existing);
                 self.world.advance(number);
+            }
+            Command::Keep(peer) => {
+                let (number, _) = self.running(peer)?;
+                self.copies
+                    .insert(number, self.world.hosts[number].fs.fork());
+            }
+            Command::Rollback(peer) => {
+                let number = self.number(peer)?;
+                let copy = self.copies.get(&number).ok_or("no copy was kept")?;
+                self.world.hosts[number].fs = copy.fork();
+                self.world.start(number, Bootstrap::Existing);
+                self.world.advance(number);
+            }
+            Command::Told { term, index, peers } => {
+                for number in self.numbers(peers)? {
+                    let committed = LogPosition {
+                        term: *term,
+                        index: *index,
+                    };
+                    let is_enough = true;
+                    let told = Event::MembersTold {
+                        committed,
+                        is_enough,
+                    };
+                    self.world.tell(number, told);
+                    self.world.advance(number);
+                }
             }
             Command::Propose {
                 peer,
@@ -480,6 +429,11 @@ impl goldenscript::Runner for Runner {
 
     fn run(&mut self, command: &Command, _: &Context) -> Result<String, Box<dyn Error>> {
         self.execute(command)?;
+        for (number, error) in self.world.failures.iter_mut().flat_map(std::mem::take) {
+            self.world
+                .trace
+                .note(|| format!("p{} stops: {error}", number + 1));
+        }
         Ok(self.world.trace.take())
     }
 }

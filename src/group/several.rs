@@ -3,6 +3,7 @@
 
 mod copies;
 mod faults;
+mod unsound;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

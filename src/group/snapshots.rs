@@ -31,6 +31,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::clock::{Clock, Instant};
+use crate::disk::log::LogError;
 use crate::group::configuration::Configuration;
 use crate::group::node::Event;
 use crate::group::window::Position;
@@ -45,7 +46,7 @@ mod tests;
 
 pub use self::files::CHUNK_BYTES_MAX;
 
-use self::files::{SnapshotFiles, Written};
+use self::files::{SnapshotCheck, SnapshotFiles, Written};
 use self::incoming::{Incoming, IncomingChunk, TransferError};
 
 /// The place of snapshots in the group's directory.
@@ -185,14 +186,21 @@ pub struct SnapshotDesk {
     files: SnapshotFiles,
     clock: Arc<dyn Clock>,
     incoming: Incoming,
+    /// Looks at the content of a peer's.
+    check: fn() -> SnapshotCheck,
 }
 
 impl SnapshotDesk {
-    pub(super) fn new(files: SnapshotFiles, clock: Arc<dyn Clock>) -> SnapshotDesk {
+    pub(super) fn new(
+        files: SnapshotFiles,
+        clock: Arc<dyn Clock>,
+        check: fn() -> SnapshotCheck,
+    ) -> SnapshotDesk {
         SnapshotDesk {
             files,
             clock,
             incoming: Incoming::default(),
+            check,
         }
     }
 
@@ -202,15 +210,22 @@ impl SnapshotDesk {
         match task {
             Task::Write(request) => self.write(request, stop),
             Task::End => None,
-            Task::Receive(chunk, done) => match self.incoming.take(&self.files, &chunk) {
+            Task::Receive(chunk, done) => match self.incoming.take(&self.files, &chunk, self.check)
+            {
                 Ok(received) => {
                     done(Ok(()));
                     let link = chunk.from;
                     received.map(|received| Event::SnapshotReceived { link, received })
                 }
                 Err(error) => {
+                    let is_wrong = matches!(error, TransferError::File(LogError::Damaged { .. }));
                     if let Some(more) = logging::seldom("snapshot of a peer") {
-                        log::warn!("snapshot of peer {}: {error}{more}", chunk.from);
+                        let level = if is_wrong {
+                            log::Level::Error
+                        } else {
+                            log::Level::Warn
+                        };
+                        log::log!(level, "snapshot of peer {}: {error}{more}", chunk.from);
                     }
                     done(Err(error));
                     None
@@ -240,7 +255,9 @@ impl SnapshotDesk {
                 }
             }
             Ok(Written::Refused(shortage)) => {
-                log::error!("snapshot: none now, it is tried again: {shortage}");
+                if let Some(more) = logging::seldom("snapshot refused") {
+                    log::error!("snapshot: none now, it is tried again: {shortage}{more}");
+                }
                 Event::SnapshotRefused
             }
             Ok(Written::Stopped) => return None,

@@ -19,7 +19,7 @@ use crate::disk::mem::{Loss, MemFileSystem};
 
 mod machine;
 
-pub use self::machine::{Machine, Trace, members, texts};
+pub use self::machine::{Machine, Trace, UNSOUND, members, texts};
 
 /// One participant, and what it has under way.
 pub struct Host {
@@ -105,6 +105,8 @@ pub struct World {
     pub trace: Trace,
     /// Hosts that start again ask the others what these know of them.
     pub asks_peers: bool,
+    /// They wait for members, too.
+    pub asks_members: bool,
     /// Why hosts stopped by themselves; `None`: none may.
     pub failures: Option<Vec<(usize, GroupError)>>,
 }
@@ -122,6 +124,7 @@ impl World {
             snapshot_bytes,
             trace,
             asks_peers: false,
+            asks_members: false,
             failures: None,
         }
     }
@@ -180,6 +183,7 @@ impl World {
                 election_ticks: host.ticks..host.ticks + 1,
             },
             asks_peers: self.asks_peers,
+            asks_members: self.asks_members,
             on_failure: Box::new(|_| ()),
         };
         let log = Arc::default();
@@ -388,7 +392,15 @@ impl World {
             match parcel.content {
                 Content::Message(bytes) => {
                     let (link, message) = (self.id(from), bytes.into());
-                    self.tell(to, Event::Message { link, message });
+                    let room = None;
+                    self.tell(
+                        to,
+                        Event::Message {
+                            link,
+                            message,
+                            room,
+                        },
+                    );
                 }
                 Content::Chunk(chunk, number) => self.take_chunk(from, to, chunk, number),
             }

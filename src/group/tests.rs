@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use parking_lot::Mutex;
 
 use self::watched::Watched;
 use super::parts::JOURNAL_DIR;
-use super::raft_thread::INBOX_MAX;
 use super::*;
 use crate::clock::SystemClock;
 use crate::disk::fs::OsFileSystem;
 use crate::disk::mem::MemFileSystem;
 
 mod failures;
+mod gated;
 mod watched;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -36,6 +36,9 @@ struct SeenState {
     changes: Vec<Leadership>,
 }
 
+/// Data that [`Seen`] cannot apply.
+const LATER: &[u8] = b"later";
+
 impl Seen {
     fn digest(&self) -> u64 {
         self.0.lock().digest
@@ -49,7 +52,10 @@ impl Seen {
 impl StateMachine for Seen {
     type Output = u64;
 
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> u64 {
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<u64, String> {
+        if data == LATER {
+            return Err("it is of a later version".to_owned());
+        }
         let mut state = self.0.lock();
         assert!(index > state.last_index, "applied twice or out of order");
         state.last_index = index;
@@ -61,7 +67,7 @@ impl StateMachine for Seen {
         bytes.reverse();
         state.digest = high | u64::from(crc32c::crc32c(&bytes));
         state.entries.push(data.to_vec());
-        index
+        Ok(index)
     }
 
     fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
@@ -142,6 +148,7 @@ fn try_start_with(
         snapshot_bytes,
         timing: Timing::default(),
         asks_peers: true,
+        asks_members: false,
         on_failure: Box::new(move |error| failed.send(error).unwrap()),
     };
     let seen = Seen::default();
@@ -183,6 +190,27 @@ fn outcome(receiver: &Receiver<ProposalOutcome<u64>>) -> ProposalOutcome<u64> {
 
 fn os() -> Arc<dyn FileSystem> {
     Arc::new(OsFileSystem)
+}
+
+#[test]
+fn every_proposal_gets_an_outcome_while_the_group_stops() {
+    for _ in 0..100 {
+        let disk = MemFileSystem::new();
+        let run = start(Arc::new(disk), Path::new("group"), Bootstrap::New);
+        let term = run.handle.status().term;
+        let proposers: Vec<_> = (0..4)
+            .map(|_| {
+                let handle = run.handle.clone();
+                let body = move || {
+                    let stopped = ProposalOutcome::NotProposed(Reason::Stopped);
+                    while outcome(&propose(&handle, term, b"x")) != stopped {}
+                };
+                crate::threads::spawn("proposer", body).unwrap()
+            })
+            .collect();
+        run.group.stop();
+        proposers.into_iter().for_each(crate::threads::Thread::join);
+    }
 }
 
 #[test]
@@ -385,60 +413,4 @@ fn a_snapshot_cuts_the_journal_and_a_restart_goes_on_behind_it() {
         assert!(segments.len() < 15 * (start_number + 1), "{segments:?}");
         assert!(!segments.contains(&"00000001.log".to_owned()));
     }
-}
-
-/// A state machine that says that it has begun an entry, and waits at it until it is let on.
-struct Gated {
-    begun: Sender<()>,
-    gate: Receiver<()>,
-}
-
-impl StateMachine for Gated {
-    type Output = u64;
-
-    fn apply(&mut self, index: u64, _term: u64, _data: &[u8]) -> u64 {
-        _ = self.begun.try_send(());
-        // Once the sender is gone, nothing waits any more.
-        _ = self.gate.recv_timeout(LONG);
-        index
-    }
-}
-
-#[test]
-fn a_full_inbox_is_busy_and_every_proposal_is_answered_once() {
-    let (open, gate) = bounded(1);
-    let (begun, has_begun) = bounded(1);
-    let options = GroupOptions {
-        fs: Arc::new(MemFileSystem::new()),
-        dir: PathBuf::from("group"),
-        clock: SystemClock::shared(),
-        bootstrap: Bootstrap::New,
-        log: LogOptions::default(),
-        snapshot_bytes: u64::MAX,
-        timing: Timing::default(),
-        asks_peers: true,
-        on_failure: Box::new(|error| panic!("{error}")),
-    };
-    let group = Group::start(options, Gated { begun, gate }, |_, _| Box::new(NoPeers)).unwrap();
-    let handle = group.handle();
-    assert!(handle.wait_serving(LONG));
-    let term = handle.status().term;
-    // Held at the first entry, the Raft thread takes nothing more out of its inbox.
-    let mut waiting = vec![propose(&handle, term, b"x")];
-    has_begun.recv_timeout(LONG).expect("it applies");
-    let count = 2 * INBOX_MAX;
-    waiting.extend((1..count).map(|_| propose(&handle, term, b"x")));
-    let busy = ProposalOutcome::NotProposed(Reason::Busy);
-    assert_eq!(outcome(&waiting[count - 1]), busy, "while all wait");
-    drop(open);
-    let mut applied = 0;
-    for receiver in &waiting[..count - 1] {
-        match outcome(receiver) {
-            ProposalOutcome::Applied(_) => applied += 1,
-            other => assert_eq!(other, busy),
-        }
-        assert!(receiver.recv().is_err(), "answered once");
-    }
-    assert!(applied >= INBOX_MAX, "{applied} of {count} were taken");
-    group.stop();
 }

@@ -24,6 +24,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::faults::{self, Fault};
 use crate::ids::MemberId;
 use crate::metadata::command::{Applied, Registration};
 
@@ -77,6 +78,7 @@ impl Members {
         }
         let holder = self.id_of(&registration.name);
         let holder = holder.and_then(|id| self.members.get(&id));
+        let replace = replace || faults::has(Fault::NewIdRetiresHolder);
         match holder {
             Some(held) if held.records > 0 && !replace => Applied::NameHeld {
                 holder: held.registration.id,

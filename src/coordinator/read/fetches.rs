@@ -34,7 +34,8 @@ impl ReadBatch {
                         self.copy_failed(at, revision);
                     }
                 } else {
-                    self.fail_rest(&Failure::NotLeader { leader: None });
+                    let above = highest.term;
+                    self.fail_rest(&Failure::TermOver { above });
                 }
                 return;
             }
@@ -149,8 +150,7 @@ impl ReadBatch {
             }
         }
         for (member, slots) in outgoing {
-            let is_suspect = cluster.is_late(member);
-            self.send(member, is_suspect, slots, now, effects);
+            self.send(member, slots, now, effects);
         }
     }
 
@@ -179,7 +179,7 @@ impl ReadBatch {
     /// When a fetch of so many bytes is late.
     fn hedge_at(&self, now: Instant, bytes: u64) -> Instant {
         let at = now + self.limits.hedge_after;
-        if !self.is_large {
+        if !self.is_large() {
             return at;
         }
         // As much again may be ahead of it.
@@ -191,7 +191,6 @@ impl ReadBatch {
     fn send(
         &mut self,
         member: MemberId,
-        is_suspect: bool,
         slots: Vec<usize>,
         now: Instant,
         effects: &mut Vec<Effect>,
@@ -221,7 +220,6 @@ impl ReadBatch {
                 slots: chunk,
                 hedge_at: self.hedge_at(now, asked),
                 late: false,
-                is_suspect,
             };
             self.calls.insert(tag, call);
         }

@@ -100,6 +100,7 @@ impl WriteBatch {
         effects.push(Effect::Deposed { member, highest });
         let settlement = self.settlement(|_| None);
         self.settle(settlement, effects);
-        self.fail_rest(&Failure::NotLeader { leader: None }, effects);
+        let above = highest.term;
+        self.fail_rest(&Failure::TermOver { above }, effects);
     }
 }

@@ -20,19 +20,26 @@
 //!
 //! # Committed entries
 //!
-//! A leader that has another entry where one is committed here was elected without it. Its message
-//! is not taken, and this participant stops with what it has ([`GroupError::Overwrites`]).
+//! A leader that has another entry where one is committed here was elected without it: it, or one
+//! that voted for it, runs on an older copy. A [`Conflict`] with it stands until an entry of a
+//! later term than its own is committed here. Until then this participant takes no append,
+//! heartbeat or snapshot of that leader in its term, and votes neither for it nor for a log that
+//! ends in its term. So nothing that is committed here is overwritten, and a hostile peer that
+//! sends such a message isolates nobody but itself. If the leader was elected, this participant is
+//! stuck until people decide which of the logs is to be kept.
 //!
 //! Known limit: what peers know ends with their processes. When all that knew it are down or were
-//! started since, an older copy takes part; members then tell whoever is elected with it that it
-//! lacks committed entries, and it does not serve.
+//! started since, an older copy takes part; what members know ([`super::floor`]) then keeps it from
+//! electing a leader that lacks committed entries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use raft::StateRole;
 use raft::eraftpb::{Message, MessageType};
 
 use super::{Core, CoreStatus, MessageDropped, Outgoing, messages};
+use crate::faults::{self, Fault};
 use crate::group::{GroupError, Leadership};
 use crate::ids::{LogPosition, PeerId, Revision};
 
@@ -45,6 +52,64 @@ impl CoreStatus {
         }
     }
 }
+
+/// A peer that led, or claimed to lead, without an entry that is committed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The peer.
+    pub peer: PeerId,
+    /// The term in which it did so.
+    pub term: u64,
+    /// The first entry that was seen to differ.
+    pub index: u64,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Conflict { peer, term, index } = self;
+        write!(
+            f,
+            "leader {peer} of term {term} has another entry at {index} of the log, which is \
+             committed here: it, or one that voted for it, runs on an older copy of its directory. \
+             This leader keeps what it has and does not follow it. To give its entries up: remove \
+             it from the group (tolerex group remove ID), empty its directory, start it with \
+             --join, and add it again (tolerex group add HOST:PORT)"
+        )
+    }
+}
+
+/// Why a participant neither leads nor follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It cannot follow the one that leads.
+    Conflict(Conflict),
+    /// Its log ends below what members know to be committed, and none that has more leads.
+    Lacks {
+        /// What members know.
+        committed: LogPosition,
+        /// Its last entry.
+        last: LogPosition,
+    },
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Obstacle::Conflict(conflict) => write!(f, "{conflict}"),
+            Obstacle::Lacks { committed, last } => write!(
+                f,
+                "this leader's log ends at entry {last}, and members know of committed entries up \
+                 to {committed}: it waits for a leader that has them. If none does, all leaders \
+                 started with --accept-loss {}.{} give them up",
+                committed.term, committed.index
+            ),
+        }
+    }
+}
+
+/// Conflicts that are remembered; the oldest is forgotten first, and found again. A group has few
+/// leaders.
+const CONFLICTS_MAX: usize = 16;
 
 /// What do you know of me?
 const ASK: MessageType = MessageType::MsgCheckQuorum;
@@ -65,6 +130,8 @@ pub(super) struct Recall {
     told: BTreeSet<PeerId>,
     /// What this one knows of each. Peers take part by entries of the log, so there are few.
     known: BTreeMap<PeerId, Known>,
+    /// Leaders that lack committed entries, the latest last; none twice.
+    conflicts: Vec<Conflict>,
     /// To be sent.
     outbox: Vec<Message>,
     /// Why this participant must stop.
@@ -83,7 +150,7 @@ struct Known {
 impl Recall {
     pub(super) fn new(asks: bool) -> Recall {
         Recall {
-            asks,
+            asks: asks && !faults::has(Fault::OlderCopyVotes),
             ..Recall::default()
         }
     }
@@ -127,6 +194,7 @@ impl Core {
     /// Takes out what is for peers that have not told yet, and adds questions and answers.
     pub fn screen(&mut self, outgoing: &mut Vec<Outgoing>) {
         outgoing.retain(|message| self.recall.is_settled(message.to));
+        self.give_up_candidacy(outgoing);
         let own = std::mem::take(&mut self.recall.outbox);
         outgoing.extend(messages::encode(own));
     }
@@ -213,7 +281,8 @@ impl Core {
             let known = self.recall.known.entry(from).or_default();
             known.term = known.term.max(message.term);
         }
-        self.check_overwrite(message)?;
+        self.check_conflicts(message)?;
+        self.check_candidate(message)?;
         Ok(false)
     }
 
@@ -243,13 +312,61 @@ impl Core {
         }
     }
 
-    /// Refuses what would overwrite committed entries.
-    fn check_overwrite(&mut self, message: &Message) -> Result<(), MessageDropped> {
+    /// The latest conflict that stands.
+    pub fn conflict(&self) -> Option<Conflict> {
+        self.recall.conflicts.last().copied()
+    }
+
+    /// Forgets the conflicts that are over: a log with the entry that is committed now is newer
+    /// than those of their terms.
+    pub(super) fn end_conflicts(&mut self) {
+        if self.recall.conflicts.is_empty() {
+            return;
+        }
+        let log = &self.node.raft.raft_log;
+        let term = log.term(log.committed).unwrap_or_default();
+        let stands = |conflict: &Conflict| term <= conflict.term;
+        self.recall.conflicts.retain(stands);
+    }
+
+    /// Refuses what would overwrite committed entries, and what comes of a peer that tried.
+    fn check_conflicts(&mut self, message: &Message) -> Result<(), MessageDropped> {
+        let peer = PeerId(message.from);
+        let is_refused = |conflict: &&Conflict| match message.get_msg_type() {
+            MessageType::MsgAppend
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgSnapshot
+            | MessageType::MsgTimeoutNow => (conflict.peer, conflict.term) == (peer, message.term),
+            // Only the leader of a term makes entries of it.
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                conflict.peer == peer || conflict.term == message.log_term
+            }
+            _ => false,
+        };
+        if let Some(conflict) = self.recall.conflicts.iter().find(is_refused) {
+            let reason = format!("{peer} lacks entry {}, committed here", conflict.index);
+            return Err(MessageDropped::Untimely(reason));
+        }
+        let Some(conflict) = self.find_conflict(message) else {
+            return Ok(());
+        };
+        let conflicts = &mut self.recall.conflicts;
+        conflicts.retain(|earlier| earlier.peer != peer);
+        if conflicts.len() == CONFLICTS_MAX {
+            conflicts.remove(0);
+        }
+        conflicts.push(conflict);
+        Err(MessageDropped::Conflict(conflict))
+    }
+
+    /// The first committed entry that the entries of a message are not.
+    fn find_conflict(&self, message: &Message) -> Option<Conflict> {
         let raft = &self.node.raft;
         if message.get_msg_type() != MessageType::MsgAppend || message.term < raft.term {
-            return Ok(());
+            return None;
         }
         let log = &raft.raft_log;
+        let committed = self.known_committed();
         let behind = std::iter::once((message.index, message.log_term));
         let entries = message
             .entries
@@ -258,15 +375,10 @@ impl Core {
         let differs = |(index, term): &(u64, u64)| {
             // Below what is in memory nothing can be compared: the crate passes over it, too.
             let is_held = *index >= log.first_index();
-            is_held && *index <= log.committed && log.term(*index).is_ok_and(|own| own != *term)
+            is_held && *index <= committed && log.term(*index).is_ok_and(|own| own != *term)
         };
-        let Some((index, _)) = behind.chain(entries).find(differs) else {
-            return Ok(());
-        };
+        let (index, _) = behind.chain(entries).find(differs)?;
         let (peer, term) = (PeerId(message.from), message.term);
-        self.recall.objection = Some(GroupError::Overwrites { peer, term, index });
-        Err(MessageDropped::Untimely(format!(
-            "{peer} would overwrite entry {index}"
-        )))
+        Some(Conflict { peer, term, index })
     }
 }

@@ -14,15 +14,18 @@
 //! * a heartbeat whose commit index is above the own last index. (A leader sends the lower one of
 //!   its commit index and the index up to which the receiver's log is known to agree.) The commit
 //!   index of an append is not compared: it is normally above the log of a follower that lags;
-//! * entries that do not continue the position before them, or that cannot be applied;
+//! * entries that do not continue the position before them, or that cannot be applied
+//!   ([`check_commands`]): they are not acknowledged, so they are committed nowhere as long as a
+//!   majority of the leaders is sound. A leader that sends such entries holds the group up until
+//!   another one is elected;
 //! * an acknowledgement beyond the own log, and heartbeats, appends and snapshots of a second
 //!   leader in a term that has one;
 //! * anything of a peer that takes no part as far as is known here, while a leader is known that
 //!   was heard of within an election time-out. The one that leads may have been added by entries
 //!   that are missing here (Raft thesis 4.1), but then no other leader is heard of.
 //!
-//! Known limit: a peer that was elected is trusted with what it replicates, as Raft is no protocol
-//! for that (thesis 1.2).
+//! Known limit: a peer that was elected is trusted with the meaning of what it replicates, as Raft
+//! is no protocol for that (thesis 1.2).
 
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
 
@@ -216,6 +219,25 @@ fn check_append(message: &Message) -> Result<(), MessageDropped> {
     Ok(())
 }
 
+/// Refuses a message with an entry whose data cannot be applied, as `check` says.
+pub(super) fn check_commands(
+    message: &Message,
+    check: fn(&[u8]) -> Result<(), String>,
+) -> Result<(), MessageDropped> {
+    for entry in message.get_entries() {
+        // The empty entry that begins a term is Raft's own.
+        if entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
+            check(&entry.data).map_err(|reason| {
+                let (index, from) = (entry.index, PeerId(message.from));
+                MessageDropped::Absurd(format!(
+                    "entry {index} of leader {from} cannot be applied and is not stored: {reason}"
+                ))
+            })?;
+        }
+    }
+    Ok(())
+}
+
 fn check_entry(entry: &Entry) -> Result<(), MessageDropped> {
     let index = entry.index;
     let absurd = |what: &str| Err(MessageDropped::Absurd(format!("entry {index} {what}")));
@@ -391,6 +413,35 @@ mod tests {
             one.mut_entries().push(entry);
         });
         assert!(is_absurd(&garbage, &KNOWN));
+    }
+
+    #[test]
+    fn commands_that_cannot_be_applied_are_absurd() {
+        let check = |data: &[u8]| match data {
+            [1] => Ok(()),
+            _ => Err("not 1".to_owned()),
+        };
+        let with_data = |data: &[u8], kind| {
+            let mut message = append(20, &[(21, 7), (22, 7)]);
+            let last = &mut message.mut_entries()[1];
+            last.set_entry_type(kind);
+            last.data = data.to_vec().into();
+            check_commands(&message, check)
+        };
+        assert!(with_data(&[1], EntryType::EntryNormal).is_ok());
+        assert!(
+            with_data(&[], EntryType::EntryNormal).is_ok(),
+            "begins a term"
+        );
+        assert!(with_data(&[2], EntryType::EntryConfChangeV2).is_ok());
+        let refused = with_data(&[2], EntryType::EntryNormal);
+        let Err(MessageDropped::Absurd(reason)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(
+            reason,
+            "entry 22 of leader 0000000000000002 cannot be applied and is not stored: not 1"
+        );
     }
 
     #[test]

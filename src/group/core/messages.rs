@@ -3,6 +3,7 @@
 use protobuf::Message as _;
 use raft::eraftpb::{Message, MessageType};
 
+use super::copies::Conflict;
 use super::{membership, wire};
 use crate::group::configuration::Configuration;
 use crate::group::window::Position;
@@ -14,6 +15,9 @@ pub enum MessageDropped {
     /// No intact peer sends it, see [`super::guard`].
     #[error("message of a peer dropped: {0}")]
     Absurd(String),
+    /// It would overwrite what is committed, see [`super::copies`].
+    #[error("{0}")]
+    Conflict(Conflict),
     /// It came too late, or is for somebody else; Raft makes up for it.
     #[error("message of a peer dropped: {0}")]
     Untimely(String),
@@ -64,6 +68,16 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Message, MessageDropped> {
     }
     Message::parse_from_bytes(bytes)
         .map_err(|source| MessageDropped::Absurd(format!("undecodable: {source}")))
+}
+
+/// Whether a message asks for a vote, or whether one would be given.
+pub(super) fn asks_for_vote(bytes: &[u8]) -> bool {
+    Message::parse_from_bytes(bytes).is_ok_and(|message| {
+        matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        )
+    })
 }
 
 pub(super) fn encode(messages: Vec<Message>) -> Vec<Outgoing> {

@@ -77,6 +77,12 @@ fn parse(bytes: &[u8]) -> Message {
 }
 
 fn kind_of(message: &Message) -> String {
+    // The two kinds that are used between peers for what these know of each other.
+    match message.get_msg_type() {
+        MessageType::MsgCheckQuorum => return "Ask".to_owned(),
+        MessageType::MsgSnapStatus => return "Tell".to_owned(),
+        _ => {}
+    }
     let kind = format!("{:?}", message.get_msg_type());
     kind.trim_start_matches("Msg").to_owned()
 }
@@ -100,6 +106,7 @@ pub fn message(bytes: &[u8]) -> String {
             let forced = if is_forced { ", handed over" } else { "" };
             format!(", log ends {index}@{log_term}{forced}")
         }
+        MessageType::MsgSnapStatus => format!(", stored up to {index}"),
         MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
             format!(", {answer}")
         }

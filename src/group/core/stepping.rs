@@ -33,6 +33,7 @@ impl Core {
         guard::check_sender(&message, link)?;
         if !Core::is_exchange(&message) {
             guard::check(&message, link, &self.known(link))?;
+            guard::check_commands(&message, self.check)?;
         }
         if self.is_recall(&message)? {
             return Ok(());

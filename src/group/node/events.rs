@@ -1,5 +1,6 @@
 //! What a node takes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,9 +12,10 @@ use crate::group::core::MessageDropped;
 use crate::group::handle::{ChangeRequest, PendingRead, Proposal};
 use crate::group::journal::JournalError;
 use crate::group::proposals::{ProposalOutcome, Reason};
+use crate::group::room::Room;
 use crate::group::snapshots::incoming::Received;
 use crate::group::window::Position;
-use crate::ids::PeerId;
+use crate::ids::{LogPosition, PeerId};
 use crate::logging;
 
 /// What a node takes.
@@ -28,6 +30,13 @@ pub enum Event<O> {
     Transfer(Option<PeerId>),
     /// Take part in terms above this one only.
     LeaveTerms(u64),
+    /// Members know of a committed entry; whether enough of them have told.
+    MembersTold {
+        /// The furthest one.
+        committed: LogPosition,
+        /// No more are waited for.
+        is_enough: bool,
+    },
     /// Say how it stands.
     Inspect(Box<dyn FnOnce(GroupView) + Send>),
     /// A message that came on the link of a peer.
@@ -36,6 +45,8 @@ pub enum Event<O> {
         link: PeerId,
         /// The message.
         message: Bytes,
+        /// What it takes of the inbox, if it waited in one.
+        room: Option<Arc<Room>>,
     },
     /// A message to a peer was lost.
     Unreachable(PeerId),
@@ -109,8 +120,12 @@ pub(super) fn log_dropped(result: Result<(), MessageDropped>) {
     match result {
         Ok(()) => {}
         Err(error @ MessageDropped::Untimely(_)) => log::debug!("{error}"),
-        Err(error @ MessageDropped::Absurd(_)) => {
-            if let Some(more) = logging::seldom("raft message dropped") {
+        Err(error) => {
+            let what = match error {
+                MessageDropped::Conflict(_) => "raft leader not followed",
+                _ => "raft message dropped",
+            };
+            if let Some(more) = logging::seldom(what) {
                 log::error!("{error}{more}");
             }
         }

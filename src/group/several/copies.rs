@@ -68,9 +68,10 @@ fn a_follower_on_an_older_copy_is_told_by_its_leader_and_stops() {
 
 /// Goal: committed entries are not overwritten. Method: the leader and a follower commit, while the
 /// third one is away; then the follower goes back, and one of these two elects the other; neither
-/// knows what is missing. When the one that led comes back, it stops with what it has.
+/// knows what is missing. When the one that led comes back, it keeps what it has, follows nobody,
+/// and says so.
 #[test]
-fn one_that_has_committed_entries_stops_before_they_are_overwritten() {
+fn one_that_has_committed_entries_does_not_let_them_be_overwritten() {
     let (mut net, leader, follower, copies) = Net::with_copies(7);
     let away = (leader + 2) % 3;
     net.crash(away);
@@ -84,14 +85,17 @@ fn one_that_has_committed_entries_stops_before_they_are_overwritten() {
     net.run_until("one of both leads", |net| net.world.leader().is_some());
     net.run(300);
     net.world.start(leader, Bootstrap::Existing);
-    net.run_until("the third one stops", |net| {
-        !net.world.failures.as_ref().unwrap().is_empty()
+    let handle = |net: &Net| net.world.started(leader).parts.handle.clone();
+    net.run_until("the third one is in conflict", |net| {
+        handle(net).obstacle().is_some()
     });
-    let failures = net.world.failures.take().unwrap();
-    let [(number, GroupError::Overwrites { .. })] = &failures[..] else {
-        panic!("{failures:?}");
-    };
-    assert_eq!(*number, leader);
+    let before = net.world.started(leader).state();
+    net.run(3_000);
+    assert_eq!(net.world.started(leader).state(), before);
+    assert_eq!(handle(&net).status().leader, None);
+    assert!(net.world.failures.take().unwrap().is_empty(), "none ended");
+    let obstacle = handle(&net).obstacle().expect("it stands").to_string();
+    assert!(!obstacle.contains('\n') && obstacle.contains("older copy"));
 }
 
 /// An intact one that starts again, however far behind, is told nothing that it lacks.

@@ -28,6 +28,7 @@
 //! it is of a group that never changed.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,6 +107,9 @@ pub enum Piece<'a> {
     },
 }
 
+/// Takes the pieces of a snapshot and says what is wrong with one; keeps none of them.
+pub type SnapshotCheck = Box<dyn FnMut(Piece<'_>) -> Result<(), String>>;
+
 /// The files of a directory.
 #[derive(Clone)]
 pub struct SnapshotFiles {
@@ -175,19 +179,21 @@ impl SnapshotFiles {
         }
     }
 
-    /// Checks the file that was received whole, which is to be the snapshot of `position`.
+    /// Checks the file that was received whole, which is to be the snapshot of `position`, and has
+    /// `check` look at its content.
     pub fn check_received(
         &self,
         file: Arc<dyn File>,
         position: Position,
         configuration: &Configuration,
+        check: &mut dyn FnMut(Piece<'_>) -> Result<(), String>,
     ) -> Result<(), LogError> {
         let path = self.dir.join(RECEIVED_NAME);
         let name = Name {
             index: position.index,
             is_own: false,
         };
-        let found = self.read_open(file, &path, name, &mut |_| Ok(()))?;
+        let found = self.read_open(file, &path, name, check)?;
         if found.position != position || !found.configuration.is_like(configuration) {
             return Err(LogError::Damaged {
                 file: path.display().to_string(),
@@ -306,7 +312,9 @@ impl SnapshotFiles {
             Err(error) => return Err(error),
         };
         // What is left is overwritten by the next one, or removed by the next start.
-        if let Err(error) = self.fs.remove(&temporary) {
+        if let Err(error) = self.fs.remove(&temporary)
+            && error.kind() != io::ErrorKind::NotFound
+        {
             log::warn!("snapshot: cannot remove {}: {error}", temporary.display());
         }
         Ok(written)

@@ -1,6 +1,9 @@
 //! A snapshot that is being received from a peer: chunks of its file, in order, then a check.
 //!
-//! The file gets its name only when all of it is durable and every checksum in it holds. One is
+//! The file gets its name only when all of it is durable, every checksum in it holds, and its
+//! content makes a state: it is decoded as it is when it is installed, into a state that is thrown
+//! away, so a snapshot of something else costs its receiver nothing. Meanwhile there are two
+//! states in memory, this one and that which the snapshot replaces. One is
 //! received at a time: the first chunk of another transfer gives up the one before. What is
 //! received is the state of a committed entry, so it may stand in the directory whether or not Raft
 //! has use for it; a newer snapshot removes it.
@@ -13,7 +16,7 @@ use crate::disk::fs::File;
 use crate::disk::log::LogError;
 use crate::error::Shortage;
 use crate::group::core::{SnapshotMessage, snapshot_of};
-use crate::group::snapshots::files::SnapshotFiles;
+use crate::group::snapshots::files::{SnapshotCheck, SnapshotFiles};
 use crate::group::window::Position;
 use crate::ids::PeerId;
 
@@ -88,6 +91,7 @@ impl Incoming {
         &mut self,
         files: &SnapshotFiles,
         chunk: &IncomingChunk,
+        check: fn() -> SnapshotCheck,
     ) -> Result<Option<Received>, TransferError> {
         let io = |source| LogError::from_io("write", "a peer's snapshot".to_owned(), source);
         if chunk.offset == 0 {
@@ -132,7 +136,7 @@ impl Incoming {
             .filter(|message| message.from == chunk.from)
             .ok_or(TransferError::Message)?;
         file.sync_all().map_err(io)?;
-        files.check_received(Arc::clone(&file), position, &configuration)?;
+        files.check_received(Arc::clone(&file), position, &configuration, &mut check())?;
         files.install(position.index)?;
         Ok(Some(Received {
             message: message.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::group::core::readable::{names, text};
-use crate::group::{Configuration, Leadership, SnapshotSource, StateMachine};
+use crate::group::{Configuration, Leadership, Piece, SnapshotCheck, SnapshotSource, StateMachine};
 
 /// What happens, a line each, if anybody wants to know.
 #[derive(Clone, Default)]
@@ -34,6 +34,10 @@ impl Trace {
     }
 }
 
+/// Data that a sound participant refuses. Proposed here it is applied all the same: as by a leader
+/// that is not sound.
+pub const UNSOUND: &str = "unsound";
+
 /// The state is the list of all entries' data.
 pub struct Machine {
     pub name: String,
@@ -52,12 +56,26 @@ impl SnapshotSource for Chunks {
 impl StateMachine for Machine {
     type Output = usize;
 
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> usize {
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<usize, String> {
         self.trace
             .note(|| format!("{} applies {index}@{term}:{}", self.name, text(data)));
         let mut log = self.log.lock();
         log.push(data.to_vec());
-        log.len()
+        Ok(log.len())
+    }
+
+    fn check(data: &[u8]) -> Result<(), String> {
+        match data == UNSOUND.as_bytes() {
+            true => Err("it is not sound".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    fn snapshot_check() -> SnapshotCheck {
+        Box::new(|piece| match piece {
+            Piece::Chunk(chunk) => Machine::check(chunk),
+            Piece::End { .. } => Ok(()),
+        })
     }
 
     fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {

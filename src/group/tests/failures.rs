@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicUsize;
 
+use super::gated::{Gated, start_gated};
 use super::*;
 use crate::disk::mem::{Fault, Loss, Operation};
 
@@ -36,6 +37,37 @@ fn a_failed_sync_ends_all_acknowledgement() {
         Some(&b"kept"[..])
     );
     run.group.stop();
+}
+
+#[test]
+fn an_entry_that_cannot_be_applied_ends_the_group_with_one_line() {
+    let root = tempfile::tempdir().unwrap();
+    let run = start(os(), root.path(), Bootstrap::New);
+    let term = run.handle.status().term;
+    let outcome_ = outcome(&propose(&run.handle, term, LATER));
+    assert_eq!(outcome_, ProposalOutcome::Unknown);
+    let error = run.failures.recv_timeout(LONG).unwrap().to_string();
+    let expected = "entry 3 of the log cannot be applied: it is of a later version. Passed over, \
+                    this leader would differ from the others: start the version of the program \
+                    that wrote it";
+    assert_eq!(error, expected);
+    run.group.stop();
+    // A version that knows it goes on, and notes that it is committed.
+    let (begun, _has_begun) = bounded(1);
+    let (_, gate) = bounded(1);
+    let machine = Gated { begun, gate };
+    let (group, handle) = start_gated(machine, os(), root.path(), Bootstrap::Existing);
+    let term = handle.status().term;
+    for _ in 0..2 {
+        let applied = outcome(&propose(&handle, term, b"x"));
+        assert!(
+            matches!(applied, ProposalOutcome::Applied(_)),
+            "{applied:?}"
+        );
+    }
+    group.stop();
+    // Then it is refused before anything runs.
+    assert_eq!(refusal(os(), root.path(), Bootstrap::Existing), expected);
 }
 
 #[test]
