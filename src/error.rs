@@ -96,9 +96,18 @@ pub enum Failure {
         /// As many as must.
         need: usize,
     },
-    /// This leader is elected and lacks committed entries that members know of; nothing happened.
-    #[error("no leader serves: the elected one lacks committed entries, its log says more")]
+    /// The leader that is elected, or those that could be, lack committed entries; nothing
+    /// happened.
+    #[error("no leader serves: those that are up lack committed entries, STATUS says more")]
     LeaderIncomplete,
+    /// Members obey a later term than the one that this leader led; nothing happened.
+    #[error(
+        "no leader serves yet: members have obeyed term {above}, the next leader leads a later one"
+    )]
+    TermOver {
+        /// The later term.
+        above: u64,
+    },
     /// A queue is full; nothing happened.
     #[error("busy, try again")]
     Busy,
@@ -162,6 +171,7 @@ impl Failure {
             | Failure::NotLeader { .. }
             | Failure::LeaderWaits { .. }
             | Failure::LeaderIncomplete
+            | Failure::TermOver { .. }
             | Failure::Busy
             | Failure::TooManyTokens
             | Failure::TokenInUse

@@ -49,11 +49,16 @@ pub enum Fault {
     OldExpiryOfNewMessage,
     /// A snapshot does not tell when messages expire.
     SnapshotWithoutExpiry,
+    /// A new id takes the name of a member that holds messages (R11).
+    NewIdRetiresHolder,
+    /// A leader that starts again asks its peers nothing: on an older copy of its directory it
+    /// votes and acknowledges entries.
+    OlderCopyVotes,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 21] = [
+    pub const ALL: [Fault; 23] = [
         Fault::AcknowledgeBeforeSync,
         Fault::JournalBeforeSync,
         Fault::VoteNotPersisted,
@@ -75,6 +80,8 @@ impl Fault {
         Fault::TransactionTokenForgotten,
         Fault::OldExpiryOfNewMessage,
         Fault::SnapshotWithoutExpiry,
+        Fault::NewIdRetiresHolder,
+        Fault::OlderCopyVotes,
     ];
 }
 

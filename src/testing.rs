@@ -42,9 +42,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::cli::args;
 use crate::cli::certs;
 use crate::cli::process::{leader_settings, member_settings};
-use crate::cli::up::readiness::{self, Expected};
+use crate::cli::up::readiness::{self, Expected, Gathering};
 use crate::client::Client;
-use crate::clock::{Clock, SystemClock, sleep};
+use crate::clock::{Clock, Instant, SystemClock, sleep};
 use crate::config::leader::LeaderConfig;
 use crate::config::member::MemberConfig;
 use crate::config::{Sources, tolerance};
@@ -315,9 +315,10 @@ impl Cluster {
             adds,
         };
         let clock = SystemClock::new();
+        let mut gathering = Gathering::default();
         let give_up = clock.now() + SETTLE_TIMEOUT;
         loop {
-            let missing = match missing(&expected) {
+            let missing = match missing(&expected, &mut gathering, clock.now()) {
                 Ok(missing) if missing.is_empty() => return Ok(()),
                 Ok(missing) => missing,
                 Err(error) => error.to_string(),
@@ -331,8 +332,12 @@ impl Cluster {
 }
 
 /// What is missing until all know each other.
-fn missing(expected: &Expected) -> std::io::Result<String> {
-    let group = readiness::ask(expected)?;
+fn missing(
+    expected: &Expected,
+    gathering: &mut Gathering,
+    now: Instant,
+) -> std::io::Result<String> {
+    let group = readiness::ask(expected, gathering, now)?;
     if group.leader.is_empty() || !group.missing.is_empty() {
         return Ok(format!("a leader, {}", group.missing.join(", ")));
     }

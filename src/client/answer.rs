@@ -95,6 +95,7 @@ fn of_error(error: &str) -> Answer {
         "no space on enough members",
         "message unavailable",
         "too many tokens in use",
+        "too many connections",
         "timed out",
     ];
     if passing.iter().any(|begin| error.starts_with(begin)) {

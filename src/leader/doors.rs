@@ -16,6 +16,7 @@ use crate::leader::http::LeaderNode;
 use crate::leader::server::{Addresses, Settings};
 use crate::leader::state::Shared;
 use crate::leader::stats::{Measured, Stats};
+use crate::leader::status;
 use crate::net::{Door, Server};
 use crate::protocol::hatokuse::{self, Hatokuse, Identity};
 use crate::protocol::http::{self, Http};
@@ -113,8 +114,9 @@ pub fn open(
     let (limits, budget) = (settings.net.clone(), Arc::clone(&shared.budget));
     let server = Server::start_within(doors, Arc::new(handler), clock, limits, budget)
         .context("cannot start the client ports")?;
-    // Nobody else sets it.
+    // Both are empty until here: only this function sets them, once for each node.
     _ = node.gauges.set(server.gauges());
+    _ = shared.helpers.set(server.helpers());
     Ok(server)
 }
 
@@ -123,11 +125,8 @@ fn text_sessions(settings: &Settings, shared: &Arc<Shared>) -> Hatokuse {
         payload_bytes_max: settings.payload_bytes_max,
     };
     let greeter = Arc::clone(shared);
-    Hatokuse::new(limits, move || {
-        let is_serving = greeter.serving_term().is_some();
-        Identity {
-            node: greeter.name.clone(),
-            role: if is_serving { "leader" } else { "follower" }.to_owned(),
-        }
+    Hatokuse::new(limits, move || Identity {
+        node: greeter.name.clone(),
+        role: status::role(&greeter).0.to_owned(),
     })
 }

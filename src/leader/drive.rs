@@ -1,9 +1,8 @@
-//! Steps a batch on a worker: effects out, then waits for events until the deadline.
+//! Steps a batch on a worker: effects out, then parked until events come or its deadline passes.
 //!
 //! A [`Run`] is one [`Coordinator`] and the [`Inbox`] in which answers arrive, from the reader
 //! threads of the links and from the Raft thread. The worker that owns it carries out what the
-//! coordinator asks for and blocks on the inbox, or parks the batch when it can only wait for late
-//! members.
+//! coordinator asks for, and parks the batch when it can only wait.
 //!
 //! What outlives the batch is done where the answer arrives, not here: a store ends its charge, and
 //! an applied entry settles its revisions, even when the client got its reply long before.
@@ -11,13 +10,14 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::{debug, error};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::clock::Instant;
-use crate::coordinator::{Answer, Charge, Coordinator, Effect, Event, Flaw, Settlement, Tag};
+use crate::coordinator::{
+    Answer, Charge, Coordinator, Effect, Event, Flaw, Question, Settlement, Tag,
+};
 use crate::error::Failure;
 use crate::faults::{self, Fault};
 use crate::group::{ProposalOutcome, ReadConfirmation, ReadOutcome, Reason};
@@ -39,17 +39,13 @@ use crate::rpc::message::{
 #[derive(Default)]
 pub struct Inbox {
     state: Mutex<InboxState>,
-    /// Signalled when an event arrives while a worker waits.
-    arrived: Condvar,
 }
 
 #[derive(Default)]
 struct InboxState {
     events: Vec<Event>,
-    /// How many events a worker waits for on `arrived`; 0 when none waits: signalling is then a
-    /// wasted system call, and so it is for an event that only brings others nearer.
-    awaited: usize,
-    /// Set while the batch is parked, with the number of events that it waits for.
+    /// Set while the batch is parked, with the number of events that it waits for: to wake it for
+    /// one that only brings others nearer would be wasted.
     waker: Option<(Waker, usize)>,
 }
 
@@ -60,15 +56,10 @@ impl Inbox {
         let mut state = self.state.lock();
         state.events.push(event);
         let count = state.events.len();
-        let is_due = !is_good_news || count >= state.awaited;
         let waker = state
             .waker
             .take_if(|(_, awaited)| !is_good_news || count >= *awaited);
-        let is_awaited = state.awaited > 0;
         drop(state);
-        if is_awaited && is_due {
-            self.arrived.notify_one();
-        }
         if let Some((waker, _)) = waker {
             waker.wake();
         }
@@ -77,19 +68,6 @@ impl Inbox {
     /// Takes all events.
     fn take(&self, into: &mut Vec<Event>) {
         mem::swap(&mut self.state.lock().events, into);
-    }
-
-    /// Takes all events, when there are `count`, or one that changes what is waited for, or after
-    /// `timeout`.
-    fn wait(&self, into: &mut Vec<Event>, count: usize, timeout: Duration) {
-        let mut state = self.state.lock();
-        let waits = |state: &mut InboxState| {
-            state.events.len() < count && state.events.iter().all(Event::is_good_news)
-        };
-        state.awaited = count;
-        self.arrived.wait_while_for(&mut state, waits, timeout);
-        state.awaited = 0;
-        mem::swap(&mut state.events, into);
     }
 
     /// Wakes `waker` when there are `count` events, or one that changes what is waited for; now if
@@ -144,39 +122,29 @@ impl Run {
         }
     }
 
-    /// Goes on until the batch is done or can only wait for late members; or for anything, unless
-    /// it `may_wait`.
-    pub fn go_on(mut self, may_wait: bool) -> Progress {
+    /// Goes on until the batch is done or can only wait.
+    pub fn go_on(mut self) -> Progress {
         let mut events = Vec::new();
         let mut effects = Vec::new();
-        loop {
-            self.inbox.take(&mut events);
-            self.pending.extend(events.drain(..));
-            if self.shared.clock.now() >= self.coordinator.next_deadline() {
-                self.pending.push_back(Event::Tick);
-            }
-            while let Some(event) = self.pending.pop_front() {
-                self.step(event, &mut effects);
-                for effect in effects.drain(..) {
-                    if let Effect::Done(mut replies) = effect {
-                        debug!("batch {}: done, {} replies", self.number, replies.len());
-                        name_leader(&self.shared, &mut replies);
-                        let room = self.room.and_then(|mut request| request.take());
-                        return Progress::Done(replies, room);
-                    }
-                    self.carry_out(effect);
-                }
-            }
-            if !may_wait || self.coordinator.waits_for_late_only() {
-                debug!("batch {}: parked", self.number);
-                return Progress::Parked(Box::new(self));
-            }
-            let now = self.shared.clock.now();
-            let timeout = self.coordinator.next_deadline().since(now);
-            let awaited = self.coordinator.answers_awaited();
-            self.inbox.wait(&mut events, awaited, timeout);
-            self.pending.extend(events.drain(..));
+        self.inbox.take(&mut events);
+        self.pending.extend(events.drain(..));
+        if self.shared.clock.now() >= self.coordinator.next_deadline() {
+            self.pending.push_back(Event::Tick);
         }
+        while let Some(event) = self.pending.pop_front() {
+            self.step(event, &mut effects);
+            for effect in effects.drain(..) {
+                if let Effect::Done(mut replies) = effect {
+                    debug!("batch {}: done, {} replies", self.number, replies.len());
+                    name_leader(&self.shared, self.term, &mut replies);
+                    let room = self.room.and_then(|mut request| request.take());
+                    return Progress::Done(replies, room);
+                }
+                self.carry_out(effect);
+            }
+        }
+        debug!("batch {}: parked", self.number);
+        Progress::Parked(Box::new(self))
     }
 
     fn step(&mut self, event: Event, effects: &mut Vec<Effect>) {
@@ -217,10 +185,7 @@ impl Run {
                 self.pending.push_back(Event::LookedUp { tag, found });
             }
             Effect::Reserve { bytes, fetches } => self.reserve(bytes, fetches),
-            Effect::Ask(question) => {
-                let told = self.shared.tell(question);
-                self.pending.push_back(Event::Told(told));
-            }
+            Effect::Ask(question) => self.ask(question),
             Effect::Cache { revision, payload } => self.shared.cache.insert(revision, &payload),
             Effect::CorruptCopy {
                 member,
@@ -240,6 +205,20 @@ impl Run {
             }
             Effect::Deposed { member, highest } => self.shared.refused(member, highest),
             Effect::Done(_) => unreachable!("the caller ends at Done"),
+        }
+    }
+
+    /// A page of a listing looks at every message, so a helper makes it.
+    fn ask(&mut self, question: Question) {
+        match (&question, self.shared.helpers.get()) {
+            (Question::List(_), Some(helpers)) => {
+                let (shared, inbox) = (self.shared.clone(), self.inbox.clone());
+                helpers.run(move || inbox.push(Event::Told(shared.tell(question))));
+            }
+            _ => {
+                let told = self.shared.tell(question);
+                self.pending.push_back(Event::Told(told));
+            }
         }
     }
 
@@ -402,15 +381,17 @@ impl Parked for Run {
         self.inbox.arm(wake, self.coordinator.answers_awaited());
     }
 
-    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
-        self.go_on(may_wait)
+    fn resume(self: Box<Self>) -> Progress {
+        self.go_on()
     }
 }
 
 /// Names the leader in the replies of a batch that lost leadership on its way: who follows is
-/// better known now than when that was noticed.
-fn name_leader(shared: &Shared, replies: &mut [Reply]) {
+/// better known now than when that was noticed. Members that refuse `term`, since others used it,
+/// are not too few members.
+fn name_leader(shared: &Shared, term: u64, replies: &mut [Reply]) {
     let mut leader = None;
+    let left = shared.view.gate.left();
     for reply in replies {
         let Reply::Failed(failure) = reply else {
             continue;
@@ -419,11 +400,18 @@ fn name_leader(shared: &Shared, replies: &mut [Reply]) {
             Failure::BulkPartial { reason, .. } => &mut **reason,
             other => other,
         };
-        if *failure == (Failure::NotLeader { leader: None }) {
-            let known = leader.get_or_insert_with(|| shared.leader_address());
-            *failure = Failure::NotLeader {
-                leader: known.clone(),
-            };
+        match failure {
+            Failure::NotEnoughMembers { .. } if term <= left => {
+                *failure = Failure::TermOver { above: left };
+            }
+            Failure::NotLeader { leader: None } | Failure::TermOver { .. } => {
+                let known = leader.get_or_insert_with(|| shared.leader_address());
+                if let Some(leader) = known.clone() {
+                    let leader = Some(leader);
+                    *failure = Failure::NotLeader { leader };
+                }
+            }
+            _ => {}
         }
     }
 }

@@ -34,6 +34,15 @@ pub struct Gate {
 struct State {
     reports: Reports,
     led: Option<Led>,
+    /// Of an only leader that left a term: what stood before that term. What it appended in it is
+    /// not what members miss.
+    left_behind: Option<LogPosition>,
+    /// What was found lost since the start, for people.
+    loss: Option<String>,
+    /// Committed entries up to here may be missing, as people have decided.
+    accepts_loss: LogPosition,
+    /// What the group was told of members.
+    group_knows: Option<(LogPosition, bool)>,
     /// Members that tell absurd terms, and were logged.
     absurd: Vec<MemberId>,
 }
@@ -54,6 +63,9 @@ pub struct Surroundings<'a> {
     pub registered: &'a [MemberId],
     /// Copies of each message.
     pub tolerance: usize,
+    /// The last entry that is applied. Asked for after the reports were taken: members may have
+    /// been told of it just now, and say so.
+    pub applied: &'a dyn Fn() -> u64,
     /// Whether there is no other leader.
     pub is_alone: bool,
     /// Whether a link number is one of this start.
@@ -67,9 +79,36 @@ impl Gate {
         self.is_unguarded.store(true, Ordering::Release);
     }
 
+    /// Committed entries up to `position` may be missing: people have decided so.
+    pub fn accept_loss(&self, position: LogPosition) {
+        self.state.lock().accepts_loss = position;
+    }
+
+    /// Hands on what members know to be committed beyond what may be missing, and whether enough of
+    /// them have told, when that has changed. It counts as handed on if `hand_on` says so.
+    pub fn tell_group(
+        &self,
+        (term, registered, tolerance): (u64, &[MemberId], usize),
+        hand_on: impl FnOnce(LogPosition, bool) -> bool,
+    ) {
+        let mut state = self.state.lock();
+        let (have, need) = state.reports.count(registered, tolerance);
+        let committed = state.reports.furthest_committed(term);
+        let committed = match committed > state.accepts_loss {
+            true => committed,
+            false => LogPosition::default(),
+        };
+        let news = (committed, have >= need);
+        if state.group_knows != Some(news) && hand_on(news.0, news.1) {
+            state.group_knows = Some(news);
+        }
+    }
+
     /// The group leads `term`; `behind` is the last entry before it.
     pub fn begin(&self, term: u64, behind: LogPosition) {
-        self.state.lock().led = Some(Led {
+        let mut state = self.state.lock();
+        let behind = state.left_behind.take().unwrap_or(behind);
+        state.led = Some(Led {
             term,
             behind,
             since: None,
@@ -90,7 +129,17 @@ impl Gate {
 
     /// Whether somebody else used `term`, as far as is known: nothing is to be done in it.
     pub fn is_left(&self, term: u64) -> bool {
-        term <= self.left.load(Ordering::Acquire)
+        term <= self.left()
+    }
+
+    /// The highest term that somebody else used, as far as is known; 0 if none was.
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// Which acknowledged writes are lost, as found since the start, for people.
+    pub fn loss(&self) -> Option<String> {
+        self.state.lock().loss.clone()
     }
 
     /// A member tells what it has seen. True if that is news.
@@ -115,7 +164,7 @@ impl Gate {
         match state.led.as_ref()?.verdict? {
             Verdict::Serve { .. } => None,
             Verdict::Wait { have, need } => Some(Failure::LeaderWaits { have, need }),
-            Verdict::Leave { .. } => Some(Failure::NotLeader { leader: None }),
+            Verdict::Leave { above, .. } => Some(Failure::TermOver { above }),
             Verdict::Lost(_) => Some(Failure::LeaderIncomplete),
         }
     }
@@ -127,7 +176,11 @@ impl Gate {
         let State {
             reports,
             led,
+            left_behind,
+            loss,
+            accepts_loss,
             absurd,
+            ..
         } = &mut *state;
         let led = led.as_mut()?;
         if let (None, Some(now)) = (led.since, now) {
@@ -137,10 +190,12 @@ impl Gate {
         let case = Case {
             term: led.term,
             behind: led.behind,
+            applied: (around.applied)(),
             since: led.since.unwrap_or(now),
             registered: around.registered,
             tolerance: around.tolerance,
             is_alone: around.is_alone,
+            accepts_loss: *accepts_loss,
             is_own_link: around.is_own_link,
         };
         let verdict = reports.judge(&case, now);
@@ -163,10 +218,17 @@ impl Gate {
         };
         if let Some(above) = above {
             self.left.fetch_max(above, Ordering::AcqRel);
+            *left_behind = around.is_alone.then_some(led.behind);
         }
         self.open.store(open, Ordering::Release);
         if !is_known {
-            report(led, reports, verdict);
+            if let Verdict::Serve {
+                lost: Some(lost), ..
+            } = verdict
+            {
+                *loss = Some(describe(led, reports, lost));
+            }
+            report(led, loss.as_deref(), verdict);
         }
         above.filter(|_| !self.is_unguarded.load(Ordering::Acquire))
     }
@@ -178,6 +240,23 @@ impl Shared {
     pub fn leading_term(&self) -> Option<u64> {
         let status = self.group.status();
         (status.serving && !self.view.gate.is_left(status.term)).then_some(status.term)
+    }
+
+    /// Why nobody is served, if this leader knows more than that none is elected.
+    pub fn hindrance(&self) -> Option<Failure> {
+        let gate = &self.view.gate;
+        if let Some(failure) = gate.hindrance() {
+            return Some(failure);
+        }
+        let status = self.group.status();
+        if status.leader.is_some() {
+            return None;
+        }
+        let above = gate.left();
+        if above > 0 && status.term <= above {
+            return Some(Failure::TermOver { above });
+        }
+        self.group.obstacle().map(|_| Failure::LeaderIncomplete)
     }
 
     /// What is committed, for members to bear witness: nothing unless this leader serves.
@@ -202,7 +281,12 @@ impl Shared {
     pub fn look_at_gate(&self) {
         let is_own_link = |number| self.links.has_numbered(number);
         let now = Some(self.clock.now());
-        if let Some(above) = self.view.look_at_gate(now, &is_own_link) {
+        let applied = || self.group.status().applied;
+        self.view
+            .tell_group(self.group.status().term, |committed, is_enough| {
+                self.group.members_told(committed, is_enough)
+            });
+        if let Some(above) = self.view.look_at_gate(now, &applied, &is_own_link) {
             self.group.leave_terms(above);
         }
     }
@@ -224,8 +308,23 @@ impl Shared {
     }
 }
 
+/// How the line begins that tells of lost writes, here and in the log.
+pub const OLDER_COPY: &str = "this leader's directory is an older copy";
+
+/// Which acknowledged writes are lost.
+fn describe(led: &Led, reports: &Reports, lost: Lost) -> String {
+    let (behind, Lost { member, committed }) = (led.behind, lost);
+    let revision = reports.of(member).and_then(|seen| seen.revision);
+    let revision = revision.map_or("none".to_owned(), |one| one.to_string());
+    format!(
+        "{OLDER_COPY}: its log ended at entry {behind}, and member {member} knows of committed \
+         entries up to {committed} (highest revision {revision}). Acknowledged writes behind the \
+         copy are LOST: their messages are not found"
+    )
+}
+
 /// Says in the log what was found.
-fn report(led: &Led, reports: &Reports, verdict: Verdict) {
+fn report(led: &Led, loss: Option<&str>, verdict: Verdict) {
     let Led { term, behind, .. } = led;
     match verdict {
         Verdict::Serve { silent, lost } => {
@@ -235,15 +334,8 @@ fn report(led: &Led, reports: &Reports, verdict: Verdict) {
                      longer: a term that only those know may be used again"
                 );
             }
-            if let Some(Lost { member, committed }) = lost {
-                let revision = reports.of(member).and_then(|seen| seen.revision);
-                let revision = revision.map_or("none".to_owned(), |one| one.to_string());
-                error!(
-                    "this leader's directory is an older copy: its log ended at entry {behind}, \
-                     and member {member} knows of committed entries up to {committed} (highest \
-                     revision {revision}). Acknowledged writes behind the copy are LOST: their \
-                     messages are not found. It serves what it has, in term {term}"
-                );
+            if let (Some(_), Some(loss)) = (lost, loss) {
+                error!("{loss}. It serves what it has, in term {term}");
             }
             info!("term {term} is open to clients");
         }
@@ -259,7 +351,9 @@ fn report(led: &Led, reports: &Reports, verdict: Verdict) {
             "this leader's log ended at entry {behind} when it was elected, and member {member} \
              knows of committed entries up to {committed}: this leader or one that voted for it \
              runs on an older copy of its directory. It does not serve. Stop the leaders that were \
-             restored, and start those that have the entries"
+             restored, and start those that have the entries; if there are none, all leaders \
+             started with --accept-loss {}.{} give them up",
+            committed.term, committed.index
         ),
     }
 }

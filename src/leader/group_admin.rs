@@ -73,7 +73,7 @@ pub fn begin(shared: &Arc<Shared>, request: GroupRequest) -> Progress {
         slot,
         deadline,
     })
-    .resume(false)
+    .resume()
 }
 
 /// What is known of the group.
@@ -291,7 +291,7 @@ impl Parked for Waiting {
         self.slot.arm(wake);
     }
 
-    fn resume(self: Box<Self>, _may_wait: bool) -> Progress {
+    fn resume(self: Box<Self>) -> Progress {
         match self.slot.take() {
             Some(reply) => Progress::done(vec![reply]),
             None if self.shared.clock.now() >= self.deadline => {

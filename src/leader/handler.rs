@@ -13,6 +13,7 @@ use log::debug;
 use crate::clock::Instant;
 use crate::coordinator::{Coordinator, Limits};
 use crate::error::Failure;
+use crate::group::ReadConfirmation;
 use crate::ids::Key;
 use crate::leader::desk::READ_BYTES_MAX;
 use crate::leader::drive::Run;
@@ -72,14 +73,8 @@ impl ClientHandler {
         self.onward.is_some()
     }
 
-    /// Begins a batch about messages; until `give_up` it may wait for a leader.
-    fn serve(
-        &self,
-        batch: Batch,
-        may_wait: bool,
-        reply_growth: usize,
-        give_up: Instant,
-    ) -> Progress {
+    /// Begins a batch about messages, which waits for a leader until `give_up`.
+    fn serve(&self, batch: Batch, reply_growth: usize, give_up: Instant) -> Progress {
         let shared = &self.shared;
         // First: whoever hands over says so, then looks whether batches run.
         let running = shared.batch_runs();
@@ -94,8 +89,13 @@ impl ClientHandler {
                     look_at: shared.clock.now() + LEADER_POLL,
                 }));
             }
-            Standing::Changes | Standing::Follows => return self.redirect(batch),
+            Standing::Changes | Standing::Follows => return self.redirect(batch, reply_growth),
         };
+        if let Batch::Reads(keys) = &batch
+            && let Some(replies) = self.read_at_hand(keys, reply_growth)
+        {
+            return Progress::done(replies);
+        }
         let Some(tolerance) = shared.view.metadata.tolerance() else {
             return failed(&batch, Failure::Busy);
         };
@@ -103,7 +103,7 @@ impl ClientHandler {
         debug!("batch {number}: {}", describe(&batch));
         let needed = Coordinator::revisions_needed(&batch);
         let Some(revisions) = shared.view.allot(term, needed) else {
-            return self.redirect(batch);
+            return self.redirect(batch, reply_growth);
         };
         let limits = Limits {
             reply_growth: reply_growth as u64,
@@ -111,16 +111,41 @@ impl ClientHandler {
         };
         let coordinator = Coordinator::new(batch, revisions, tolerance, limits)
             .expect("only these need no coordinator");
-        Run::new(shared.clone(), coordinator, (number, term), running).go_on(may_wait)
+        Run::new(shared.clone(), coordinator, (number, term), running).go_on()
+    }
+
+    /// The replies to reads that need nobody else, as those of a [`Coordinator`] would be: in a
+    /// group of one, of small messages which are all in the cache. Takes no lock but a shard's of
+    /// the metadata and one of the cache.
+    fn read_at_hand(&self, keys: &[Key], reply_growth: usize) -> Option<Vec<Reply>> {
+        let shared = &self.shared;
+        // Before anything is looked up (R4).
+        let Some(ReadConfirmation::Immediate { .. }) = shared.group.confirm_read_at_once() else {
+            return None;
+        };
+        let mut bytes_left = self.limits.unreserved_bytes_max;
+        let read = |key| {
+            let Some(entry) = shared.view.metadata.find(key) else {
+                return Some(Reply::NotFound);
+            };
+            let reply_bytes = u64::from(entry.length).saturating_mul(reply_growth as u64);
+            bytes_left = bytes_left.checked_sub(reply_bytes)?;
+            let payload = shared.cache.get(entry.revision)?;
+            let revision = entry.revision;
+            Some(Reply::Value { revision, payload })
+        };
+        keys.iter().map(read).collect()
     }
 
     /// What a follower does: at once, without waiting for an election.
-    fn redirect(&self, batch: Batch) -> Progress {
-        if let Some(reason) = self.shared.view.gate.hindrance() {
+    fn redirect(&self, batch: Batch, reply_growth: usize) -> Progress {
+        if let Some(reason) = self.shared.hindrance() {
             return failed(&batch, reason);
         }
         match &self.onward {
-            Some(onward) => forward::begin(&self.shared, &**onward, &self.in_flight, batch),
+            Some(onward) => {
+                forward::begin(&self.shared, onward, &self.in_flight, batch, reply_growth)
+            }
             None => {
                 let leader = self.shared.leader_address();
                 failed(&batch, Failure::NotLeader { leader })
@@ -130,7 +155,7 @@ impl ClientHandler {
 }
 
 impl Handler for ClientHandler {
-    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress {
+    fn begin(&self, batch: Batch, reply_growth: usize) -> Progress {
         if batch == Batch::Status {
             let status = status::cluster_status(&self.shared);
             return Progress::done(vec![Reply::Status(Box::new(status))]);
@@ -139,7 +164,7 @@ impl Handler for ClientHandler {
             return group_admin::begin(&self.shared, request);
         }
         let give_up = self.shared.clock.now() + LEADER_WAIT;
-        self.serve(batch, may_wait, reply_growth, give_up)
+        self.serve(batch, reply_growth, give_up)
     }
 }
 
@@ -163,9 +188,9 @@ impl Parked for AwaitsLeader {
 
     fn arm(&mut self, _wake: Waker) {}
 
-    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
+    fn resume(self: Box<Self>) -> Progress {
         self.handler
-            .serve(self.batch, may_wait, self.reply_growth, self.give_up)
+            .serve(self.batch, self.reply_growth, self.give_up)
     }
 }
 

@@ -10,10 +10,9 @@ use serde::Serialize;
 
 use crate::clock::Instant;
 use crate::disk::fs::FileSystem;
-use crate::group::Role;
 use crate::leader::state::Shared;
 use crate::leader::stats::{KindStats, Stats};
-use crate::leader::status::cluster_status;
+use crate::leader::status::{cluster_status, role};
 use crate::net::Gauges;
 use crate::protocol::http::node::{Check, Document, Node};
 use crate::protocol::reply::{MemberState, MemberStatus, PeerRole, PeerState};
@@ -74,6 +73,10 @@ struct ClusterJson {
 struct NodeJson {
     node: String,
     role: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<String>,
     term: u64,
     serves: bool,
     applied: u64,
@@ -179,6 +182,8 @@ impl LeaderNode {
         NodeJson {
             node: status.node,
             role: status.role,
+            reason: status.reason,
+            lost: status.lost,
             term: status.term,
             serves: shared.serving_term().is_some(),
             applied: group.applied,
@@ -199,7 +204,7 @@ impl LeaderNode {
             node: self.shared.name.clone(),
             uptime_ms: self.uptime_ms(),
             connections: gauge(Gauges::connections),
-            parked_batches: gauge(Gauges::parked),
+            parked_batches: gauge(Gauges::under_way),
             client_bytes_held: gauge(Gauges::bytes_held),
             requests: self.stats.all(),
         }
@@ -233,17 +238,16 @@ impl LeaderNode {
         if shared.removal.leader().is_some() {
             return (false, "this leader was removed from its group".to_owned());
         }
-        match (shared.serving_term(), status.role, status.leader) {
-            (Some(term), _, _) => (true, format!("this one, in term {term}")),
-            (None, Role::Leader, _) => match shared.view.gate.hindrance() {
-                Some(reason) => (false, reason.to_string()),
-                None => (false, "this one is elected and does not serve".to_owned()),
-            },
-            (None, _, Some(_)) => match shared.leader_address() {
+        if let Some(term) = shared.serving_term() {
+            return (true, format!("this one, in term {term}"));
+        }
+        match (role(shared).1, status.leader) {
+            (Some(reason), _) => (false, reason),
+            (None, Some(_)) => match shared.leader_address() {
                 Some(address) => (true, address),
                 None => (false, "its address is not known".to_owned()),
             },
-            (None, _, None) => (false, "none is elected".to_owned()),
+            (None, None) => (false, "none is elected".to_owned()),
         }
     }
 

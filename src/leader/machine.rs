@@ -10,8 +10,9 @@
 //! (`metadata::snapshot`). A start restores one before it replays entries; neither is told to
 //! members.
 //!
-//! An entry that cannot be decoded stops the process: to pass over it would make leaders diverge
-//! (A3).
+//! An entry that cannot be decoded is not taken from a peer ([`StateMachine::check`]). One that is
+//! committed all the same ends the process with one line: to pass over it would make leaders
+//! diverge (A3). A later version of the program wrote it, or most leaders are broken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -20,14 +21,14 @@ use log::info;
 use parking_lot::RwLock;
 
 use crate::coordinator::release::releases_unserved;
-use crate::group::{Configuration, Leadership, SnapshotSource, StateMachine};
+use crate::group::{Configuration, Leadership, Piece, SnapshotCheck, SnapshotSource, StateMachine};
 use crate::ids::Key;
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
 use crate::metadata::message_index::{Entry, Shard};
 use crate::metadata::replica_sets::ReplicaSets;
 use crate::metadata::snapshot::{Capture, Restore, ShardCell};
-use crate::metadata::state::{Shards, State};
+use crate::metadata::state::{PlainShards, Shards, State};
 
 /// Shards of the message index: a table of 100 million ids then grows by some 100,000 slots at a
 /// time, about a millisecond under one shard's lock.
@@ -178,6 +179,15 @@ impl Drop for Source {
     }
 }
 
+/// All chunks were taken: the state is that of a snapshot at `index`, or says what is wrong.
+fn finish<S: Shards>(restore: Restore, state: &mut State<S>, index: u64) -> Result<(), String> {
+    match restore.finish(state) {
+        Ok(found) if found == index => Ok(()),
+        Ok(found) => Err(format!("its content is of index {found}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 impl Machine {
     /// Before the first entry.
     pub fn new(view: Arc<View>) -> Machine {
@@ -237,11 +247,8 @@ impl Machine {
 impl StateMachine for Machine {
     type Output = Applied;
 
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Applied {
-        let command = match Command::decode(data) {
-            Ok(command) => command,
-            Err(error) => panic!("entry {index} of the journal cannot be applied: {error}"),
-        };
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<Applied, String> {
+        let command = Command::decode(data).map_err(|error| error.to_string())?;
         let applied = self.state.apply(index, term, &command);
         self.publish(&command, &applied);
         // A replay emits no releases, and a follower leaves them to the active leader (R5).
@@ -264,7 +271,29 @@ impl StateMachine for Machine {
             | Applied::NameHeld { .. }
             | Applied::Retired => {}
         }
-        applied
+        Ok(applied)
+    }
+
+    fn check(data: &[u8]) -> Result<(), String> {
+        match Command::decode(data) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn snapshot_check() -> SnapshotCheck {
+        let mut restore = Some(Restore::default());
+        let mut state = State::new(PlainShards::new(SHARDS));
+        Box::new(move |piece| match piece {
+            Piece::Chunk(chunk) => match &mut restore {
+                Some(restore) => {
+                    let restored = restore.chunk(&mut state, chunk);
+                    restored.map_err(|error| error.to_string())
+                }
+                None => Err("there are chunks behind its end".to_owned()),
+            },
+            Piece::End { index } => finish(restore.take().unwrap_or_default(), &mut state, index),
+        })
     }
 
     fn configuration(&mut self, configuration: &Configuration) {
@@ -290,12 +319,7 @@ impl StateMachine for Machine {
     }
 
     fn restored(&mut self, index: u64) -> Result<(), String> {
-        let restore = std::mem::take(&mut self.restore);
-        match restore.finish(&mut self.state) {
-            Ok(found) if found == index => {}
-            Ok(found) => return Err(format!("its content is of index {found}")),
-            Err(error) => return Err(error.to_string()),
-        }
+        finish(std::mem::take(&mut self.restore), &mut self.state, index)?;
         self.publish_numbers();
         let loads = self.state.take_changed_loads();
         let mut cluster = self.view.cluster.lock();
@@ -326,5 +350,78 @@ impl StateMachine for Machine {
             }
         }
         self.view.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{MemberId, Revision};
+    use crate::metadata::command::{Operation, Registration};
+    use crate::metadata::replica_sets::ReplicaSet;
+
+    /// Chunks of a state with a member and a message; its index.
+    fn chunks() -> (Vec<Vec<u8>>, u64) {
+        let id = MemberId(7);
+        let member = Registration {
+            id,
+            name: "member-1".to_owned(),
+            address: "localhost:1".to_owned(),
+            zone: String::new(),
+            incarnation: 1,
+            nonce: 1,
+        };
+        let set = Operation::Set {
+            key: Key::Id(1),
+            revision: Revision::new(2, 1),
+            replicas: ReplicaSet::new(&[id]).unwrap(),
+            length: 5,
+        };
+        let mut state = State::new(PlainShards::new(4));
+        let changes = [Change::RegisterMember(member), Change::Write(vec![set])];
+        for (index, change) in (2..).zip(changes) {
+            state.apply(index, 2, &Command { term: 2, change });
+        }
+        let mut capture = state.begin_snapshot(3);
+        let next = || capture.next_chunk(state.shards_mut());
+        (std::iter::from_fn(next).collect(), 3)
+    }
+
+    fn check(chunks: &[Vec<u8>], index: u64) -> Result<(), String> {
+        let mut check = Machine::snapshot_check();
+        for chunk in chunks {
+            check(Piece::Chunk(chunk))?;
+        }
+        check(Piece::End { index })
+    }
+
+    #[test]
+    fn a_snapshot_is_looked_at_as_a_whole() {
+        let (chunks, index) = chunks();
+        assert_eq!(check(&chunks, index), Ok(()));
+        assert!(check(&chunks, index + 1).is_err(), "of another index");
+        for missing in 0..chunks.len() {
+            let mut some = chunks.clone();
+            let cut = some[missing].len() - 1;
+            some[missing].truncate(cut);
+            assert!(check(&some, index).is_err(), "chunk {missing} is cut");
+            some.remove(missing);
+            assert!(check(&some, index).is_err(), "chunk {missing} is missing");
+        }
+        let twice = [&chunks[..], &chunks[chunks.len() - 1..]].concat();
+        assert!(check(&twice, index).is_err(), "a message is there twice");
+        assert!(check(&[b"garbage".to_vec()], index).is_err());
+        assert!(check(&[], index).is_err());
+    }
+
+    #[test]
+    fn an_entry_is_taken_if_it_is_a_command() {
+        let change = Change::SetTolerance(2);
+        let bytes = Command { term: 2, change }.encode();
+        assert_eq!(Machine::check(&bytes), Ok(()));
+        assert!(Machine::check(&bytes[1..]).is_err());
+        let later = [&[99], &bytes[1..]].concat();
+        let reason = Machine::check(&later).unwrap_err();
+        assert!(reason.contains("version 99"), "{reason}");
     }
 }

@@ -21,8 +21,8 @@ use crate::rpc::PeerInfo;
 use crate::rpc::frame::FRAME_BYTES_MAX;
 use crate::rpc::link::Link;
 use crate::rpc::message::{
-    JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role, SnapshotChunk,
-    StandingAnswer,
+    HeartbeatAnswer, JoinAnswer, RaftRequest, Refusal, RegisterRequest, Request, Response, Role,
+    SnapshotChunk, StandingAnswer,
 };
 use crate::rpc::pool::PoolEvents;
 use crate::rpc::server::{CallInfo, Responder, Service};
@@ -91,12 +91,12 @@ impl MemberService {
     /// here or not: the one that leads may have been added by entries that this one lacks, and gets
     /// from nobody else (Raft thesis 4.1). One that was removed disturbs nobody: PreVote and
     /// CheckQuorum see to that.
-    fn raft(&self, peer: &PeerInfo, request: RaftRequest) {
-        let peers = &self.shared.view.peers;
-        peers.heard(PeerId(peer.node_id), &request.address, &peer.name);
-        for message in request.messages {
-            self.shared.group.message(PeerId(peer.node_id), message);
-        }
+    ///
+    /// The messages share the memory of their frame, of so many bytes.
+    fn raft(&self, peer: &PeerInfo, request: RaftRequest, bytes: usize) {
+        let (peers, id) = (&self.shared.view.peers, PeerId(peer.node_id));
+        peers.heard(id, &request.address, &peer.name);
+        self.shared.group.messages(id, request.messages, bytes);
     }
 
     /// A piece of a snapshot, of the leader that this one follows: anybody else's would replace
@@ -171,6 +171,12 @@ impl MemberService {
             .group
             .propose(term, command.encode(), move |outcome| {
                 let answer = match outcome {
+                    // Another id has come to have the name since: the next try says so.
+                    ProposalOutcome::Applied(Applied::Retired)
+                        if is_known_by_name(&shared, &registration) =>
+                    {
+                        Err(Refusal::Busy)
+                    }
                     ProposalOutcome::Applied(applied) => registered(&registration, &applied),
                     ProposalOutcome::NotProposed(reason) => {
                         Err(Refusal::Other(not_proposed(reason).to_string()))
@@ -179,7 +185,7 @@ impl MemberService {
                 };
                 responder.send(match answer {
                     Ok(()) => {
-                        note_losses(&shared, registration.id, incomplete, records);
+                        note_losses(&shared, &registration, incomplete, records);
                         Response::Register
                     }
                     Err(refusal) => {
@@ -191,17 +197,33 @@ impl MemberService {
     }
 }
 
+/// Whether the id belongs to the name with which it registers, retired or not.
+fn is_known_by_name(shared: &Shared, registration: &Registration) -> bool {
+    let cluster = shared.view.cluster.lock();
+    let known = cluster.member(registration.id);
+    known.is_some_and(|known| known.name == registration.name)
+}
+
 /// Has the copies of a member that registered compared, if records of it may be lost: it says so,
-/// or has fewer than the metadata lists. Nothing is stored there while there is no data link, so
-/// only then the numbers can be compared.
-fn note_losses(shared: &Shared, id: MemberId, incomplete: bool, records: Option<u64>) {
+/// or has fewer than the metadata lists. The numbers say something only while nothing is stored
+/// there: there is no data link, or only one to an earlier start.
+fn note_losses(
+    shared: &Shared,
+    registration: &Registration,
+    incomplete: bool,
+    records: Option<u64>,
+) {
+    let id = registration.id;
     let mut cluster = shared.view.cluster.lock();
-    cluster.set_says_what_it_holds(id, records.is_some());
+    let start_before = cluster.member(id).and_then(|member| member.start);
+    cluster.started(id, registration.nonce, records.is_some());
     let Some(member) = cluster.member(id) else {
         return;
     };
     let listed = member.load.records();
-    let is_short = !member.liveness.is_connected() && records.is_some_and(|held| held < listed);
+    let is_linked = member.liveness.is_connected()
+        && start_before.is_none_or(|start| start == registration.nonce);
+    let is_short = !is_linked && records.is_some_and(|held| held < listed);
     if incomplete || is_short {
         let name = &member.name;
         let held = records.map_or("unknown".to_owned(), |held| held.to_string());
@@ -361,19 +383,22 @@ impl Service for MemberService {
                 if self.is_retired(id) {
                     return responder.send(Response::Refused(Refusal::Retired(id)));
                 }
-                self.shared
-                    .view
-                    .cluster
-                    .lock()
-                    .heartbeat(id, &counters, now);
+                let is_serving = self.shared.serving_term().is_some();
+                let has_all = {
+                    let mut cluster = self.shared.view.cluster.lock();
+                    cluster.heartbeat(id, &counters, now);
+                    is_serving && cluster.has_all(id, peer.nonce)
+                };
                 self.shared.told(id, counters.seen);
-                responder.send(Response::Heartbeat(self.shared.committed()));
+                let committed = self.shared.committed();
+                let answer = HeartbeatAnswer { committed, has_all };
+                responder.send(Response::Heartbeat(answer));
             }
             Request::Store(_) | Request::Fetch(_) | Request::Release(_) | Request::Holds(_) => {
                 let refusal = Refusal::Other("a leader stores no payloads".to_owned());
                 responder.send(Response::Refused(refusal));
             }
-            Request::Raft(request) => self.raft(peer, request),
+            Request::Raft(request) => self.raft(peer, request, call.bytes),
             Request::Snapshot(chunk) => self.snapshot(peer, chunk, responder),
             Request::Join(_) => responder.send(self.join(peer)),
             Request::Forward(batch) => self.forward(peer, batch, call.bytes, responder),

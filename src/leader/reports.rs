@@ -11,7 +11,8 @@
 //!   [`SILENT_MEMBERS_WAIT`] those that have told are enough; the log says so.
 //! * A fence of **this term or a later one that this leader did not send** means that the term is
 //!   used: it goes on above it, and never serves in it. A fence of this term is its own by its link
-//!   number: each start counts links from a random number on.
+//!   number: each start counts links from a random number on. A committed entry of this term behind
+//!   the last one that is applied here means the same, since members are told of no later one.
 //! * A term that is more than [`TERMS_AHEAD_MAX`] above all others is no term: a member that tells
 //!   such a one is not obeyed, and left to refuse what it is sent.
 //! * A **committed entry that is missing** here, since it stands above the log with which the term
@@ -78,6 +79,8 @@ pub struct Case<'a> {
     pub term: u64,
     /// The last entry before those of the term.
     pub behind: LogPosition,
+    /// The last entry that is applied: no member was told of a later one by this leader.
+    pub applied: u64,
     /// When it began to lead it.
     pub since: Instant,
     /// The members that are registered.
@@ -86,6 +89,8 @@ pub struct Case<'a> {
     pub tolerance: usize,
     /// Whether there is no other leader.
     pub is_alone: bool,
+    /// Committed entries up to here may be missing.
+    pub accepts_loss: LogPosition,
     /// Whether a link number is one of this start.
     pub is_own_link: &'a dyn Fn(u64) -> bool,
 }
@@ -129,6 +134,24 @@ impl Reports {
         absurd
     }
 
+    /// How many of the registered members have told, and how many must.
+    pub fn count(&self, registered: &[MemberId], tolerance: usize) -> (usize, usize) {
+        let need = match registered.len() {
+            0 => 0,
+            count => (count + 1).saturating_sub(tolerance).max(1),
+        };
+        let told = |member: &&MemberId| self.seen.contains_key(*member);
+        (registered.iter().filter(told).count(), need)
+    }
+
+    /// The furthest committed entry that members tell of which are believed in `term`.
+    pub fn furthest_committed(&self, term: u64) -> LogPosition {
+        let absurd = self.absurd(term);
+        let believed = self.seen.iter().filter(|(id, _)| !absurd.contains(id));
+        let told = believed.map(|(_, seen)| seen.committed);
+        told.max().unwrap_or_default()
+    }
+
     /// Whether the leader may serve.
     pub fn judge(&self, case: &Case<'_>, now: Instant) -> Verdict {
         let absurd = self.absurd(case.term);
@@ -138,7 +161,8 @@ impl Reports {
                 fence, committed, ..
             } = seen;
             let is_other = fence.term == case.term && !(case.is_own_link)(fence.link);
-            fence.term > case.term || committed.term > case.term || is_other
+            let is_beyond = committed.term == case.term && committed.index > case.applied;
+            fence.term > case.term || committed.term > case.term || is_other || is_beyond
         };
         let used = believed().filter(|(_, seen)| is_used(seen));
         let term = |seen: &Seen| seen.fence.term.max(seen.committed.term);
@@ -154,16 +178,13 @@ impl Reports {
             member: *member,
             committed: seen.committed,
         });
-        if let (Some(lost), false) = (lost, case.is_alone) {
+        if let Some(lost) = lost
+            && !case.is_alone
+            && lost.committed > case.accepts_loss
+        {
             return Verdict::Lost(lost);
         }
-        let count = case.registered.len();
-        let need = match count {
-            0 => 0,
-            count => (count + 1).saturating_sub(case.tolerance).max(1),
-        };
-        let told = |member: &&MemberId| self.seen.contains_key(*member);
-        let have = case.registered.iter().filter(told).count();
+        let (have, need) = self.count(case.registered, case.tolerance);
         if have < need && now.since(case.since) < SILENT_MEMBERS_WAIT {
             return Verdict::Wait { have, need };
         }
@@ -198,10 +219,12 @@ mod tests {
         let case = Case {
             term,
             behind: LogPosition { term: 4, index: 40 },
+            applied: 99,
             since: Instant::default(),
             registered: &MEMBERS,
             tolerance: 2,
             is_alone,
+            accepts_loss: LogPosition { term: 4, index: 60 },
             is_own_link: &|link| link >= 100,
         };
         reports.judge(&case, Instant::default() + Duration::from_secs(seconds))
@@ -241,7 +264,7 @@ mod tests {
         // Its own links, in its own term.
         reports.add(MemberId(2), seen(5, 100));
         assert_eq!(judge(&reports, 5, true, 0), SERVE);
-        for told in [seen(5, 99), seen(6, 1), committed(6, 1)] {
+        for told in [seen(5, 99), seen(6, 1), committed(6, 1), committed(5, 100)] {
             reports.add(MemberId(2), told);
             let leave = Verdict::Leave {
                 above: told.fence.term,
@@ -263,11 +286,18 @@ mod tests {
             reports.add(member, committed(4, 40));
         }
         assert_eq!(judge(&reports, 5, false, 0), SERVE);
-        reports.add(MemberId(2), committed(4, 41));
+        // Up to 60 it is accepted.
+        reports.add(MemberId(2), committed(4, 60));
+        assert!(matches!(
+            judge(&reports, 5, false, 0),
+            Verdict::Serve { lost: Some(_), .. }
+        ));
+        reports.add(MemberId(2), committed(4, 61));
         let lost = Lost {
             member: MemberId(2),
-            committed: LogPosition { term: 4, index: 41 },
+            committed: LogPosition { term: 4, index: 61 },
         };
+        assert_eq!(reports.furthest_committed(5), lost.committed);
         assert_eq!(judge(&reports, 5, false, 0), Verdict::Lost(lost));
         // Nobody else could have it.
         let serve = Verdict::Serve {

@@ -29,8 +29,8 @@ use crate::disk::log::LogOptions;
 use crate::group::{
     self, Bootstrap, Group, GroupError, GroupHandle, GroupOptions, ProposalOutcome, Timing,
 };
-use crate::ids::ClusterId;
-use crate::leader::desk::{Desk, DeskThread};
+use crate::ids::{ClusterId, LogPosition};
+use crate::leader::desk::Desk;
 use crate::leader::doors::{self, Listeners};
 use crate::leader::handler::ClientHandler;
 use crate::leader::housekeeping::Housekeeping;
@@ -62,6 +62,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const LINKS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often it looks.
 const LINKS_POLL: Duration = Duration::from_millis(5);
+/// How long a start waits for members to tell what they have seen, before it opens the client
+/// ports: meanwhile clients wait in the queue of the listening socket. Members that are up dial
+/// again within half a second; while others are down, clients are told what is waited for.
+const REPORTS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a start waits for the first write of its term.
 const SERVING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often that wait looks whether it was told to stop.
@@ -80,6 +84,8 @@ pub struct Settings {
     pub cluster_id: ClusterId,
     /// Whether a group may be made.
     pub bootstrap: Bootstrap,
+    /// Committed entries up to here may be missing, as people have decided.
+    pub accept_loss: LogPosition,
     /// Where members connect.
     pub rpc_bind: SocketAddr,
     /// Where clients connect.
@@ -137,7 +143,6 @@ pub struct Leader {
     group: Group<Applied>,
     /// These are there once it has started.
     house: Option<Thread>,
-    desk: Option<(Arc<Desk>, Thread)>,
     rpc: Option<RpcServer>,
     clients: Option<net::Server>,
     stop_house: StopSignal,
@@ -150,8 +155,9 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Starts all parts; when this returns, the leader serves. Setting `stop` stops it, and so does
-    /// the failure of its journal, which sets `stop`.
+    /// Starts all parts; when this returns, clients are answered. A leader that is alone serves
+    /// them then, unless members that it must hear of are down. Setting `stop` stops it, and so
+    /// does the failure of its journal, which sets `stop`.
     pub fn start(settings: Settings, stop: StopSignal) -> anyhow::Result<Leader> {
         Leader::start_on(Arc::new(OsFileSystem), settings, stop)
     }
@@ -174,6 +180,7 @@ impl Leader {
 
         let (seed, nonce) = (random_u64()?, random_u64()?);
         let view = Arc::new(View::new(Cluster::new(settings.strategy, seed)));
+        view.gate.accept_loss(settings.accept_loss);
         let failure = Arc::new(Mutex::new(None));
         let group = start_group(&settings, Arc::clone(&fs), &clock, &view, &stop, &failure)?;
         let is_alone = group.handle().configuration().is_alone(group.peer());
@@ -224,7 +231,6 @@ impl Leader {
             tls,
             group,
             house: None,
-            desk: None,
             rpc: None,
             clients: None,
             stop_house: StopSignal::default(),
@@ -255,12 +261,9 @@ impl Leader {
         let stop = self.stop_house.clone();
         let house = threads::spawn("house", move || house.run(&stop))?;
         self.house = Some(house);
-        let desk = Arc::new(Desk::default());
         let handler = ClientHandler::for_peers(Arc::clone(&self.shared));
-        let thread = DeskThread::new(Arc::clone(&desk), handler, Arc::clone(&self.clock));
-        let thread = threads::spawn("forward", move || thread.run())?;
-        self.desk = Some((Arc::clone(&desk), thread));
-        let service = MemberService::new(Arc::clone(&self.shared)).answering(desk);
+        let desk = Arc::new(Desk::new(handler));
+        let service = MemberService::new(Arc::clone(&self.shared)).answering(Arc::clone(&desk));
         let service = Arc::new(service);
         let rpc = RpcServer::start(
             listeners.rpc,
@@ -274,53 +277,47 @@ impl Leader {
         self.rpc = Some(rpc);
         // In a group of several another one may serve; this one answers clients at once.
         if is_alone {
-            self.wait_serving()?;
+            self.wait_leading()?;
             ensure_tolerance(&self.shared, settings.tolerance)?;
-            self.wait_for_links();
+            self.wait_for_members();
         }
         let doors = (listeners.client, listeners.http);
         let (fs, stop) = (Arc::clone(&self.fs), self.stop.clone());
-        self.clients = Some(doors::open(doors, settings, &self.shared, fs, stop)?);
+        let clients = doors::open(doors, settings, &self.shared, fs, stop)?;
+        desk.open(clients.entrance());
+        self.clients = Some(clients);
         Ok(())
     }
 
-    /// Waits shortly for the links to the members of before: a client that comes at once would be
-    /// told that what they hold is not available.
-    fn wait_for_links(&self) {
-        let give_up = self.clock.now() + LINKS_TIMEOUT;
+    /// Waits shortly for the members of before: for their reports, and for the links to them, since
+    /// a client that comes at once would be told that what they hold is not available.
+    fn wait_for_members(&self) {
+        let is_serving = || self.shared.serving_term().is_some();
         let is_linked = |member: &MemberView| member.is_retired || member.liveness.is_connected();
-        while self.clock.now() < give_up
-            && !self.shared.view.cluster.lock().members().all(is_linked)
-            && !self.stop.wait_timeout(LINKS_POLL)
-        {}
+        let are_linked = || self.shared.view.cluster.lock().members().all(is_linked);
+        self.wait_until(REPORTS_TIMEOUT, is_serving);
+        if is_serving() {
+            self.wait_until(LINKS_TIMEOUT, are_linked);
+        }
+    }
+
+    fn wait_until(&self, timeout: Duration, is_done: impl Fn() -> bool) {
+        let give_up = self.clock.now() + timeout;
+        while self.clock.now() < give_up && !is_done() && !self.stop.wait_timeout(LINKS_POLL) {}
     }
 
     /// Waits for the first write of the term, unless told to stop, which a failed group does too.
-    fn wait_serving(&self) -> anyhow::Result<()> {
+    fn wait_leading(&self) -> anyhow::Result<()> {
         let give_up = self.clock.now() + SERVING_TIMEOUT;
-        while !self.is_serving(SERVING_POLL) {
+        while !self.shared.group.wait_serving(SERVING_POLL) {
             if self.stop.is_stopped() {
                 bail!("told to stop before the group served");
             }
             if self.clock.now() >= give_up {
-                match self.shared.view.gate.hindrance() {
-                    Some(reason) => bail!("the group does not serve: {reason}"),
-                    None => bail!("the group does not serve: no write became durable"),
-                }
+                bail!("the group does not serve: no write became durable");
             }
         }
         Ok(())
-    }
-
-    /// Whether it serves, within `timeout` or a little more.
-    fn is_serving(&self, timeout: Duration) -> bool {
-        let leads = self.shared.group.wait_serving(timeout);
-        // Members tell what they have seen meanwhile.
-        leads
-            && (self.shared.serving_term().is_some() || {
-                self.stop.wait_timeout(LINKS_POLL);
-                false
-            })
     }
 
     /// Where it listens.
@@ -399,10 +396,6 @@ impl Leader {
         if let Some(rpc) = self.rpc {
             keep(rpc.stop(deadline));
         }
-        if let Some((desk, thread)) = self.desk {
-            desk.stop();
-            thread.join();
-        }
         self.stop_house.stop();
         self.shared.view.ring();
         if let Some(house) = self.house {
@@ -413,10 +406,8 @@ impl Leader {
         // The group may have waited for the others, so these have time of their own.
         keep(self.shared.view.peers.stop(self.clock.now() + STOP_TIMEOUT));
         match self.failure.lock().take() {
-            // They say all that there is to say.
-            Some(error @ (GroupError::OlderCopy { .. } | GroupError::Overwrites { .. })) => {
-                return Err(error.into());
-            }
+            // It says all that there is to say.
+            Some(error @ GroupError::OlderCopy { .. }) => return Err(error.into()),
             Some(error) => return Err(anyhow!(error).context("the journal failed")),
             None => {}
         }
@@ -455,6 +446,7 @@ fn start_group(
         snapshot_bytes: settings.snapshot_bytes,
         timing: Timing::default(),
         asks_peers: true,
+        asks_members: true,
         on_failure: Box::new(move |error| {
             log::error!("the group has failed, the leader stops: {error}");
             *failure.lock() = Some(error);

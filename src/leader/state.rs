@@ -6,8 +6,8 @@
 //! Lock order (ARCHITECTURE: locks), one after the other and never over I/O: a shard of the message
 //! index, the cluster, the releases, a shard of the cache, an inbox.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -33,6 +33,7 @@ use crate::metadata::replica_sets::ReplicaSet;
 use crate::metadata::state::Shards;
 use crate::net;
 use crate::net::budget::Budget;
+use crate::net::helpers::Helpers;
 
 /// How long a call to a member may stay unanswered, beyond what its bytes need. Nobody waits that
 /// long for its answer: after it, what the call holds of the member's room in flight is given back.
@@ -86,7 +87,7 @@ impl View {
     pub fn begin_term(&self, term: u64, behind: LogPosition) {
         self.gate.begin(term, behind);
         // Nothing was sent in it so far, so no link is its own.
-        self.look_at_gate(None, &|_| false);
+        self.look_at_gate(None, &|| behind.index + 1, &|_| false);
         let mut releases = self.releases.lock();
         releases.queue.begin_term(term);
         releases.term = term;
@@ -130,21 +131,37 @@ impl View {
         self.is_alone.store(others == 1, Ordering::Release);
     }
 
-    /// Opens or closes the gate as the reports of members demand; the term above which the group
-    /// must go on, if it must.
+    /// Hands on to the group what members know, see [`Gate::tell_group`].
+    pub fn tell_group(&self, term: u64, hand_on: impl FnOnce(LogPosition, bool) -> bool) {
+        let registered = self.registered();
+        let around = (term, &registered[..], self.copies());
+        self.gate.tell_group(around, hand_on);
+    }
+
+    fn registered(&self) -> Vec<MemberId> {
+        let cluster = self.cluster.lock();
+        let members = cluster.members().filter(|member| !member.is_retired);
+        members.map(|member| member.id).collect()
+    }
+
+    /// Copies of each message.
+    fn copies(&self) -> usize {
+        self.metadata.tolerance().unwrap_or(1).into()
+    }
+
+    /// Opens or closes the gate as the reports of members demand, with `applied` the last entry
+    /// that is applied; the term above which the group must go on, if it must.
     pub fn look_at_gate(
         &self,
         now: Option<Instant>,
+        applied: &dyn Fn() -> u64,
         is_own_link: &dyn Fn(u64) -> bool,
     ) -> Option<u64> {
-        let registered: Vec<MemberId> = {
-            let cluster = self.cluster.lock();
-            let members = cluster.members().filter(|member| !member.is_retired);
-            members.map(|member| member.id).collect()
-        };
+        let registered = self.registered();
         let around = Surroundings {
             registered: &registered,
-            tolerance: self.metadata.tolerance().unwrap_or(1).into(),
+            tolerance: self.copies(),
+            applied,
             is_alone: self.is_alone.load(Ordering::Acquire),
             is_own_link,
         };
@@ -261,6 +278,9 @@ pub struct Shared {
     pub cache: Cache,
     /// Bytes held for clients, and reserved for them.
     pub budget: Arc<Budget>,
+    /// The threads that make pages of listings, once clients are served. Until then the thread that
+    /// needs a page makes it.
+    pub helpers: OnceLock<Helpers>,
     /// The node's name.
     pub name: String,
     /// Where clients reach this leader, `host:port`.
@@ -312,6 +332,7 @@ impl Shared {
             links,
             cache: Cache::new(cache_bytes),
             budget: Budget::new(net::Limits::default().budget_bytes),
+            helpers: OnceLock::new(),
             name: own.name,
             client_address: own.client,
             http_address: own.http,

@@ -138,7 +138,7 @@ impl Stats {
         let mut bytes_out = 0;
         for reply in replies {
             counts[outcome(reply)] += 1;
-            bytes_out += payload_bytes(reply);
+            bytes_out += Reply::payload_len(reply);
         }
         let [done, not_found, mismatch, failed, unknown] = counts;
         add(&counters.requests, replies.len() as u64);
@@ -205,14 +205,6 @@ fn outcome(reply: &Reply) -> usize {
     }
 }
 
-fn payload_bytes(reply: &Reply) -> u64 {
-    match reply {
-        Reply::Value { payload, .. } => payload.len() as u64,
-        Reply::Transaction(replies) => replies.iter().map(payload_bytes).sum(),
-        _ => 0,
-    }
-}
-
 /// The kind of a batch, and the payload bytes in it.
 fn describe(batch: &Batch) -> (usize, u64) {
     let bytes = match batch {
@@ -270,7 +262,7 @@ impl<H> Measured<H> {
 }
 
 impl<H: Handler> Handler for Measured<H> {
-    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress {
+    fn begin(&self, batch: Batch, reply_growth: usize) -> Progress {
         let (kind, bytes) = describe(&batch);
         let begun = Begun {
             kind,
@@ -279,7 +271,7 @@ impl<H: Handler> Handler for Measured<H> {
             clock: Arc::clone(&self.clock),
             stats: Arc::clone(&self.stats),
         };
-        begun.follow(self.handler.begin(batch, may_wait, reply_growth))
+        begun.follow(self.handler.begin(batch, reply_growth))
     }
 }
 
@@ -307,8 +299,8 @@ impl Parked for ParkedMeasured {
         self.batch.arm(wake);
     }
 
-    fn resume(self: Box<Self>, may_wait: bool) -> Progress {
-        self.begun.follow(self.batch.resume(may_wait))
+    fn resume(self: Box<Self>) -> Progress {
+        self.begun.follow(self.batch.resume())
     }
 }
 

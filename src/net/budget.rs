@@ -7,11 +7,17 @@
 //! to [`REPLY_ALLOWANCE_BYTES`] are not reserved. Reserved replies take at most three quarters of
 //! the budget, so that clients which do not read leave room for the input of others.
 //!
-//! For everything else the budget is not a wall but a line: nobody waits for bytes of others, so
-//! nothing can deadlock. While it is crossed
+//! A request of which more than [`INPUT_ALLOWANCE_BYTES`] have come has its room reserved before
+//! more of it is read, for all of its bytes. While there is none its client is not read from; such
+//! requests are read in turn, as reads are ([`room`](super::room)), one of them in any case, and up
+//! to half of the budget: more would wait for their copies, which are as long, for too long. One
+//! that waits for longer than [`super::Limits::stall_timeout`] is given up: the rest of it is
+//! skipped without being held, then answered `busy, try again`. So is one whose client sends next
+//! to nothing for as long while others want its room.
 //!
-//! * a connection with more than [`INPUT_ALLOWANCE_BYTES`] of an unfinished request gives that up:
-//!   the rest of it is skipped without being held, then answered `busy, try again`;
+//! For everything else the budget is not a wall but a line: nobody who holds bytes waits for those
+//! of others, so nothing can deadlock. While it is crossed
+//!
 //! * a connection with more than [`OUTPUT_ALLOWANCE_BYTES`] of unread output is not read from and
 //!   begins no batch until its client has taken half of that.
 //!
@@ -43,36 +49,60 @@ pub const OUTPUT_ALLOWANCE_BYTES: usize = 64 * 1024;
 /// Half of it costs reads of some KiB a lock each; at twice of it, they would exceed the allowance.
 pub const REPLY_ALLOWANCE_BYTES: usize = OUTPUT_ALLOWANCE_BYTES;
 
-/// Payload bytes fetched from one member at a time, unless it is one message: 0.1 s of a 1 Gbit/s
-/// network. Half of it leaves a fast network idle between two large messages; twice of it keeps a
-/// small read behind large ones for twice as long.
-const LANE_BYTES_MAX: u64 = 16 << 20;
+/// Payload bytes fetched from one member at a time, unless it is one message. Reads of 1 MiB are as
+/// fast as with 16 times as much, to 7 %: a reply leaves for its client while the next one is
+/// fetched. With 16 times as much such readers left a quarter of their rate to 64 writers beside
+/// them, instead of more than half.
+const LANE_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads that wait for room; more are answered `busy` at once. A quarter of the parked batches, so
-/// that the rest is left for writes.
+/// Reads that wait for room, and as many unfinished requests; more are answered `busy` at once. A
+/// quarter of the parked batches, so that the rest is left for writes.
 const WAITING_MAX: usize = 1024;
 
 /// How long the budget counts as short after a read found no room: a client that was answered
 /// `busy` tries again within it.
 const SHORTAGE_MEMORY: Duration = Duration::from_secs(5);
 
-/// The bytes charged by all connections and reserved for reads.
+/// The bytes charged by all connections and reserved for replies and requests.
 pub struct Budget {
     used: AtomicUsize,
     max: usize,
-    /// Guards the queue alone. No owner is woken under it.
-    queue: Mutex<Queue<Waiter>>,
-    /// Whether reads wait: then bytes that are given back are looked at.
-    is_awaited: AtomicBool,
-    /// When a read last found no room, in nanoseconds of the clock; 0: never.
+    replies: Room,
+    requests: Room,
+    /// When a read or an unfinished request last found no room, in nanoseconds of the clock; 0:
+    /// never.
     short_at: AtomicU64,
 }
 
-/// A read that waits.
+/// A part of the budget that is reserved before it is used.
+struct Room {
+    /// Guards the queue alone. No owner is woken under it.
+    queue: Mutex<Queue<Waiter>>,
+    /// Whether somebody waits: then bytes that are given back are looked at.
+    is_awaited: AtomicBool,
+}
+
+impl Room {
+    fn new(bounds: Bounds) -> Room {
+        Room {
+            queue: Mutex::new(Queue::new(bounds)),
+            is_awaited: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What room is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    Reply,
+    Request,
+}
+
+/// Who waits for room.
 struct Waiter {
     /// Set under the queue's lock when it has its room.
     is_granted: Arc<AtomicBool>,
-    reply_bytes: usize,
+    bytes: usize,
     wake: Box<dyn FnOnce() + Send>,
 }
 
@@ -88,12 +118,16 @@ impl Budget {
         Arc::new(Budget {
             used: AtomicUsize::new(0),
             max,
-            queue: Mutex::new(Queue::new(Bounds {
+            replies: Room::new(Bounds {
                 bytes_max: max / 4 * 3,
                 lane_bytes_max: LANE_BYTES_MAX,
                 waiting_max: WAITING_MAX,
-            })),
-            is_awaited: AtomicBool::new(false),
+            }),
+            requests: Room::new(Bounds {
+                bytes_max: max / 2,
+                lane_bytes_max: u64::MAX,
+                waiting_max: WAITING_MAX,
+            }),
             short_at: AtomicU64::new(0),
         })
     }
@@ -107,7 +141,15 @@ impl Budget {
     pub fn is_short(&self, now: Instant) -> bool {
         let short_at = self.short_at.load(Ordering::Relaxed);
         let was_short = || now.since(Instant::from_nanos(short_at)) < SHORTAGE_MEMORY;
-        self.is_crossed() || (short_at > 0 && was_short())
+        let is_awaited = || self.requests.is_awaited.load(Ordering::SeqCst);
+        self.is_crossed() || is_awaited() || (short_at > 0 && was_short())
+    }
+
+    fn room(&self, of: Use) -> &Room {
+        match of {
+            Use::Reply => &self.replies,
+            Use::Request => &self.requests,
+        }
     }
 
     /// Bytes charged and reserved now.
@@ -129,36 +171,63 @@ impl Budget {
         now: Instant,
         wake: impl FnOnce() + Send + 'static,
     ) -> Option<Request> {
+        self.ask(Use::Reply, need, now, wake)
+    }
+
+    /// The same for a request of which no more than [`INPUT_ALLOWANCE_BYTES`] are held yet.
+    pub fn request_for_input(
+        self: &Arc<Self>,
+        bytes: usize,
+        now: Instant,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> Option<Request> {
+        let need = Need {
+            reply_bytes: bytes,
+            fetches: Vec::new(),
+        };
+        self.ask(Use::Request, need, now, wake)
+    }
+
+    fn ask(
+        self: &Arc<Self>,
+        of: Use,
+        need: Need,
+        now: Instant,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> Option<Request> {
         let is_granted = Arc::new(AtomicBool::new(false));
         let waiter = Waiter {
             is_granted: Arc::clone(&is_granted),
-            reply_bytes: need.reply_bytes,
+            bytes: need.reply_bytes,
             wake: Box::new(wake),
         };
-        let ticket = self.queue.lock().enter(need.clone(), waiter);
+        let room = self.room(of);
+        let ticket = room.queue.lock().enter(need.clone(), waiter);
         // Before the bytes used are read: what is given back later looks at it.
-        self.is_awaited.store(true, Ordering::SeqCst);
-        if ticket.is_none() || self.grant() {
+        room.is_awaited.store(true, Ordering::SeqCst);
+        if ticket.is_none() || self.grant(of) {
             self.short_at
                 .store(now.as_nanos().max(1), Ordering::Relaxed);
         }
         Some(Request {
             budget: Arc::clone(self),
+            of,
             need,
             ticket: ticket?,
             is_granted,
         })
     }
 
-    /// Grants what has room now; says whether a read lacks bytes.
-    fn grant(&self) -> bool {
-        let mut queue = self.queue.lock();
+    /// Grants what has room now; says whether the next one lacks bytes.
+    fn grant(&self, of: Use) -> bool {
+        let room = self.room(of);
+        let mut queue = room.queue.lock();
         let granted = queue.grant(self.used());
         for waiter in &granted {
-            self.used.fetch_add(waiter.reply_bytes, Ordering::SeqCst);
+            self.used.fetch_add(waiter.bytes, Ordering::SeqCst);
             waiter.is_granted.store(true, Ordering::SeqCst);
         }
-        self.is_awaited.store(queue.waiting() > 0, Ordering::SeqCst);
+        room.is_awaited.store(queue.waiting() > 0, Ordering::SeqCst);
         let lacks_bytes = queue.lacks_bytes();
         drop(queue);
         granted.into_iter().for_each(|waiter| (waiter.wake)());
@@ -167,21 +236,30 @@ impl Budget {
 
     /// Bytes were given back.
     fn freed(&self) {
-        if self.is_awaited.load(Ordering::SeqCst) {
-            self.grant();
+        for of in [Use::Request, Use::Reply] {
+            if self.room(of).is_awaited.load(Ordering::SeqCst) {
+                self.grant(of);
+            }
         }
     }
 }
 
-/// A read that asked for room. Dropped, it asks no longer, and gives back what it was granted.
+/// A read or an unfinished request that asked for room. Dropped, it asks no longer, and gives back
+/// what it was granted.
 pub struct Request {
     budget: Arc<Budget>,
+    of: Use,
     need: Need,
     ticket: Ticket,
     is_granted: Arc<AtomicBool>,
 }
 
 impl Request {
+    /// Whether [`Request::take`] has the room.
+    pub fn is_granted(&self) -> bool {
+        self.is_granted.load(Ordering::SeqCst)
+    }
+
     /// The room, once it is granted.
     pub fn take(&mut self) -> Option<Reservation> {
         if !self.is_granted.swap(false, Ordering::SeqCst) {
@@ -193,6 +271,7 @@ impl Request {
         } = std::mem::take(&mut self.need);
         Some(Reservation {
             budget: Arc::clone(&self.budget),
+            of: self.of,
             bytes: reply_bytes,
             fetches,
         })
@@ -201,7 +280,8 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let waited = self.budget.queue.lock().leave(self.ticket);
+        let queue = &self.budget.room(self.of).queue;
+        let waited = queue.lock().leave(self.ticket);
         match self.take() {
             Some(room) => drop(room),
             // It may have been in the way of others.
@@ -211,10 +291,11 @@ impl Drop for Request {
     }
 }
 
-/// Room for the replies to one batch of reads; given back when dropped.
+/// Room for the replies to one batch of reads, or for a request; given back when dropped.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<Budget>,
+    of: Use,
     bytes: usize,
     /// What is being fetched over each lane.
     fetches: Vec<(u64, u64)>,
@@ -230,7 +311,8 @@ impl Reservation {
     pub fn end_fetches(&mut self) {
         if !self.fetches.is_empty() {
             let fetches = std::mem::take(&mut self.fetches);
-            self.budget.queue.lock().end_fetches(&fetches);
+            let queue = &self.budget.room(self.of).queue;
+            queue.lock().end_fetches(&fetches);
             self.budget.freed();
         }
     }
@@ -240,7 +322,8 @@ impl Reservation {
         if bytes < self.bytes {
             let less = self.bytes - bytes;
             self.bytes = bytes;
-            self.budget.queue.lock().give_back(less);
+            let queue = &self.budget.room(self.of).queue;
+            queue.lock().give_back(less);
             self.budget.used.fetch_sub(less, Ordering::SeqCst);
             self.budget.freed();
         }
@@ -282,6 +365,16 @@ impl Charge {
     /// Whether the budget is crossed.
     pub fn is_crossed(&self) -> bool {
         self.budget.is_crossed()
+    }
+
+    /// As [`Budget::request_for_input`].
+    pub fn request_for_input(
+        &self,
+        bytes: usize,
+        now: Instant,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> Option<Request> {
+        self.budget.request_for_input(bytes, now, wake)
     }
 
     /// Whether others want bytes of the budget.

@@ -5,6 +5,9 @@
 //! one read. With [`Limits::output_bytes_max`] of unread output it is *choked*: not read from, no
 //! batch begun, until half of that is taken.
 //!
+//! A large request has its room reserved before all of it is read ([`super::budget`]). While it
+//! waits for that the connection is not read from; the room is kept until the request is answered.
+//!
 //! Room reserved for replies is kept until the client has taken their last byte: until then a large
 //! reply is held as a whole, however much of it is taken.
 //!
@@ -13,46 +16,76 @@
 //! socket is closed. Closed at once with unread input, it would be reset, and the client's system
 //! would drop replies that the client has not read yet.
 
+mod input_room;
+mod socket;
+
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use self::input_room::{Admission, InputRoom};
+use self::socket::{read, write};
 use super::Limits;
 use super::budget::{Charge, INPUT_ALLOWANCE_BYTES, OUTPUT_ALLOWANCE_BYTES, Reservation};
 use crate::clock::Instant;
 use crate::protocol::Session;
-use crate::protocol::output::Output;
+use crate::protocol::output::SHARE_BYTES_MIN;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
-
-/// The most slices in one write. More than this many waiting chunks mean large payloads, for which
-/// another call costs little.
-const SLICES_MAX: usize = 16;
 
 /// What a client has to take within [`Limits::stall_timeout`], unless it takes all: a client that
 /// takes a byte now and then would keep its replies for ever. 17 kbit/s with 30 s.
 const PROGRESS_BYTES: usize = 64 << 10;
 
+/// Bytes of a request or of replies from which on parsing or encoding them may take longer than a
+/// worker should keep its other connections waiting: JSON of so many takes half a millisecond.
+/// With twice as many such a turn would be longer than a millisecond; with half as many the way to
+/// a helper and back would cost more than it saves.
+const LONG_BYTES: usize = 256 << 10;
+
+/// Bytes written in one turn. The system takes up to some MiB at once, which is a copy of a
+/// millisecond. With half of it large replies would need twice as many turns, each with a poll.
+const TURN_WRITE_BYTES: usize = 256 << 10;
+
 /// The most that is read and dropped of a connection that is being closed.
 const LINGER_BYTES_MAX: usize = 64 << 20;
 
-/// A client connection. It is owned by whoever works on it, else by its slot.
+/// A client connection, owned by a worker.
 pub struct Connection {
     stream: TcpStream,
-    /// Whether the poller's registry knows the socket.
+    accepted_at: Instant,
+    /// Whether the worker's poll knows the socket.
     is_registered: bool,
+    /// Whether the socket may hold input. If not, the poll reports when some comes. A read that
+    /// fills less than its buffer has emptied the socket, except in the next field's cases.
+    may_have_input: bool,
+    /// Whether a read that fills less than its buffer may leave something in the socket: the end of
+    /// the client's side, or bytes that follow urgent data. The poll reported that already, and
+    /// will not again. So it is read until the socket has nothing.
+    distrusts_short_reads: bool,
+    /// Whether the socket may take output. If not, the poll reports when it does.
+    may_take_output: bool,
+    /// Bytes that may still be written in this turn.
+    write_bytes_left: usize,
     /// The protocol, with both buffers.
     pub session: Box<dyn Session>,
+    /// A batch that was parsed and not begun yet.
+    prepared: Option<Batch>,
+    /// Bytes of the unfinished request when the session last looked for a batch and found none; 0
+    /// after it found one. Without more bytes than these there is none to be found.
+    parsed_in_vain: usize,
     /// What the session holds, charged to the budget of all.
     charge: Charge,
     /// Room for replies that the client has not taken, each with the number of bytes sent when it
     /// has, in order.
     reserved: VecDeque<(u64, Reservation)>,
+    /// Room for the unfinished request, or for the one that is executed.
+    input_room: InputRoom,
     /// Bytes sent to the client so far.
     sent: u64,
     /// Whether the client has ended its side.
@@ -75,11 +108,22 @@ struct Linger {
     bytes_left: usize,
 }
 
+/// How far a socket is drained that is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// It may be closed.
+    Over,
+    /// It has nothing for now.
+    Nothing,
+    /// There may be more.
+    Again,
+}
+
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes, and perhaps there are more.
-    Bytes(usize),
+    /// Bytes, and perhaps there are more.
+    Bytes,
     /// Nothing for now.
     Nothing,
     /// The end of the client's side.
@@ -88,13 +132,26 @@ pub enum Received {
 
 impl Connection {
     /// A connection just accepted.
-    pub fn new(stream: TcpStream, session: Box<dyn Session>, charge: Charge) -> Connection {
+    pub fn new(
+        stream: TcpStream,
+        session: Box<dyn Session>,
+        charge: Charge,
+        accepted_at: Instant,
+    ) -> Connection {
         Connection {
             stream,
+            accepted_at,
             is_registered: false,
+            may_have_input: true,
+            distrusts_short_reads: false,
+            may_take_output: true,
+            write_bytes_left: TURN_WRITE_BYTES,
             session,
+            prepared: None,
+            parsed_in_vain: 0,
             charge,
             reserved: VecDeque::new(),
+            input_room: InputRoom::None,
             sent: 0,
             has_ended: false,
             is_choked: false,
@@ -107,42 +164,56 @@ impl Connection {
 
     /// Reads once into the session through `scratch`.
     pub fn receive(&mut self, scratch: &mut [u8]) -> io::Result<Received> {
-        if self.has_ended {
+        if self.has_ended || !self.may_have_input {
             return Ok(Received::Nothing);
         }
-        let received = read(&mut self.stream, scratch)?;
-        match received {
-            Received::Bytes(count) => {
-                self.session
-                    .receive(scratch.get(..count).unwrap_or_default());
-                self.recharge();
-            }
-            Received::End => {
-                self.has_ended = true;
-                self.session.end_of_input();
-            }
-            Received::Nothing => {}
+        let Some(count) = read(&mut self.stream, scratch)? else {
+            (self.may_have_input, self.distrusts_short_reads) = (false, false);
+            return Ok(Received::Nothing);
+        };
+        if count == 0 {
+            self.has_ended = true;
+            self.session.end_of_input();
+            return Ok(Received::End);
         }
-        Ok(received)
+        self.may_have_input = count == scratch.len() || self.distrusts_short_reads;
+        self.session
+            .receive(scratch.get(..count).unwrap_or_default());
+        self.recharge();
+        Ok(Received::Bytes)
     }
 
-    /// Writes what the socket takes.
+    /// The poll reported something of the socket, or may have done so while nobody looked. With
+    /// `is_special` that was perhaps the end of the client's side, or urgent data.
+    pub fn may_be_ready(&mut self, is_special: bool) {
+        self.may_have_input = true;
+        self.may_take_output = true;
+        self.distrusts_short_reads |= is_special;
+    }
+
+    /// A turn of the connection begins: it may write [`TURN_WRITE_BYTES`].
+    pub fn begin_turn(&mut self) {
+        self.write_bytes_left = TURN_WRITE_BYTES;
+    }
+
+    /// Whether there is output that the socket may take, but not in this turn.
+    pub fn has_more_to_write(&mut self) -> bool {
+        self.may_take_output && self.has_output()
+    }
+
+    /// Writes what the socket takes, as far as the turn allows.
     pub fn flush(&mut self, now: Instant) -> io::Result<()> {
         let output = self.session.output();
-        while !output.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let count = output.chunks_vectored(&mut slices);
-            match self
-                .stream
-                .write_vectored(slices.get(..count).unwrap_or_default())
-            {
+        while !output.is_empty() && self.may_take_output && self.write_bytes_left > 0 {
+            match write(&mut self.stream, output, self.write_bytes_left) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     output.advance(count);
+                    self.write_bytes_left -= count;
                     self.sent += count as u64;
                     self.taken += count;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.may_take_output = false,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -161,10 +232,58 @@ impl Connection {
         Ok(())
     }
 
+    /// The next batch of the input at hand.
+    pub fn next_batch(&mut self) -> Option<Batch> {
+        self.prepared.take().or_else(|| self.parse())
+    }
+
+    fn parse(&mut self) -> Option<Batch> {
+        let batch = self.session.next_batch();
+        // A paused session did not look at all of its input.
+        let is_in_vain = batch.is_none() && !self.session.is_paused();
+        self.parsed_in_vain = match is_in_vain {
+            true => self.session.input_bytes(),
+            false => 0,
+        };
+        batch
+    }
+
+    /// Whether to have a helper parse: a large request may have come as a whole, and bytes have
+    /// come since it was last looked for. Its end may be missing all the same, such as the line end
+    /// after a payload: then it is looked for again only when more bytes have come.
+    pub fn has_much_to_parse(&self) -> bool {
+        let bytes = self.session.input_bytes();
+        self.prepared.is_none()
+            && bytes > LONG_BYTES
+            && bytes > self.parsed_in_vain
+            && self.session.may_be_whole()
+    }
+
+    /// Whether these replies take long to be encoded: as JSON, or as copies, which small payloads
+    /// are.
+    pub fn has_much_to_encode(&self, replies: &[Reply]) -> bool {
+        if self.session.reply_growth() > 1 {
+            return is_long(replies);
+        }
+        // So few are not counted.
+        if replies.len() * SHARE_BYTES_MIN <= LONG_BYTES {
+            return false;
+        }
+        let bytes = replies.iter().map(Reply::payload_len);
+        let copied = bytes.filter(|bytes| *bytes < SHARE_BYTES_MIN as u64);
+        copied.sum::<u64>() > LONG_BYTES as u64
+    }
+
+    /// Parses, so that [`Connection::next_batch`] takes no time.
+    pub fn prepare(&mut self) {
+        self.prepared = self.parse();
+    }
+
     /// Gives the session the replies to its requests, with the room reserved for them.
     pub fn complete(&mut self, replies: Vec<Reply>, room: Option<Reservation>) {
         let before = self.session.output().len();
         self.session.complete(replies);
+        self.input_room = InputRoom::None;
         let after = self.session.output().len();
         if let Some(mut room) = room {
             room.end_fetches();
@@ -192,19 +311,56 @@ impl Connection {
         self.is_choked || self.session.is_paused()
     }
 
-    /// Gives up a large unfinished request while the budget is crossed. To be called when the
-    /// session has nothing left to execute: what it holds then is one request.
-    pub fn shed_if_crossed(&mut self) {
-        if self.session.input_bytes() > INPUT_ALLOWANCE_BYTES && self.charge.is_crossed() {
-            self.session.shed();
-            self.recharge();
+    /// Whether its unfinished request is small, as far as it has come: more may be read.
+    pub fn has_small_input(&mut self) -> bool {
+        let is_small = self.session.input_bytes() <= INPUT_ALLOWANCE_BYTES;
+        if is_small {
+            self.input_room = InputRoom::None;
         }
+        is_small
+    }
+
+    /// Whether its unfinished request waits for room.
+    pub fn waits_for_room(&self) -> bool {
+        self.input_room.waits_until().is_some()
+    }
+
+    /// It is not read from at `now` because it is choked: its client cannot send more of a large
+    /// request, and is not blamed for that.
+    pub fn pause_input(&mut self, now: Instant) {
+        self.input_room.pause(now);
+    }
+
+    /// Whether more may be read all the same: a large unfinished request has its room, or is given
+    /// up after it waited or stalled for `timeout`. Asks for the room, and has `wake` called when
+    /// it is there. To be called when the session has nothing left to execute: what it holds then
+    /// is one request.
+    pub fn admit(
+        &mut self,
+        now: Instant,
+        timeout: Duration,
+        wake: impl FnOnce() + Send + 'static,
+    ) -> bool {
+        let held = self.session.input_bytes();
+        let bytes = (held, self.session.input_bytes_expected());
+        let time = (now, timeout);
+        match self.input_room.admit(bytes, &self.charge, time, wake) {
+            Admission::Wait => return false,
+            Admission::Read => {}
+            Admission::GiveUp => {
+                self.session.shed();
+                self.input_room = InputRoom::None;
+            }
+        }
+        self.recharge();
+        true
     }
 
     /// Charges what the session holds now, beyond the room reserved for it.
     pub fn recharge(&mut self) {
-        let reserved: usize = self.reserved.iter().map(|(_, room)| room.bytes()).sum();
+        let replies: usize = self.reserved.iter().map(|(_, room)| room.bytes()).sum();
         let held = self.session.bytes_held();
+        let reserved = replies + self.input_room.bytes();
         self.charge.set(held.saturating_sub(reserved));
     }
 
@@ -218,13 +374,19 @@ impl Connection {
 
     /// Until when the client has to send more, while it is waited for.
     pub fn input_deadline(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(until) = self.input_room.waits_until() {
+            return Some(until);
+        }
         let is_awaited = !(self.is_choked || self.has_ended || self.is_ending);
         is_awaited.then(|| self.session.input_deadline(now))?
     }
 
-    /// Nothing more is read for the session; its output is still to be written.
+    /// From now on nothing is read from the client; output that the session has is still written. A
+    /// request that has arrived in part stays unfinished, so the room reserved for it is given back.
     pub fn stop_reading(&mut self) {
         self.is_ending = true;
+        self.input_room = InputRoom::None;
+        self.recharge();
     }
 
     /// Begins to close, all output being written: no more is sent.
@@ -242,21 +404,27 @@ impl Connection {
         self.linger.map(|linger| linger.until)
     }
 
-    /// Reads and drops what has arrived; true when the socket may be closed. Bounded like a turn.
-    pub fn drain(&mut self, scratch: &mut [u8], now: Instant) -> bool {
+    /// Reads and drops what has arrived, in `reads` reads at most.
+    pub fn drain(&mut self, scratch: &mut [u8], reads: usize, now: Instant) -> Drained {
         let Some(linger) = &mut self.linger else {
-            return true;
+            return Drained::Over;
         };
-        while !self.has_ended && linger.bytes_left > 0 {
+        if self.has_ended || now >= linger.until {
+            return Drained::Over;
+        }
+        for _ in 0..reads {
             match read(&mut self.stream, scratch) {
-                Ok(Received::Bytes(count)) => {
+                Ok(None) => return Drained::Nothing,
+                Ok(Some(0)) | Err(_) => return Drained::Over,
+                Ok(Some(count)) => {
                     linger.bytes_left = linger.bytes_left.saturating_sub(count);
                 }
-                Ok(Received::Nothing) => return now >= linger.until,
-                Ok(Received::End) | Err(_) => return true,
+            }
+            if linger.bytes_left == 0 {
+                return Drained::Over;
             }
         }
-        true
+        Drained::Again
     }
 
     /// Whether the client has ended its side, so that there is nothing to drain.
@@ -264,93 +432,52 @@ impl Connection {
         self.has_ended
     }
 
-    /// Asks the poller for an event under `token` when one of the conditions that the connection
-    /// waits for holds, at once if one does already: registering again re-arms the edge.
+    /// Has the worker's poll tell under `token` whenever the socket has become readable or
+    /// writable.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        let waits_to_write = !self.session.output().is_empty();
-        let stops_reading = self.is_choked
-            || self.has_ended
-            || self.session.is_paused()
-            || (self.is_ending && self.linger.is_none());
-        let interest = match (stops_reading, waits_to_write) {
-            (true, _) => Interest::WRITABLE,
-            (false, true) => Interest::READABLE | Interest::WRITABLE,
-            (false, false) => Interest::READABLE,
-        };
-        if self.is_registered {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // Urgent data: see `distrusts_short_reads`.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let interest = interest | Interest::PRIORITY;
+        if std::mem::replace(&mut self.is_registered, true) {
             return registry.reregister(&mut self.stream, token, interest);
         }
-        registry.register(&mut self.stream, token, interest)?;
-        self.is_registered = true;
+        registry.register(&mut self.stream, token, interest)
+    }
+
+    /// Takes the socket from the worker's poll, for another worker.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut self.stream)?;
+        self.is_registered = false;
+        // Nothing was reported of what has happened since the last read and write.
+        self.may_be_ready(true);
         Ok(())
     }
 
-    /// Since when the client has taken next to nothing of the output that waits for it.
+    /// When it was accepted.
+    pub fn accepted_at(&self) -> Instant {
+        self.accepted_at
+    }
+
+    /// Whether it is between two requests: nothing of one has come, and nothing is to be sent.
+    pub fn is_idle(&self) -> bool {
+        !self.has_ended && !self.is_ending && self.session.is_idle()
+    }
+
+    /// Whether the socket holds bytes of the client.
+    pub fn has_input(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
+    }
+
+    /// Since when the client has taken next to nothing of the output that waits for it, or has sent
+    /// next to nothing of a request that has its room.
     pub fn stalled_since(&self) -> Option<Instant> {
-        self.stalled_since
+        let input = self.input_room.stalled_since();
+        self.stalled_since.into_iter().chain(input).min()
     }
 }
 
-fn read(stream: &mut TcpStream, scratch: &mut [u8]) -> io::Result<Received> {
-    loop {
-        return match stream.read(scratch) {
-            Ok(0) => Ok(Received::End),
-            Ok(count) => Ok(Received::Bytes(count)),
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Received::Nothing),
-            Err(error) => Err(error),
-        };
-    }
-}
-
-/// The session of a client for which there is no room: it has one thing to say.
-pub struct Farewell {
-    output: Output,
-}
-
-impl Farewell {
-    /// Says `refusal`.
-    pub fn new(refusal: &Bytes) -> Farewell {
-        let mut output = Output::default();
-        output.extend(refusal);
-        Farewell { output }
-    }
-}
-
-impl Session for Farewell {
-    fn receive(&mut self, _bytes: &[u8]) {}
-
-    fn end_of_input(&mut self) {}
-
-    fn next_batch(&mut self) -> Option<Batch> {
-        None
-    }
-
-    fn complete(&mut self, _replies: Vec<Reply>) {
-        unreachable!("it offers no batch");
-    }
-
-    fn output(&mut self) -> &mut Output {
-        &mut self.output
-    }
-
-    fn is_paused(&self) -> bool {
-        false
-    }
-
-    fn wants_close(&self) -> bool {
-        true
-    }
-
-    fn bytes_held(&self) -> usize {
-        self.output.len()
-    }
-
-    fn input_bytes(&self) -> usize {
-        0
-    }
-
-    fn shed(&mut self) {}
-
-    fn release_buffers(&mut self) {}
+/// Whether encoding these replies in another form takes long.
+pub fn is_long(replies: &[Reply]) -> bool {
+    replies.iter().map(Reply::payload_len).sum::<u64>() > LONG_BYTES as u64
 }

@@ -1,18 +1,14 @@
-//! Accepts connections on the poller's thread, up to the limit.
+//! A listening socket, from which connections are accepted.
 //!
-//! Beyond the limit a client is told so, and closed as any connection that the server ends. When
-//! the process or the system is out of descriptors or memory, accepting pauses: the error would
-//! come again at once, and the clients wait in the kernel's queue meanwhile.
+//! When the process or the system is out of descriptors or memory, accepting pauses: the error
+//! would come again at once, and the clients wait in the kernel's queue meanwhile.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 
-use super::connection::{Connection, Farewell};
-use super::jobs::Seat;
-use super::slots::Shared;
 use crate::clock::Instant;
 use crate::logging;
 use crate::protocol::Sessions;
@@ -59,21 +55,21 @@ impl Listener {
         self.is_ready.then_some(self.not_before)
     }
 
+    /// What its clients speak.
+    pub fn sessions(&self) -> &Arc<dyn Sessions> {
+        &self.sessions
+    }
+
     /// Accepts what waits, within bounds.
-    pub fn accept(&mut self, shared: &Shared, now: Instant) {
-        if !self.is_ready || now < self.not_before {
-            return;
-        }
-        for _ in 0..ACCEPTS_MAX {
+    pub fn accept(&mut self, now: Instant) -> Vec<TcpStream> {
+        let mut accepted = Vec::new();
+        while self.is_ready && now >= self.not_before && accepted.len() < ACCEPTS_MAX {
             match self.socket.accept() {
                 Ok((stream, _)) => {
                     self.is_failing = false;
-                    admit(stream, &*self.sessions, shared);
+                    accepted.extend(prepare(stream));
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.is_ready = false;
-                    return;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_ready = false,
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     if !std::mem::replace(&mut self.is_failing, true)
@@ -82,11 +78,22 @@ impl Listener {
                         log::warn!("clients wait to be accepted: {error}{more}");
                     }
                     self.not_before = now + PAUSE;
-                    return;
                 }
             }
         }
+        accepted
     }
+}
+
+/// Sets what every client's socket has; none if the client is gone already.
+fn prepare(stream: TcpStream) -> Option<TcpStream> {
+    if let Err(error) = stream.set_nodelay(true) {
+        log::debug!("a connection was gone before it was served: {error}");
+        return None;
+    }
+    // So that a client whose machine vanished does not hold its place for ever.
+    let _ = socket2::SockRef::from(&stream).set_keepalive(true);
+    Some(stream)
 }
 
 /// The error ends one connection that had not been accepted yet; others can be.
@@ -95,29 +102,4 @@ fn is_of_the_connection(error: &io::Error) -> bool {
         error.kind(),
         ErrorKind::Interrupted | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
     )
-}
-
-fn admit(mut stream: TcpStream, sessions: &dyn Sessions, shared: &Shared) {
-    if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("a connection was gone before it was served: {error}");
-        return;
-    }
-    // So that a client whose machine vanished does not hold its place for ever.
-    let _ = socket2::SockRef::from(&stream).set_keepalive(true);
-    let charge = shared.budget.charge();
-    if let Some(slot) = shared.reserve(false) {
-        let connection = Box::new(Connection::new(stream, sessions.open(), charge));
-        shared.enqueue(Seat { slot, connection });
-        return;
-    }
-    let refusal = sessions.refusal();
-    log::debug!("connection refused, {} are open", shared.open());
-    if let Some(slot) = shared.reserve(true) {
-        let session = Box::new(Farewell::new(&refusal));
-        let connection = Box::new(Connection::new(stream, session, charge));
-        shared.enqueue(Seat { slot, connection });
-        return;
-    }
-    // A courtesy that needs no place: a fresh socket takes one line.
-    let _ = stream.write(&refusal);
 }

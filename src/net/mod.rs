@@ -1,58 +1,67 @@
-//! Client connections: readiness, hand-over to workers and back.
+//! Client connections: who owns them, and what they wait for.
 //!
-//! A connection is in exactly one place at a time:
+//! * `accept`, one thread, takes new connections and deals them out (`acceptor`, `listener`).
+//! * `work-N`, fixed threads, each own their connections: a worker reads, parses, begins batches
+//!   and writes replies (`worker`, `connection`). It waits in its poll and nowhere else.
+//! * `help-N`, one for two workers, compute what takes long (`helpers`).
+//! * A batch that can only wait is *parked* by the worker that began it. Its [`Waker`] puts a
+//!   letter into the worker's mailbox (`mailbox`), or its deadline passes; then the worker goes on
+//!   with it.
 //!
 //! ```text
-//!              readiness                    takes                     gives back
-//!  idle slot ────────────> job queue ────────────────> worker ──────────────────> idle slot
-//!  (poller)                    ^                         │ the handler parks the batch
-//!                              └── wake or deadline ── parked slot
+//!  accept ── newcomers ──┐
+//!  links, Raft ── wakers ┼──> mailbox ──> worker <── poll ── its sockets
+//!  budget ── room ───────┘                  │
+//!                                           └── its connections, its batches, its timers
 //! ```
-//!
-//! * `poll`, one thread, accepts, waits for readiness and for timers (`poller`, `listener`).
-//! * `work-N`, fixed threads, read, parse, execute and write (`workers`, `connection`). A worker
-//!   never waits for a client; it waits for the handler only.
-//! * A batch that can only wait is *parked* with its connection and gives its worker back. Its
-//!   [`Waker`] or its deadline queues it again (`slots`).
 //!
 //! # Limits (A8)
 //!
 //! | what | limit | beyond it |
 //! |---|---|---|
-//! | connections | [`Limits::connections_max`] | the protocol's refusal, then close |
+//! | connections | [`Limits::connections_max`] | one goes or is refused; see [`places`] |
 //! | unread replies | [`Limits::output_bytes_max`] | not read from until half is taken |
 //! | replies to reads | reserved before they are fetched | wait, then `busy`; see [`budget`] |
+//! | large requests | reserved before they are read | wait, then `busy`; see [`budget`] |
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
-//! | parked batches | [`Limits::parked_max`] | a batch is answered `busy` before it begins |
-//! | job queue | a place for each connection | cannot be full: each is queued once at most |
+//! | batches under way | [`Limits::under_way_max`] | a batch is answered `busy` before it begins |
+//! | letters in the mailboxes | one for each connection, parked batch and call | none is refused |
 //! | unfinished request | [`Session::input_deadline`] | the protocol's answer, then close |
 //!
-//! All doors of a server share its threads and limits.
+//! All doors of a server share its threads and limits. Locks: `mailbox`, `shared` and `budget` say
+//! what theirs guard; none is held while another is taken.
 //!
 //! [`Session::input_deadline`]: crate::protocol::Session::input_deadline
 
+mod acceptor;
 pub mod budget;
 mod connection;
-mod jobs;
+mod farewell;
+pub mod helpers;
 mod listener;
-mod poller;
+mod loads;
+mod mailbox;
+mod newcomer;
+pub mod places;
 pub mod room;
 pub mod server;
-mod slots;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod timers;
-mod workers;
+mod turns;
+mod worker;
 
 use std::sync::Arc;
 
 use self::budget::Reservation;
-use self::slots::Shared;
+use self::mailbox::{Letter, Mailbox};
 use crate::clock::Instant;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
 
-pub use self::server::{Door, Gauges, Limits, Server};
+pub use self::server::{Door, Entrance, Gauges, Limits, Server};
+pub use self::turns::Turns;
 
 /// What a [`Handler`] made of a batch.
 pub enum Progress {
@@ -60,7 +69,7 @@ pub enum Progress {
     /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is
     /// handed to [`Handler::begin`] again. With them comes the room that was reserved for them.
     Done(Vec<Reply>, Option<Reservation>),
-    /// It can only wait, and gives its worker back meanwhile.
+    /// It can only wait.
     Parked(Box<dyn Parked>),
 }
 
@@ -71,15 +80,14 @@ impl Progress {
     }
 }
 
-/// Executes batches. Called by many workers at once; may block for a batch that makes progress.
-/// Replies of a wrong number are a bug of the handler, and panic.
+/// Executes batches. Called by all workers, which serve other connections too: it never waits, but
+/// parks a batch. Replies of a wrong number are a bug of the handler, and panic.
 pub trait Handler: Send + Sync {
-    /// Executes a batch. Unless it `may_wait`, it is parked where it would have to wait: others on
-    /// this worker should not wait with it. Writes may come from several connections.
-    /// `reply_growth` is [`Session::reply_growth`] of the connection that reads.
+    /// Executes a batch, as far as that goes without waiting. Writes may come from several
+    /// connections. `reply_growth` is [`Session::reply_growth`] of the connection that reads.
     ///
     /// [`Session::reply_growth`]: crate::protocol::Session::reply_growth
-    fn begin(&self, batch: Batch, may_wait: bool, reply_growth: usize) -> Progress;
+    fn begin(&self, batch: Batch, reply_growth: usize) -> Progress;
 }
 
 /// A batch that waits for an event or its deadline.
@@ -88,50 +96,52 @@ pub trait Parked: Send {
     fn deadline(&self) -> Instant;
     /// Takes the waker, to call [`Waker::wake`] when something happened, at once if it has.
     fn arm(&mut self, wake: Waker);
-    /// Goes on, on any worker; waits there only if it `may_wait`.
-    fn resume(self: Box<Self>, may_wait: bool) -> Progress;
+    /// Goes on, as far as that goes without waiting.
+    fn resume(self: Box<Self>) -> Progress;
 }
 
-/// Puts a parked batch back in the job queue. Cheap, idempotent, callable from any thread and with
-/// locks of the caller held; without effect when its batch is parked no longer.
-#[derive(Clone)]
+/// A batch that comes by another way than a connection, through an [`Entrance`].
+pub struct Call {
+    /// The batch.
+    pub batch: Batch,
+    /// As for [`Handler::begin`].
+    pub reply_growth: usize,
+    /// Who executes it.
+    pub handler: Arc<dyn Handler>,
+    /// Takes the replies with their room, on the worker: it must not block. `None` if the server
+    /// stops. Dropped without being called if the server has stopped.
+    pub done: CallDone,
+}
+
+/// See [`Call::done`].
+pub type CallDone = Box<dyn FnOnce(Option<(Vec<Reply>, Option<Reservation>)>) + Send>;
+
+/// Has a parked batch resumed. Cheap, callable from any thread and with locks of the caller held;
+/// without effect when its batch is parked no longer.
 pub struct Waker(Wakes);
 
 /// What a [`Waker`] does.
-#[derive(Clone)]
 enum Wakes {
-    /// Resumes what is parked in a slot, if it still is.
-    Slot {
-        shared: Arc<Shared>,
-        slot: usize,
-        ticket: u64,
-    },
+    /// Tells the worker that has parked the batch under this ticket.
+    Worker(Arc<Mailbox>, u64),
     /// Calls whoever steps batches by hand.
-    Callback(Arc<dyn Fn() + Send + Sync>),
+    Callback(Box<dyn FnOnce() + Send>),
 }
 
 impl Waker {
-    /// One for a batch that is no server's: calls `callback`, perhaps more than once.
-    pub fn calling(callback: impl Fn() + Send + Sync + 'static) -> Waker {
-        Waker(Wakes::Callback(Arc::new(callback)))
+    /// One for a batch that is no server's.
+    pub fn calling(callback: impl FnOnce() + Send + 'static) -> Waker {
+        Waker(Wakes::Callback(Box::new(callback)))
     }
 
-    fn of_slot(shared: Arc<Shared>, slot: usize, ticket: u64) -> Waker {
-        Waker(Wakes::Slot {
-            shared,
-            slot,
-            ticket,
-        })
+    fn of_worker(mailbox: Arc<Mailbox>, ticket: u64) -> Waker {
+        Waker(Wakes::Worker(mailbox, ticket))
     }
 
-    /// Resumes the batch on a worker.
-    pub fn wake(&self) {
-        match &self.0 {
-            Wakes::Slot {
-                shared,
-                slot,
-                ticket,
-            } => shared.wake(*slot, *ticket),
+    /// Resumes the batch. Once only: so there is a letter at most for each time that it is armed.
+    pub fn wake(self) {
+        match self.0 {
+            Wakes::Worker(mailbox, ticket) => mailbox.put(Letter::Resume(ticket)),
             Wakes::Callback(callback) => callback(),
         }
     }

@@ -3,32 +3,38 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::{Poll, Waker};
 
-use super::Handler;
+use super::acceptor::Acceptor;
 use super::budget::Budget;
-use super::poller::{Poller, WAKER};
-use super::slots::{Shared, jobs_max};
-use super::workers::Worker;
+use super::helpers::{self, Helpers};
+use super::mailbox::{Mailbox, WAKER};
+use super::shared::Shared;
+use super::turns::Turns;
+use super::worker::Worker;
+use super::{Call, Handler};
 use crate::clock::{Clock, Instant};
 use crate::protocol::Sessions;
-use crate::threads::{Threads, spawn};
+use crate::threads::{self, Thread, Threads};
 
 /// The limits of one [`Server`].
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Worker threads.
+    /// Worker threads, which never wait: as many as there are processors keep them all busy.
     pub workers: usize,
-    /// Connections open at a time.
+    /// Connections open at a time, the reserved ones among them; see [`super::places`].
     pub connections_max: usize,
+    /// How long a connection has to be idle before it may be closed for a new one.
+    pub idle_min: Duration,
     /// Unread reply bytes of one client from which on it is not read from; it is again at half.
     pub output_bytes_max: usize,
     /// Bytes held for all clients together: input, output, and the requests being executed.
     pub budget_bytes: usize,
-    /// Parked batches.
-    pub parked_max: usize,
+    /// Batches that were begun and have no replies yet.
+    pub under_way_max: usize,
     /// How long a connection that the server closes is drained of what still arrives.
     pub linger: Duration,
     /// How long a client may take nothing of its replies while the budget is crossed or its
@@ -39,11 +45,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            workers: 64,
+            workers: 2,
             connections_max: 10_000,
+            idle_min: Duration::from_secs(10),
             output_bytes_max: 4 << 20,
             budget_bytes: 256 << 20,
-            parked_max: 4096,
+            under_way_max: 16_384,
             linger: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(30),
         }
@@ -63,6 +70,7 @@ pub struct Door {
 }
 
 /// What a server holds.
+#[derive(Clone)]
 pub struct Gauges(Arc<Shared>);
 
 impl Gauges {
@@ -71,9 +79,19 @@ impl Gauges {
         self.0.open()
     }
 
-    /// Batches parked now.
-    pub fn parked(&self) -> usize {
-        self.0.parked()
+    /// Connections of each worker now.
+    pub fn by_worker(&self) -> Vec<usize> {
+        self.0.connections()
+    }
+
+    /// How long the turns of all workers took since the start.
+    pub fn turns(&self) -> Turns {
+        self.0.all_turns()
+    }
+
+    /// Batches under way now.
+    pub fn under_way(&self) -> usize {
+        self.0.under_way.load(Ordering::SeqCst)
     }
 
     /// Bytes held for all clients now, see [`super::budget`].
@@ -82,12 +100,29 @@ impl Gauges {
     }
 }
 
-/// A running server: its `poll` and `work-N` threads, ended by [`Server::stop`]. Dropped without
+/// A way to the workers for batches that come by other ways than connections.
+pub struct Entrance(Arc<Shared>);
+
+impl Entrance {
+    /// Has a batch executed by one of the workers. Whoever submits it bounds how many there are.
+    pub fn submit(&self, call: Call) {
+        self.0.submit(call);
+    }
+}
+
+/// What a thread executes.
+pub(super) type Body = Box<dyn FnOnce() + Send>;
+
+/// Starts a thread with this name.
+pub(super) type Spawn<'a> = &'a mut dyn FnMut(String, Body) -> io::Result<Thread>;
+
+/// A running server: its `accept` and `work-N` threads, ended by [`Server::stop`]. Dropped without
 /// that, it goes on to the end of the process.
 pub struct Server {
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     threads: Threads,
+    helpers: (Helpers, usize, Threads),
 }
 
 impl Server {
@@ -110,36 +145,84 @@ impl Server {
         limits: Limits,
         budget: Arc<Budget>,
     ) -> io::Result<Server> {
+        let mut spawn = |name: String, body| threads::spawn(name, body);
+        Server::start_by(&mut spawn, doors, handler, clock, (limits, budget))
+    }
+
+    /// As [`Server::start_within`], with the function that starts threads.
+    pub(super) fn start_by(
+        spawn: Spawn<'_>,
+        doors: Vec<Door>,
+        handler: Arc<dyn Handler>,
+        clock: Arc<dyn Clock>,
+        (limits, budget): (Limits, Arc<Budget>),
+    ) -> io::Result<Server> {
         assert!(limits.workers > 0, "a server needs a worker");
         let addresses = doors.iter().map(|door| door.listener.local_addr());
         let addresses = addresses.collect::<io::Result<_>>()?;
-        let poll = Poll::new()?;
-        let registry = poll.registry().try_clone()?;
-        let waker = Waker::new(poll.registry(), WAKER)?;
-        let poller = Poller::new(poll, doors)?;
-        let (sender, jobs) = crossbeam_channel::bounded(jobs_max(&limits));
-        let workers = limits.workers;
+        let accept = Poll::new()?;
+        let waker = Waker::new(accept.registry(), WAKER)?;
+        let acceptor = Acceptor::new(accept, doors, limits.idle_min)?;
+        let polls = (0..limits.workers).map(|_| Poll::new());
+        let polls = polls.collect::<io::Result<Vec<_>>>()?;
+        let mailbox = |poll: &Poll| Mailbox::new(poll.registry()).map(Arc::new);
+        let mailboxes = polls.iter().map(mailbox).collect::<io::Result<Vec<_>>>()?;
+        let (helpers, helper) = helpers::queue(limits.under_way_max);
+        let helpers_count = (limits.workers / 2).max(1);
         let shared = Arc::new(Shared::new(
             handler,
             clock,
             (limits, budget),
-            sender,
-            (registry, waker),
+            (mailboxes.clone(), helpers.clone()),
+            waker,
         ));
 
-        let mut threads = Threads::default();
-        let polled = Arc::clone(&shared);
-        threads.push(spawn("poll", move || poller.run(&polled))?);
-        for number in 1..=workers {
-            let worker = Worker::new(Arc::clone(&shared));
-            let jobs = jobs.clone();
-            threads.push(spawn(format!("work-{number}"), move || worker.run(&jobs))?);
+        let mut helping: Vec<(String, Body)> = Vec::new();
+        for number in 1..=helpers_count {
+            let helper = helper.clone();
+            helping.push((format!("help-{number}"), Box::new(move || helper.run())));
         }
-        Ok(Server {
+        let mut serving: Vec<(String, Body)> = Vec::new();
+        for (number, (poll, mailbox)) in polls.into_iter().zip(mailboxes).enumerate() {
+            let worker = Worker::new(Arc::clone(&shared), number, poll, mailbox);
+            serving.push((
+                format!("work-{}", number + 1),
+                Box::new(move || worker.run()),
+            ));
+        }
+        let accepting = Arc::clone(&shared);
+        serving.push(("accept".into(), Box::new(move || acceptor.run(&accepting))));
+        let mut server = Server {
             addresses,
             shared,
-            threads,
-        })
+            threads: Threads::default(),
+            helpers: (helpers, 0, Threads::default()),
+        };
+        if let Err(error) = server.start_threads(spawn, helping, serving) {
+            let now = server.shared.clock.now();
+            // What does not end in time is named in the log.
+            let _ = server.stop(now);
+            return Err(error);
+        }
+        Ok(server)
+    }
+
+    /// Starts threads with these names and bodies, until one cannot be started.
+    fn start_threads(
+        &mut self,
+        spawn: Spawn<'_>,
+        helping: Vec<(String, Body)>,
+        serving: Vec<(String, Body)>,
+    ) -> io::Result<()> {
+        let (_, count, helpers) = &mut self.helpers;
+        for (name, body) in helping {
+            helpers.push(spawn(name, body)?);
+            *count += 1;
+        }
+        for (name, body) in serving {
+            self.threads.push(spawn(name, body)?);
+        }
+        Ok(())
     }
 
     /// Where it listens, in the order of its doors.
@@ -152,12 +235,35 @@ impl Server {
         Gauges(Arc::clone(&self.shared))
     }
 
+    /// Who computes what takes long.
+    pub fn helpers(&self) -> Helpers {
+        self.helpers.0.clone()
+    }
+
+    /// A way to its workers.
+    pub fn entrance(&self) -> Entrance {
+        Entrance(Arc::clone(&self.shared))
+    }
+
     /// Stops in order: accepts no more, finishes the batches that were begun, sends their replies,
     /// closes, and joins its threads. What is not done by `deadline` is dropped; threads that are
     /// still running then are named.
     pub fn stop(self, deadline: Instant) -> Result<(), Vec<String>> {
         self.shared.begin_stop(deadline);
-        self.threads
-            .join(&*self.shared.clock, deadline + JOIN_GRACE)
+        let clock = &*self.shared.clock;
+        let workers = self.threads.join(clock, deadline + JOIN_GRACE);
+        let turns = self.shared.all_turns();
+        let (count, long) = (turns.count(), turns.of_at_least_us(10));
+        log::debug!("{long} of {count} turns of workers took a millisecond or longer");
+        self.shared.close();
+        let (helpers, count, helping) = self.helpers;
+        (0..count).for_each(|_| helpers.end_one(JOIN_GRACE));
+        let helpers = helping.join(clock, clock.now() + JOIN_GRACE);
+        let late = [workers.err(), helpers.err()];
+        let late: Vec<String> = late.into_iter().flatten().flatten().collect();
+        match late.is_empty() {
+            true => Ok(()),
+            false => Err(late),
+        }
     }
 }

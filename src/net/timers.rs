@@ -1,4 +1,4 @@
-//! When connections and parked batches that wait in a slot are looked at in any case. Pure.
+//! When connections and batches that wait are looked at in any case. Pure.
 //!
 //! A client that takes nothing of its replies is closed when its time is over, but only while
 //! others want what it holds. So such a timer that has passed is kept, and is due as soon as the
@@ -14,15 +14,22 @@ use crate::clock::Instant;
 /// late are they closed at most. Each look costs a few instructions.
 pub const SHORTAGE_POLL: Duration = Duration::from_secs(1);
 
-/// A deadline: ordered by time, named by the slot and the stay in it.
+/// Who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Of {
+    /// The connection in this place.
+    Connection(usize),
+    /// The batch that was parked under this ticket.
+    Batch(u64),
+}
+
+/// A deadline: ordered by time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timer {
     /// When it is due.
     pub at: Instant,
-    /// The slot.
-    pub slot: usize,
-    /// The stay in it.
-    pub ticket: u64,
+    /// Who waits for it.
+    pub of: Of,
     /// Of a client that takes nothing: it matters only while the budget is short.
     pub is_of_stall: bool,
 }
@@ -37,10 +44,9 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Adds a timer; true if it is the next of all.
-    pub fn insert(&mut self, timer: Timer) -> bool {
+    /// Adds a timer.
+    pub fn insert(&mut self, timer: Timer) {
         self.waiting.insert(timer);
-        self.waiting.first() == Some(&timer)
     }
 
     /// Forgets a timer, if it is still there.
@@ -50,10 +56,10 @@ impl Timers {
         }
     }
 
-    /// The next that is due at `now`; else when one may be.
-    pub fn next(&mut self, now: Instant, is_short: bool) -> Result<Timer, Option<Instant>> {
+    /// Takes the next that is due at `now`.
+    pub fn pop_due(&mut self, now: Instant, is_short: bool) -> Option<Timer> {
         if is_short && let Some(timer) = self.overdue.pop_first() {
-            return Ok(timer);
+            return Some(timer);
         }
         while let Some(first) = self.waiting.first().copied() {
             if first.at > now {
@@ -61,54 +67,52 @@ impl Timers {
             }
             self.waiting.remove(&first);
             if is_short || !first.is_of_stall {
-                return Ok(first);
+                return Some(first);
             }
             self.overdue.insert(first);
         }
+        None
+    }
+
+    /// When to look for due ones again, none being due at `now`.
+    pub fn next_at(&self, now: Instant) -> Option<Instant> {
         let look_at = (!self.overdue.is_empty()).then(|| now + SHORTAGE_POLL);
         let next = self.waiting.first().map(|timer| timer.at);
-        Err(next.into_iter().chain(look_at).min())
+        next.into_iter().chain(look_at).min()
     }
-}
-
-/// When a connection that waits for its socket is looked at in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Until then.
-    Until(Instant),
-    /// From then on, when the budget is short: its client takes nothing.
-    Stalled(Instant),
-    /// For as long as it takes.
-    Forever,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn next(timers: &mut Timers, now: Instant, is_short: bool) -> Result<Timer, Option<Instant>> {
+        let due = timers.pop_due(now, is_short);
+        due.ok_or_else(|| timers.next_at(now))
+    }
+
     #[test]
     fn timers_of_stalled_clients_wait_until_the_budget_is_short() {
         let second = |n| Instant::default() + Duration::from_secs(n);
         let timer = |at, is_of_stall| Timer {
             at,
-            slot: 1,
-            ticket: 1,
+            of: Of::Connection(1),
             is_of_stall,
         };
         let (stall, other) = (timer(second(2), true), timer(second(3), false));
         let mut timers = Timers::default();
         timers.insert(stall);
         timers.insert(other);
-        assert_eq!(timers.next(second(1), true), Err(Some(second(2))));
+        assert_eq!(next(&mut timers, second(1), true), Err(Some(second(2))));
         // It has passed, and nobody wants what its client holds: it is looked at now and then.
-        assert_eq!(timers.next(second(2), false), Err(Some(second(3))));
-        assert_eq!(timers.next(second(3), false), Ok(other));
-        assert_eq!(timers.next(second(9), false), Err(Some(second(10))));
-        assert_eq!(timers.next(second(10), true), Ok(stall));
-        assert_eq!(timers.next(second(10), true), Err(None));
+        assert_eq!(next(&mut timers, second(2), false), Err(Some(second(3))));
+        assert_eq!(next(&mut timers, second(3), false), Ok(other));
+        assert_eq!(next(&mut timers, second(9), false), Err(Some(second(10))));
+        assert_eq!(next(&mut timers, second(10), true), Ok(stall));
+        assert_eq!(next(&mut timers, second(10), true), Err(None));
         timers.insert(stall);
-        assert_eq!(timers.next(second(9), false), Err(Some(second(10))));
+        assert_eq!(next(&mut timers, second(9), false), Err(Some(second(10))));
         timers.remove(&stall);
-        assert_eq!(timers.next(second(10), true), Err(None));
+        assert_eq!(next(&mut timers, second(10), true), Err(None));
     }
 }

@@ -21,12 +21,18 @@ pub mod request;
 #[cfg(test)]
 pub mod testing;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use self::output::Output;
 use self::reply::Reply;
 use self::request::Batch;
 use crate::clock::Instant;
+
+/// How long a session in a reserved place may take, from when it first waits for its client. A
+/// check needs three round trips; with twice as long silent clients would keep their places longer.
+pub const RESERVED_TIME: Duration = Duration::from_secs(5);
 
 /// One client's connection as a value: bytes in, batches out, replies in, bytes out.
 pub trait Session: Send {
@@ -61,12 +67,23 @@ pub trait Session: Send {
     /// Whether the connection is to be closed as soon as the output is drained.
     fn wants_close(&self) -> bool;
 
+    /// Whether it is between two requests: nothing of one has come, and nothing is to be sent.
+    fn is_idle(&self) -> bool;
+
     /// Bytes that the session holds for the client: input, output, and what the batch offered last
     /// holds until it is complete.
     fn bytes_held(&self) -> usize;
 
     /// Bytes of an unfinished request that it holds.
     fn input_bytes(&self) -> usize;
+
+    /// Bytes of that request when all of it has come, at most.
+    fn input_bytes_expected(&self) -> usize;
+
+    /// Whether all of that request may have come, so that [`Session::next_batch`] may take long.
+    fn may_be_whole(&self) -> bool {
+        self.input_bytes() >= self.input_bytes_expected()
+    }
 
     /// Gives up the unfinished request that it holds, to make room: the rest of it is skipped, then
     /// the client is told `busy`.
@@ -88,10 +105,25 @@ pub trait Session: Send {
     fn release_buffers(&mut self);
 }
 
+/// The time of a session in a reserved place.
+#[derive(Debug, Default)]
+pub struct ReservedTime(Option<Instant>);
+
+impl ReservedTime {
+    /// When it is over; it begins with the first call.
+    pub fn end(&mut self, now: Instant) -> Instant {
+        *self.0.get_or_insert(now + RESERVED_TIME)
+    }
+}
+
 /// Makes the session of each new connection.
 pub trait Sessions: Send + Sync {
     /// A new session; its greeting is in its output.
     fn open(&self) -> Box<dyn Session>;
+
+    /// A new session in a place that is reserved for checks of health and status: it has
+    /// [`RESERVED_TIME`] for these, is refused anything else, and then wants to close.
+    fn open_reserved(&self) -> Box<dyn Session>;
 
     /// What a client receives for which there is no room.
     fn refusal(&self) -> Bytes;

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// From this length on a payload is queued as it is. Copying 16 KiB costs about as much as handing
 /// one more slice to the kernel.
-const SHARE_BYTES_MIN: usize = 16 * 1024;
+pub const SHARE_BYTES_MIN: usize = 16 * 1024;
 
 /// A queue of bytes: written at its end, drained at its front through [`Buf`].
 #[derive(Debug, Default)]

@@ -74,6 +74,17 @@ pub enum Reply {
     Failed(Failure),
 }
 
+impl Reply {
+    /// Payload bytes in it.
+    pub fn payload_len(&self) -> u64 {
+        match self {
+            Reply::Value { payload, .. } => payload.len() as u64,
+            Reply::Transaction(replies) => replies.iter().map(Reply::payload_len).sum(),
+            _ => 0,
+        }
+    }
+}
+
 /// The answer to a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPage {
@@ -144,8 +155,15 @@ impl fmt::Display for ReplicaStatus {
 pub struct ClusterStatus {
     /// The answering node's name.
     pub node: String,
-    /// Its role: `leader` (the active one), `follower`, or `removed` from its group.
+    /// Its role: `leader` (the active one), `follower`, `removed` from its group, `waiting` (it
+    /// was elected and does not serve yet), or `stuck` (it cannot follow the one that leads).
     pub role: String,
+    /// Why it waits or is stuck; absent if it is neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Which acknowledged writes were found lost since it started; absent if none were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
     /// Client address of the active leader, when it is known.
     pub leader: Option<String>,
     /// The Raft term.
@@ -174,14 +192,21 @@ pub struct MemberStatus {
     /// Why it is isolated; absent if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How many copies it holds by the leader's metadata.
+    /// How many copies it holds by the leader's metadata, without those that are missing.
     pub messages: u64,
+    /// How many copies the metadata lists for it that it is known not to have; absent if none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub missing: u64,
     /// Payload bytes of those copies.
     pub bytes: u64,
     /// Free bytes of its disk, by its last heartbeat; absent before the first.
     pub free: Option<u64>,
     /// Milliseconds since its last heartbeat or answer; absent before the first.
     pub last_seen_ms: Option<u64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The answer to `GROUP`; its JSON form is the serialisation of this.

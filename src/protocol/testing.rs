@@ -287,6 +287,7 @@ impl FakeStore {
             state,
             reason: None,
             messages: self.messages.len() as u64,
+            missing: 0,
             bytes: 1 << number,
             free: seen.map(|_| 75_000_000_000),
             last_seen_ms: seen,
@@ -294,6 +295,8 @@ impl FakeStore {
         ClusterStatus {
             node: "leader-1".into(),
             role: "leader".into(),
+            reason: None,
+            lost: None,
             leader: (self.tolerance > 0).then(|| "127.0.0.1:6666".into()),
             term: 3,
             tolerance: self.tolerance,

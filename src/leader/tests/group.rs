@@ -11,6 +11,7 @@ use crate::ids::{CallId, Key, Token};
 use crate::leader::forward::Onward;
 use crate::leader::handler::ClientHandler;
 use crate::leader::links::MemberLink;
+use crate::net::room::Need;
 use crate::net::{Handler, Progress};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Batch, Write};
@@ -230,11 +231,11 @@ fn a_batch_that_is_passed_on_has_one_of_three_outcomes() {
     let handler = ClientHandler::new(shared).passing_on(Arc::new(Arc::clone(&made)));
     let outcome = |way: Way, batch: Batch| {
         *made.way.lock() = way;
-        let mut progress = handler.begin(batch, false, 1);
+        let mut progress = handler.begin(batch, 1);
         loop {
             match progress {
                 Progress::Done(replies, _) => return replies,
-                Progress::Parked(parked) => progress = parked.resume(false),
+                Progress::Parked(parked) => progress = parked.resume(),
             }
         }
     };
@@ -288,6 +289,64 @@ fn a_batch_that_is_passed_on_has_one_of_three_outcomes() {
     let way = refused(Refusal::Other("not handled".to_owned()));
     assert_eq!(outcome(way, set(1)), failed(Failure::WriteTimedOut));
     leader.stop();
+}
+
+#[test]
+fn forwarded_replies_have_their_room_before_they_are_fetched() {
+    let rig = Rig::of(3, 2);
+    let (leaders, members) = group(&rig, Redirect::Forward);
+    let large = "z".repeat(300_000);
+    assert_eq!(leaders[0].client().one(&format!("SET 7 {large}")), "OK");
+    let shared = Arc::clone(&leaders[1].leader.shared);
+    rig.eventually("the follower knows of it", || {
+        shared.view.metadata.find(&Key::Id(7)).is_some()
+    });
+    let value = Reply::Value {
+        revision: Revision::new(1, 1),
+        payload: Bytes::from(large),
+    };
+    let made = Arc::new(Made {
+        way: Mutex::new(Way::Ends(Ok(Response::Forward(vec![value.clone()])))),
+        calls: Mutex::new(0),
+    });
+    let handler = ClientHandler::new(Arc::clone(&shared));
+    let handler = handler.passing_on(Arc::new(Arc::clone(&made)));
+    let read = || handler.begin(Batch::Reads(vec![Key::Id(7)]), 6);
+    // Other replies have all the room for replies.
+    let need = Need {
+        reply_bytes: net::Limits::default().budget_bytes / 4 * 3,
+        fetches: Vec::new(),
+    };
+    let others = shared.budget.request(need, shared.clock.now(), || ());
+    let others = others.unwrap().take();
+    let parked = |progress| match progress {
+        Progress::Parked(parked) => parked,
+        Progress::Done(replies, _) => panic!("it does not wait: {replies:?}"),
+    };
+    let waits = parked(parked(read()).resume());
+    assert_eq!(*made.calls.lock(), 0);
+    // It has waited for too long.
+    let given_up = parked(read());
+    rig.eventually("its time is over", || {
+        shared.clock.now() >= given_up.deadline()
+    });
+    let busy = vec![Reply::Failed(Failure::Busy)];
+    match given_up.resume() {
+        Progress::Done(replies, _) => assert_eq!(replies, busy),
+        Progress::Parked(_) => panic!("it waits on"),
+    }
+    assert_eq!(*made.calls.lock(), 0);
+    drop(others);
+    match parked(waits.resume()).resume() {
+        Progress::Done(replies, room) => {
+            assert_eq!(replies, [value]);
+            assert_eq!(room.unwrap().bytes(), 6 * 300_000);
+        }
+        Progress::Parked(_) => panic!("its answer is there"),
+    }
+    assert_eq!(*made.calls.lock(), 1);
+    assert_eq!(shared.budget.used(), 0);
+    stop(leaders, members);
 }
 
 #[test]

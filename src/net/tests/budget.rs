@@ -1,42 +1,97 @@
 //! The memory that all clients share, when it is used up.
 
 use super::*;
+use crate::protocol::reply::Reply;
 
-#[test]
-fn a_crossed_budget_costs_large_requests_and_not_small_ones() {
+const LARGE_BYTES: usize = 600 << 10;
+
+/// Room for one large request at a time.
+fn tight(stall_timeout: Duration) -> Fixture {
     let limits = Limits {
         budget_bytes: 1 << 20,
+        stall_timeout,
         ..limits(2)
     };
-    let fixture = Fixture::new(limits);
-    let piece = "x".repeat(600 << 10);
-    let mut clients = [fixture.program(), fixture.program(), fixture.program()];
-    for client in &mut clients {
-        client.send("SET 1 ");
-        client.send(&piece);
-    }
-    fixture.wait("room is made", |fixture| {
-        let held = fixture.gauges.bytes_held();
-        (500 << 10..1 << 20).contains(&held)
+    Fixture::with_payloads(limits, LARGE_BYTES)
+}
+
+#[test]
+fn large_requests_wait_for_room_in_turn_and_small_ones_do_not() {
+    let fixture = tight(PATIENCE);
+    let mut first = fixture.program();
+    let half = "x".repeat(LARGE_BYTES / 2);
+    first.send(&format!("SET 1 {half}"));
+    fixture.wait("it has its room", |fixture| {
+        fixture.gauges.bytes_held() > LARGE_BYTES
     });
+    let store = |key| {
+        let mut client = fixture.program();
+        let body = move || {
+            client.send(&format!("SET {key} {}\n", "y".repeat(LARGE_BYTES)));
+            assert_eq!(client.line(), "OK");
+        };
+        spawn("stores", body).expect("a thread")
+    };
+    let others: Vec<_> = (2..6).map(store).collect();
+    sleep(Duration::from_millis(100));
+    let held = fixture.gauges.bytes_held();
+    assert!(held < (1 << 20) + 4 * (128 << 10), "{held}");
+    assert_eq!(
+        fixture.store.lock().execute(Batch::Count),
+        [Reply::Count(0)]
+    );
     let mut small = fixture.program();
-    small.send("SET 2 y\nGET 2\n");
+    small.send("SET 9 y\nGET 9\n");
     assert_eq!((small.line(), small.line()), ("OK".into(), "y".into()));
-    let mut outcomes = Vec::new();
-    for client in &mut clients {
-        client.send("\nGET 2\n");
-        outcomes.push(client.line());
-        assert_eq!(client.line(), "y");
-    }
-    outcomes.sort();
-    assert_eq!(outcomes[0], "ERROR: busy, try again");
-    assert_eq!(outcomes[2], "OK");
+    first.send(&format!("{half}\n"));
+    assert_eq!(first.line(), "OK");
+    others.into_iter().for_each(crate::threads::Thread::join);
     fixture.wait("nothing is held", |fixture| {
         fixture.gauges.bytes_held() == 0
     });
-    // There is room again.
-    clients[0].send(&format!("SET 1 {piece}\n"));
-    assert_eq!(clients[0].line(), "OK");
+    fixture.stop();
+}
+
+#[test]
+fn a_large_request_without_room_is_given_up_in_time() {
+    let timeout = Duration::from_millis(400);
+    let fixture = tight(timeout);
+    let now = fixture.clock.now();
+    let request = fixture.budget.request_for_input(1 << 20, now, || ());
+    let taken = request.expect("nobody waits").take().expect("room");
+    let mut client = fixture.program();
+    let command = format!("SET 1 {}\nCOUNT\n", "x".repeat(LARGE_BYTES));
+    client.send(&command);
+    assert_eq!(client.line(), "ERROR: busy, try again");
+    assert_eq!(client.line(), "0");
+    assert!(fixture.clock.now().since(now) >= timeout, "it waits");
+    drop(taken);
+    client.send(&command);
+    assert_eq!((client.line(), client.line()), ("OK".into(), "1".into()));
+    fixture.stop();
+}
+
+#[test]
+fn a_client_that_stalls_amid_a_large_request_loses_its_room_to_others() {
+    let fixture = tight(Duration::from_secs(1));
+    let mut stalls = fixture.program();
+    let half = "x".repeat(LARGE_BYTES / 2);
+    stalls.send(&format!("SET 1 {half}"));
+    fixture.wait("it has its room", |fixture| {
+        fixture.gauges.bytes_held() > LARGE_BYTES
+    });
+    // Nobody wants it.
+    sleep(Duration::from_millis(1500));
+    assert!(fixture.gauges.bytes_held() > LARGE_BYTES);
+    // Nor when the server looks at it again.
+    stalls.send("x");
+    sleep(Duration::from_millis(100));
+    assert!(fixture.gauges.bytes_held() > LARGE_BYTES);
+    let mut other = fixture.program();
+    other.send(&format!("SET 2 {}\n", "y".repeat(LARGE_BYTES)));
+    assert_eq!(other.line(), "OK");
+    stalls.send(&format!("{}\n", &half[1..]));
+    assert_eq!(stalls.line(), "ERROR: busy, try again");
     fixture.stop();
 }
 

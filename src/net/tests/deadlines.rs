@@ -19,11 +19,40 @@ struct HurriedSession {
     deadline: Option<Instant>,
     output: Output,
     is_over: bool,
+    is_reserved: bool,
+    is_patient: bool,
+}
+
+/// Sessions that send each line back, whenever it comes.
+pub struct Patient;
+
+impl Sessions for Patient {
+    fn open(&self) -> Box<dyn Session> {
+        Box::new(HurriedSession {
+            is_patient: true,
+            ..HurriedSession::default()
+        })
+    }
+
+    fn open_reserved(&self) -> Box<dyn Session> {
+        Hurried.open_reserved()
+    }
+
+    fn refusal(&self) -> Bytes {
+        Hurried.refusal()
+    }
 }
 
 impl Sessions for Hurried {
     fn open(&self) -> Box<dyn Session> {
         Box::new(HurriedSession::default())
+    }
+
+    fn open_reserved(&self) -> Box<dyn Session> {
+        Box::new(HurriedSession {
+            is_reserved: true,
+            ..HurriedSession::default()
+        })
     }
 
     fn refusal(&self) -> Bytes {
@@ -66,6 +95,10 @@ impl Session for HurriedSession {
         self.is_over
     }
 
+    fn is_idle(&self) -> bool {
+        self.line.is_empty() && self.output.is_empty()
+    }
+
     fn bytes_held(&self) -> usize {
         self.line.len() + self.output.len()
     }
@@ -74,17 +107,24 @@ impl Session for HurriedSession {
         self.line.len()
     }
 
+    fn input_bytes_expected(&self) -> usize {
+        0
+    }
+
     fn shed(&mut self) {}
 
     fn input_deadline(&mut self, now: Instant) -> Option<Instant> {
-        if self.line.is_empty() {
+        if self.is_patient || (self.line.is_empty() && !self.is_reserved) {
             return None;
         }
         Some(*self.deadline.get_or_insert(now + LINE_TIME))
     }
 
     fn input_timed_out(&mut self) {
-        self.output.extend(b"late\r\n");
+        self.output.extend(match self.is_reserved {
+            true => b"full\r\n",
+            false => b"late\r\n",
+        });
         self.is_over = true;
     }
 
@@ -94,9 +134,7 @@ impl Session for HurriedSession {
 }
 
 fn hurried(fixture: &Fixture) -> Client {
-    let stream = TcpStream::connect(fixture.server.addresses()[1]).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-    Client { stream }
+    fixture.at_door(1)
 }
 
 #[test]
@@ -153,7 +191,7 @@ fn a_connection_that_waits_between_requests_may_take_its_time() {
 #[test]
 fn all_doors_share_the_limits_and_refuse_in_their_own_words() {
     let limits = Limits {
-        connections_max: 2,
+        connections_max: 3,
         ..limits(2)
     };
     let fixture = Fixture::new(limits);
@@ -162,7 +200,9 @@ fn all_doors_share_the_limits_and_refuse_in_their_own_words() {
     other.send("hello\r\n");
     assert_eq!((plain.line(), other.line()), ("OK".into(), "hello".into()));
     assert_eq!(hurried(&fixture).rest(), "full\r\n");
-    let refused = fixture.stranger().rest();
-    assert_eq!(refused, "ERROR: too many connections\r\n");
+    let mut stranger = fixture.stranger();
+    stranger.send("GET 1\n");
+    let told = stranger.rest();
+    assert!(told.ends_with("ERROR: too many connections\r\n"), "{told}");
     fixture.stop();
 }

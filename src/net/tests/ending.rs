@@ -1,6 +1,10 @@
 //! How connections and servers end.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::shared::Nothing;
 use super::*;
+use crate::net::server::Body;
 
 #[test]
 fn a_stop_finishes_what_was_begun() {
@@ -14,7 +18,7 @@ fn a_stop_finishes_what_was_begun() {
     });
     parked.send("SET doze x\nSET never x\n");
     fixture.wait("both are begun", |fixture| {
-        fixture.gate.0.lock().blocked == 1 && fixture.gauges.parked() == 1
+        fixture.gate.0.lock().blocked == 1 && fixture.gauges.under_way() == 1
     });
     let address = fixture.server.addresses()[0];
     let gate = Arc::clone(&fixture.gate);
@@ -40,11 +44,11 @@ fn a_stop_ends_at_its_deadline_and_names_who_is_late() {
     parked.send("SET park x\n");
     // One after the other, or they would be one batch.
     fixture.wait("the first is parked", |fixture| {
-        fixture.gauges.parked() == 1
+        fixture.gauges.under_way() == 1
     });
     blocked.send("SET block x\n");
     fixture.wait("both are begun", |fixture| {
-        fixture.gate.0.lock().blocked == 1 && fixture.gauges.parked() == 1
+        fixture.gate.0.lock().blocked == 1 && fixture.gauges.under_way() == 1
     });
     let deadline = fixture.clock.now() + Duration::from_millis(100);
     let late = fixture.server.stop(deadline).expect_err("a worker is held");
@@ -107,4 +111,67 @@ fn a_half_closed_connection_gets_its_replies_then_the_end() {
     fixture.wait("it is closed", |fixture| fixture.gauges.connections() == 0);
     assert_eq!(fixture.gauges.bytes_held(), 0);
     fixture.stop();
+}
+
+/// Its letter is in the mailbox of a worker that is held up.
+#[test]
+fn a_stop_closes_a_connection_that_has_not_reached_its_worker() {
+    let fixture = Fixture::new(limits(1));
+    let mut blocked = fixture.program();
+    blocked.send("SET block x\n");
+    fixture.wait("its batch is begun", |fixture| {
+        fixture.gate.0.lock().blocked == 1
+    });
+    let mut newcomer = fixture.stranger();
+    fixture.wait("it is accepted", |fixture| {
+        fixture.gauges.connections() == 2
+    });
+    let deadline = fixture.clock.now() + Duration::from_millis(100);
+    let late = fixture.server.stop(deadline).expect_err("a worker is held");
+    assert_eq!(late, ["work-1"]);
+    assert_eq!(newcomer.rest(), "");
+    fixture.gate.0.lock().is_open = true;
+    fixture.gate.1.notify_all();
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_ends_those_that_were() {
+    for refused in 0..4 {
+        let running = Arc::new(AtomicUsize::new(0));
+        let mut started = Vec::new();
+        let mut spawn_some = |name: String, body: Body| {
+            if started.len() == refused {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            started.push(name.clone());
+            running.fetch_add(1, Ordering::SeqCst);
+            let running = Arc::clone(&running);
+            spawn(name, move || {
+                body();
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        let door = Door {
+            listener: TcpListener::bind("127.0.0.1:0").expect("a port"),
+            sessions: Arc::new(Hurried),
+        };
+        let clock = SystemClock::shared();
+        let limits = limits(2);
+        let budget = Budget::new(limits.budget_bytes);
+        let server = Server::start_by(
+            &mut spawn_some,
+            vec![door],
+            Arc::new(Nothing),
+            Arc::clone(&clock),
+            (limits, budget),
+        );
+        let error = server.err().expect("a thread is refused");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        assert_eq!(started.len(), refused, "{started:?}");
+        let deadline = clock.now() + PATIENCE;
+        while running.load(Ordering::SeqCst) > 0 {
+            assert!(clock.now() < deadline, "some of {started:?} still run");
+            sleep(Duration::from_millis(2));
+        }
+    }
 }

@@ -66,7 +66,7 @@ fn tight_limits() -> Limits {
         connections_max: 6,
         budget_bytes: 400_000,
         output_bytes_max: 100_000,
-        parked_max: 3,
+        under_way_max: 3,
         linger: Duration::from_millis(20),
         stall_timeout: Duration::from_millis(100),
         ..limits(3)
@@ -83,7 +83,7 @@ fn whatever_clients_do_nothing_of_them_is_left() {
         fixture.gauges.connections() == 0
     });
     assert_eq!(
-        (fixture.gauges.parked(), fixture.gauges.bytes_held()),
+        (fixture.gauges.under_way(), fixture.gauges.bytes_held()),
         (0, 0)
     );
     let mut client = fixture.program();
@@ -101,4 +101,26 @@ fn a_stop_amid_all_this_is_orderly() {
         fixture.stop();
         threads.into_iter().for_each(crate::threads::Thread::join);
     }
+}
+
+/// A read stops before urgent data, and what follows that is read all the same.
+#[test]
+fn urgent_data_holds_up_nothing() {
+    let fixture = Fixture::new(limits(1));
+    let (mut blocked, client) = (fixture.program(), fixture.program());
+    // So that all of it has come when the worker reads.
+    blocked.send("SET block x\n");
+    fixture.wait("the worker is held", |fixture| {
+        fixture.gate.0.lock().blocked == 1
+    });
+    let mut client = client;
+    client.send("COU");
+    let urgent = socket2::SockRef::from(&client.stream).send_out_of_band(b"!");
+    assert_eq!(urgent.expect("sent"), 1);
+    client.send("NT\n");
+    sleep(Duration::from_millis(50));
+    fixture.open_gate();
+    assert_eq!(client.line(), "1");
+    assert_eq!(blocked.line(), "OK");
+    fixture.stop();
 }

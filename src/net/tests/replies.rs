@@ -54,8 +54,7 @@ fn clients_that_share_a_batch_get_their_own_replies_in_order() {
         client.send(&format!("GET {number}\nSET {number} again\nGET {number}\n"));
     }
     sleep(Duration::from_millis(50));
-    fixture.gate.0.lock().is_open = true;
-    fixture.gate.1.notify_all();
+    fixture.open_gate();
     assert_eq!(blocked.line(), "OK");
     for (number, client) in clients.iter_mut().enumerate() {
         let expected = format!("OK NOT_FOUND of-{number} OK again");

@@ -88,6 +88,14 @@ impl Sessions for Hatokuse {
         Box::new(HatokuseSession::new(self.limits, &(self.identity)()))
     }
 
+    fn open_reserved(&self) -> Box<dyn Session> {
+        // What may be asked for has no payload.
+        let limits = Limits {
+            payload_bytes_max: 0,
+        };
+        Box::new(HatokuseSession::new(limits, &(self.identity)()).reserved())
+    }
+
     fn refusal(&self) -> Bytes {
         Bytes::from_static(writer::TOO_MANY_CONNECTIONS)
     }

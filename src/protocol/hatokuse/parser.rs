@@ -29,6 +29,13 @@ pub const SKIPPED_BYTES_MAX: u64 = 1 << 30;
 /// so that a small message that is kept somewhere does not keep a whole buffer.
 const SHARE_BYTES_MIN: usize = 32 * 1024;
 
+/// When so much of a payload has come, all of it is given its place. A client that only announces a
+/// payload gets none.
+const RESERVE_BYTES_MIN: usize = 64 * 1024;
+
+/// CR and LF.
+const LINE_END_BYTES_MAX: usize = 2;
+
 /// The parser of one connection.
 #[derive(Debug)]
 pub struct Parser {
@@ -130,10 +137,13 @@ impl Parser {
                 *left -= count as u64;
                 bytes = bytes.split_at(count).1;
             }
-            State::SkippedLine(_)
-            | State::SkippedPayload { .. }
-            | State::Line
-            | State::Payload { .. } => {}
+            State::SkippedLine(_) | State::SkippedPayload { .. } | State::Line => {}
+            // At once: what doubling leaves behind stays with the allocator for a while.
+            State::Payload { length, .. } if self.buffer.len() >= RESERVE_BYTES_MIN => {
+                let missing = length.saturating_sub(self.buffer.len());
+                self.buffer.reserve(missing + LINE_END_BYTES_MAX);
+            }
+            State::Payload { .. } => {}
         }
         self.buffer.extend_from_slice(bytes);
     }
@@ -155,9 +165,25 @@ impl Parser {
         self.is_ended && matches!(self.state, State::Closed)
     }
 
+    /// Whether nothing of a command has come that was not given out.
+    pub fn is_between_commands(&self) -> bool {
+        matches!(self.state, State::Line) && self.buffer.is_empty()
+    }
+
     /// Bytes in the buffer.
     pub fn bytes_held(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Bytes in the buffer when the unfinished command is whole, at most.
+    pub fn bytes_expected(&self) -> usize {
+        match &self.state {
+            State::Line => self.limits.line_bytes_max(),
+            State::Payload { length, .. } => *length,
+            State::SkippedLine(_) | State::SkippedPayload { .. } | State::Closed => {
+                self.bytes_held()
+            }
+        }
     }
 
     /// Gives up the unfinished command: the rest of it is skipped, then answered `busy`. To be

@@ -9,12 +9,13 @@ use super::command::prefix::Prefix;
 use super::parser::Parser;
 use super::writer::{Form, Writer};
 use super::{Identity, Limits};
-use crate::protocol::Session;
+use crate::clock::Instant;
 use crate::protocol::batch::JSON_GROWTH;
 use crate::protocol::output::Output;
 use crate::protocol::pipeline::{Pipeline, Work};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Batch, SetOptions, Write};
+use crate::protocol::request::{Batch, GroupRequest, SetOptions, Write};
+use crate::protocol::{ReservedTime, Session};
 
 /// With so much output waiting, nothing more is answered without execution. It is far above what
 /// one run of commands at a keyboard needs, and bounds what thousands of pipelined HELPs hold.
@@ -25,6 +26,28 @@ pub struct HatokuseSession {
     parser: Parser,
     pipeline: Pipeline<Form>,
     writer: Writer,
+    /// In a reserved place.
+    reserved: Option<ReservedTime>,
+}
+
+/// Whether a session in a reserved place may send it: what `tolerex status` and `tolerex group`
+/// need, and what is answered without execution. COUNT tells them where the active leader is.
+fn is_check(command: &Command) -> bool {
+    match command {
+        Command::Count
+        | Command::Status { .. }
+        | Command::Group {
+            request: GroupRequest::View,
+            ..
+        } => true,
+        Command::Empty | Command::Help | Command::Prompt(_) => true,
+        Command::Quit | Command::Fatal(_) => true,
+        Command::Group { .. } | Command::Invalid(_) => false,
+        Command::Set { .. } | Command::Bulk { .. } | Command::Delete { .. } => false,
+        Command::Expire { .. } | Command::Batch(_) | Command::Ttl(_) => false,
+        Command::List(_) | Command::Where(_) => false,
+        Command::Get(_) | Command::GetFramed(_) => false,
+    }
 }
 
 impl HatokuseSession {
@@ -36,11 +59,24 @@ impl HatokuseSession {
             parser: Parser::new(limits),
             pipeline: Pipeline::default(),
             writer,
+            reserved: None,
+        }
+    }
+
+    /// The same in a place that is reserved for checks, see
+    /// [`open_reserved`](crate::protocol::Sessions::open_reserved).
+    pub fn reserved(self) -> HatokuseSession {
+        HatokuseSession {
+            reserved: Some(ReservedTime::default()),
+            ..self
         }
     }
 
     /// Adds a command behind those before it.
     fn step(&mut self, command: Command) {
+        if self.reserved.is_some() && !is_check(&command) {
+            return self.last(Form::TooManyConnections);
+        }
         let (work, form) = match command {
             Command::Set {
                 key,
@@ -182,6 +218,11 @@ impl Session for HatokuseSession {
         is_done || self.writer.is_closed()
     }
 
+    fn is_idle(&self) -> bool {
+        let is_between = self.parser.is_between_commands() && self.pipeline.is_empty();
+        is_between && self.writer.output_len() == 0
+    }
+
     fn bytes_held(&self) -> usize {
         let waiting = self.parser.bytes_held() + self.pipeline.bytes_held();
         waiting + self.writer.output_len()
@@ -191,8 +232,20 @@ impl Session for HatokuseSession {
         self.parser.bytes_held()
     }
 
+    fn input_bytes_expected(&self) -> usize {
+        self.parser.bytes_expected()
+    }
+
     fn shed(&mut self) {
         self.parser.shed();
+    }
+
+    fn input_deadline(&mut self, now: Instant) -> Option<Instant> {
+        self.reserved.as_mut().map(|time| time.end(now))
+    }
+
+    fn input_timed_out(&mut self) {
+        self.last(Form::TooManyConnections);
     }
 
     fn release_buffers(&mut self) {

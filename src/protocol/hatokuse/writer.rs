@@ -66,6 +66,8 @@ pub enum Form {
     Error(Problem),
     /// An error, then the session is closed.
     LastError(Problem),
+    /// There is no place for the connection; the session is closed.
+    TooManyConnections,
     /// The session is closed.
     Bye,
 }
@@ -131,6 +133,11 @@ impl Writer {
             Form::LastError(problem) => {
                 self.problem(problem);
                 self.is_closed = true;
+            }
+            Form::TooManyConnections => {
+                self.output.extend(TOO_MANY_CONNECTIONS);
+                self.is_closed = true;
+                return;
             }
             Form::Bye => {
                 self.text("Bye\r\n");
@@ -291,6 +298,8 @@ impl Writer {
         let ClusterStatus {
             node,
             role,
+            reason,
+            lost,
             leader,
             term,
             tolerance,
@@ -301,9 +310,13 @@ impl Writer {
         let leader = leader.as_deref().unwrap_or("none");
         let loss = tolerance.saturating_sub(1);
         let plural = if loss == 1 { "" } else { "s" };
-        self.format(format_args!(
-            "node: {node}\r\nrole: {role}\r\nleader: {leader}\r\n"
-        ));
+        self.format(format_args!("node: {node}\r\nrole: {role}\r\n"));
+        for (name, text) in [("reason", reason), ("lost", lost)] {
+            if let Some(text) = text {
+                self.format(format_args!("{name}: {text}\r\n"));
+            }
+        }
+        self.format(format_args!("leader: {leader}\r\n"));
         self.format(format_args!("term: {term}\r\n"));
         self.format(format_args!(
             "tolerance: {tolerance} (survives the loss of {loss} member{plural})\r\n"
@@ -342,8 +355,13 @@ impl Writer {
         }
         self.columns(&rows, 4);
         for member in members {
+            let name = &member.name;
             if let Some(reason) = &member.reason {
-                self.format(format_args!("{}: {reason}\r\n", member.name));
+                self.format(format_args!("{name}: {reason}\r\n"));
+            }
+            if member.missing > 0 {
+                let missing = member.missing;
+                self.format(format_args!("{name}: {missing} copies are missing\r\n"));
             }
         }
     }

@@ -61,6 +61,10 @@ impl Sessions for Http {
         Box::new(HttpSession::new(self.limits, Arc::clone(&self.node)))
     }
 
+    fn open_reserved(&self) -> Box<dyn Session> {
+        Box::new(HttpSession::new(self.limits, Arc::clone(&self.node)).reserved())
+    }
+
     fn refusal(&self) -> Bytes {
         let mut writer = Writer::new(Arc::clone(&self.node));
         writer.last_problem(Kind::TooManyConnections.into());

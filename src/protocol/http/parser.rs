@@ -66,6 +66,10 @@ pub struct Parser {
     is_ended: bool,
 }
 
+/// When so much of a body has come, all of it is given its place. A client that only announces a
+/// body gets none.
+const RESERVE_BYTES_MIN: usize = 64 * 1024;
+
 /// What the bytes at the front of the buffer are.
 #[derive(Clone, Copy, Debug, Default)]
 enum State {
@@ -104,6 +108,14 @@ impl Parser {
     pub fn receive(&mut self, bytes: &[u8]) {
         if !matches!(self.state, State::Closed) {
             self.received += bytes.len() as u64;
+            let held = self.buffer.len();
+            // At once: what doubling leaves behind stays with the allocator for a while.
+            if let State::Body { left, .. } = self.state
+                && held >= RESERVE_BYTES_MIN
+            {
+                let length = usize::try_from(left).expect("within the limit of a body");
+                self.buffer.reserve(length.saturating_sub(held));
+            }
             self.buffer.extend_from_slice(bytes);
         }
     }
@@ -131,6 +143,23 @@ impl Parser {
         self.buffer.len() + self.body.len()
     }
 
+    /// Bytes that it holds when the unfinished head or body is whole, at most.
+    pub fn bytes_expected(&self) -> usize {
+        match self.state {
+            State::Body {
+                left,
+                is_skipped: false,
+            } => usize::try_from(left).unwrap_or(usize::MAX),
+            State::Chunks {
+                limit,
+                is_skipped: false,
+                ..
+            } => limit,
+            State::Body { .. } | State::Chunks { .. } => self.bytes_held(),
+            State::Head | State::Announced(_) | State::Closed => self.bytes_held(),
+        }
+    }
+
     /// Whether a request has begun and is not whole.
     pub fn is_amid(&self) -> bool {
         match self.state {
@@ -143,6 +172,11 @@ impl Parser {
     /// Whether what is not whole is a body.
     pub fn is_in_body(&self) -> bool {
         matches!(self.state, State::Body { .. } | State::Chunks { .. })
+    }
+
+    /// Whether what is not whole is a body in chunks.
+    pub fn is_in_chunks(&self) -> bool {
+        matches!(self.state, State::Chunks { .. })
     }
 
     /// Heads and bodies that were whole, and bytes received in all.

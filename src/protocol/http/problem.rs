@@ -175,6 +175,7 @@ impl From<&Failure> for Problem {
             Failure::WriteTimedOut | Failure::ReadTimedOut => Kind::TimedOut,
             Failure::NotLeader { leader: None }
             | Failure::LeaderWaits { .. }
+            | Failure::TermOver { .. }
             | Failure::LeaderIncomplete => Kind::NoLeader,
             Failure::NotLeader { leader: Some(_) } => Kind::NotLeader,
             Failure::Busy => Kind::Busy,

@@ -24,12 +24,12 @@ use super::routes::{Call, route};
 use super::step::{End, Form, Step, Way};
 use super::writer::Writer;
 use crate::clock::Instant;
-use crate::protocol::Session;
 use crate::protocol::batch::JSON_GROWTH;
 use crate::protocol::output::Output;
 use crate::protocol::pipeline::Pipeline;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
+use crate::protocol::{ReservedTime, Session};
 
 /// How long a head may take, and each part of a body. Half of it would be short for a telephone in
 /// a tunnel; with twice of it a connection that drips keeps its place twice as long.
@@ -53,6 +53,8 @@ pub struct HttpSession {
     awaited: Option<Awaited>,
     /// The time of the request that is on its way.
     patience: Option<Patience>,
+    /// In a reserved place: one document of the node or one check is answered, then it is closed.
+    reserved: Option<ReservedTime>,
     /// No more input will come.
     is_ended: bool,
 }
@@ -83,7 +85,17 @@ impl HttpSession {
             node,
             awaited: None,
             patience: None,
+            reserved: None,
             is_ended: false,
+        }
+    }
+
+    /// The same in a place that is reserved for checks, see
+    /// [`open_reserved`](crate::protocol::Sessions::open_reserved).
+    pub fn reserved(self) -> HttpSession {
+        HttpSession {
+            reserved: Some(ReservedTime::default()),
+            ..self
         }
     }
 
@@ -114,10 +126,11 @@ impl HttpSession {
 
     fn begin(&mut self, head: Head) {
         let is_read = matches!(head.method, Method::Get | Method::Head | Method::Other);
+        let is_reserved = self.reserved.is_some();
         let mut way = Way {
             is_head: head.method == Method::Head,
             is_write: !is_read,
-            end: match (head.keeps_alive, head.is_old) {
+            end: match (head.keeps_alive && !is_reserved, head.is_old) {
                 (false, _) => End::Close,
                 (true, false) => End::Keep,
                 (true, true) => End::KeepOld,
@@ -125,6 +138,9 @@ impl HttpSession {
         };
         let call = callers::check(&head, &*self.node).and_then(|()| route(&head));
         let call = match call {
+            Ok(Call::Put { .. } | Call::Batch(_) | Call::Ready(..)) if is_reserved => {
+                return self.refuse(Kind::TooManyConnections.into(), &head, way);
+            }
             Ok(call) => call,
             Err(problem) => return self.refuse(problem, &head, way),
         };
@@ -247,6 +263,11 @@ impl Session for HttpSession {
         is_done || self.writer.is_closed()
     }
 
+    fn is_idle(&self) -> bool {
+        let is_between = !self.parser.is_amid() && self.pipeline.is_empty();
+        is_between && self.writer.output_len() == 0
+    }
+
     fn bytes_held(&self) -> usize {
         let waiting = self.parser.bytes_held() + self.pipeline.bytes_held();
         waiting + self.writer.output_len()
@@ -256,6 +277,15 @@ impl Session for HttpSession {
         self.parser.bytes_held()
     }
 
+    fn input_bytes_expected(&self) -> usize {
+        self.parser.bytes_expected()
+    }
+
+    fn may_be_whole(&self) -> bool {
+        // How long a body in chunks is, its last chunk says.
+        self.parser.is_in_chunks() || self.input_bytes() >= self.input_bytes_expected()
+    }
+
     fn shed(&mut self) {
         if self.parser.is_amid() {
             self.give_up(Kind::Busy);
@@ -263,6 +293,9 @@ impl Session for HttpSession {
     }
 
     fn input_deadline(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(time) = &mut self.reserved {
+            return Some(time.end(now));
+        }
         if !self.parser.is_amid() || self.pipeline.is_out() {
             self.patience = None;
             return None;
@@ -284,7 +317,10 @@ impl Session for HttpSession {
     }
 
     fn input_timed_out(&mut self) {
-        self.give_up(Kind::RequestTimeout);
+        self.give_up(match self.reserved {
+            Some(_) => Kind::TooManyConnections,
+            None => Kind::RequestTimeout,
+        });
     }
 
     fn release_buffers(&mut self) {

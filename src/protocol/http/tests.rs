@@ -13,7 +13,7 @@ use super::{Http, Limits};
 use crate::clock::Instant;
 use crate::protocol::request::Batch;
 use crate::protocol::testing::{FakeStore, execute, failure};
-use crate::protocol::{Session, Sessions};
+use crate::protocol::{RESERVED_TIME, Session, Sessions};
 
 /// A node in the middle of 2001 whose checks are passed but for one.
 #[derive(Default)]
@@ -64,8 +64,12 @@ impl Node for FakeNode {
     }
 }
 
+fn sessions(payload_bytes_max: usize, node: &Arc<FakeNode>) -> Http {
+    Http::new(Limits { payload_bytes_max }, Arc::clone(node) as _)
+}
+
 fn open(payload_bytes_max: usize, node: &Arc<FakeNode>) -> Box<dyn Session> {
-    Http::new(Limits { payload_bytes_max }, Arc::clone(node) as _).open()
+    sessions(payload_bytes_max, node).open()
 }
 
 struct Transcript {
@@ -83,6 +87,8 @@ enum Step {
         #[arg(key)]
         limit: Option<usize>,
     },
+    /// Begins a new session in a reserved place; messages stay.
+    Reserved,
     /// Receives a request: its line, its fields (Host is added), and behind `body=` its body, with
     /// Content-Length.
     Ask {
@@ -100,7 +106,7 @@ enum Step {
     End,
     /// Room is needed: the unfinished request is given up.
     Shed,
-    /// The time of the unfinished request is over.
+    /// The time of the unfinished request, or in a reserved place, is over.
     Late,
     /// Says what is held.
     Held,
@@ -122,6 +128,7 @@ impl Runner for Transcript {
     fn run(&mut self, step: &Step, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         match step {
             Step::Open { limit } => self.session = open(limit.unwrap_or(1000), &self.node),
+            Step::Reserved => self.session = sessions(1000, &self.node).open_reserved(),
             Step::Ask { lines, body } => {
                 let (first, fields) = lines.split_first().ok_or("no request line")?;
                 let mut text = format!("{first} HTTP/1.1\r\nHost: h\r\n");
@@ -224,6 +231,11 @@ fn transcript_twice() {
 }
 
 #[test]
+fn transcript_reserved() {
+    transcript("reserved");
+}
+
+#[test]
 fn transcript_conditions() {
     transcript("conditions");
 }
@@ -270,9 +282,11 @@ fn a_request_has_its_time_and_idleness_has_none() {
     let (mut store, mut output) = (FakeStore::default(), Vec::new());
     let at = |seconds: u64| Instant::from_nanos(seconds * 1_000_000_000);
     assert_eq!(session.input_deadline(at(0)), None);
+    assert!(session.is_idle());
     session.receive(b"PUT /kv/k HT");
     assert_eq!(session.next_batch(), None);
     assert_eq!(session.input_deadline(at(1)), Some(at(1) + HEAD_TIME));
+    assert!(!session.is_idle());
     // More of the head does not prolong it; the body has time of its own, for each part.
     session.receive(b"TP/1.1\r\nHost: h\r\n");
     assert_eq!(session.next_batch(), None);
@@ -280,6 +294,7 @@ fn a_request_has_its_time_and_idleness_has_none() {
     session.receive(b"Content-Length: 100000\r\n\r\n");
     assert_eq!(session.next_batch(), None);
     assert_eq!(session.input_deadline(at(6)), Some(at(6) + HEAD_TIME));
+    assert!(!session.is_idle());
     session.receive(&[b'x'; 1000]);
     assert_eq!(session.next_batch(), None);
     assert_eq!(session.input_deadline(at(9)), Some(at(6) + HEAD_TIME));
@@ -290,6 +305,12 @@ fn a_request_has_its_time_and_idleness_has_none() {
     execute(&mut *session, &mut store, &mut output);
     assert!(output.starts_with(b"HTTP/1.1 201"), "{output:?}");
     assert_eq!(session.input_deadline(at(30)), None);
+    assert!(session.is_idle());
+    let mut reserved = sessions(1000, &node).open_reserved();
+    assert_eq!(reserved.input_deadline(at(1)), Some(at(1) + RESERVED_TIME));
+    reserved.receive(b"GET");
+    assert_eq!(reserved.next_batch(), None);
+    assert_eq!(reserved.input_deadline(at(4)), Some(at(1) + RESERVED_TIME));
     // The next request begins anew, whatever the last one took.
     session.receive(b"G");
     assert_eq!(session.next_batch(), None);
