@@ -634,3 +634,18 @@ proptest! {
         }
     }
 }
+
+/// The last write of a start, which a crash cut short, needs no space at the next one.
+#[test]
+fn a_log_with_half_a_mark_opens_on_a_full_disk() {
+    let mut run = Run::new(MemFileSystem::new());
+    let steps = [
+        Step::Room(560),
+        Step::Crash(0),
+        Step::CrashTwice(252284502414205160, 10),
+    ];
+    for step in &steps {
+        run.step(step);
+    }
+    run.reopen();
+}

@@ -58,6 +58,7 @@ impl Leader {
             snapshot_bytes,
             timing: Timing::default(),
             asks_peers: true,
+            asks_members: false,
             on_failure: Box::new(|error| panic!("{error}")),
         };
         let group = Group::start(options, Machine::new(Arc::clone(&view)), |_, _| {

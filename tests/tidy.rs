@@ -35,6 +35,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config", "ids"),
     ("threads", "clock"),
     ("logging", "clock"),
+    ("logging", "threads"),
     ("error", "ids"),
 ];
 

@@ -33,13 +33,14 @@ struct List(Vec<Vec<u8>>);
 impl StateMachine for List {
     type Output = ();
 
-    fn apply(&mut self, index: u64, _: u64, data: &[u8]) {
+    fn apply(&mut self, index: u64, _: u64, data: &[u8]) -> Result<(), String> {
         assert_eq!(
             index,
             self.0.len() as u64 + 2,
             "each entry once and in order"
         );
         self.0.push(data.to_vec());
+        Ok(())
     }
 
     fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
@@ -92,6 +93,7 @@ fn group_options(fs: &MemFileSystem) -> GroupOptions {
         snapshot_bytes: 1 << 20,
         timing: Timing::default(),
         asks_peers: true,
+        asks_members: false,
         on_failure: Box::new(|error| panic!("{error}")),
     }
 }

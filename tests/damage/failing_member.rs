@@ -17,7 +17,7 @@ use tolerex::disk::mem::{Fault, Loss, MemFileSystem, Operation};
 use tolerex::ids::{Fence, Key, Revision};
 use tolerex::member::identity::{self, Identity};
 use tolerex::replica::fence;
-use tolerex::storage::opening::{Store, StoreOptions};
+use tolerex::storage::opening::{self, Store, StoreOptions};
 use tolerex::storage::{Committed, EngineKind, Staged, WriteMode};
 use tolerex::threads::StopSignal;
 
@@ -82,6 +82,8 @@ struct Life {
     refused: u64,
     /// It starts or closes.
     is_at_an_end: bool,
+    /// In this round the engine's files are moved away under it.
+    moved_in: Option<u64>,
 }
 
 fn record(number: u64) -> (Revision, Key, Bytes) {
@@ -100,9 +102,18 @@ fn record(number: u64) -> (Revision, Key, Bytes) {
 impl Life {
     /// A life in which the call number `call` fails.
     fn live(setting: Setting, call: u64, fault: Fault) -> (Life, bool) {
+        let mut life = Life::new(setting);
+        life.fs.fail(Operation::Any, call, fault);
+        let ended = life.rounds().is_err();
+        if ended {
+            life.takes_nothing_more();
+        }
+        (life, ended)
+    }
+
+    fn new(setting: Setting) -> Life {
         let fs = MemFileSystem::new();
-        fs.fail(Operation::Any, call, fault);
-        let mut life = Life {
+        Life {
             setting,
             fs,
             store: None,
@@ -113,12 +124,8 @@ impl Life {
             after_crash: Knowledge::new(),
             refused: 0,
             is_at_an_end: false,
-        };
-        let ended = life.rounds().is_err();
-        if ended {
-            life.takes_nothing_more();
+            moved_in: None,
         }
-        (life, ended)
     }
 
     fn rounds(&mut self) -> Result<(), Ended> {
@@ -138,10 +145,31 @@ impl Life {
                 7 => group.extend([(26, false), (26, true)]),
                 _ => {}
             }
+            if self.moved_in == Some(round) {
+                self.move_files(true);
+            }
             self.group(&group)?;
             self.tend(round)?;
         }
         self.close()
+    }
+
+    /// Moves all files of the engine elsewhere, as renaming its directory does, or back.
+    fn move_files(&self, is_away: bool) {
+        let dir = opening::engine_dir(Path::new(DIR), self.setting.engine);
+        let (from, to) = match is_away {
+            true => (dir.clone(), Path::new("elsewhere").to_owned()),
+            false => (Path::new("elsewhere").to_owned(), dir.clone()),
+        };
+        self.fs.create_dir_all(&to).expect("made");
+        for name in self.fs.list(&from).expect("listed") {
+            let moved = self.fs.rename(&from.join(&name), &to.join(&name));
+            moved.expect("moved");
+        }
+        // A power failure does not undo it.
+        for dir in [from, to] {
+            self.fs.sync_dir(&dir).expect("synced");
+        }
     }
 
     /// What happens beside the groups.
@@ -481,4 +509,21 @@ pub fn run(engine: EngineKind, io: WriteMode, step: usize) -> u64 {
         }
     }
     lives
+}
+
+/// Moves the files of the engine away before each group in turn: it is not acknowledged, nor is
+/// anything after it, and all is there when the files are back.
+pub fn move_away(engine: EngineKind) {
+    let io = WriteMode::Sync;
+    for round in 0..ROUNDS {
+        let mut life = Life::new(Setting { engine, io });
+        life.moved_in = Some(round);
+        assert!(
+            life.rounds().is_err(),
+            "{engine}: it goes on in round {round}"
+        );
+        life.takes_nothing_more();
+        life.move_files(false);
+        life.check_images(round, &format!("{engine}, moved away in round {round}"));
+    }
 }

@@ -53,9 +53,10 @@ struct Recorder {
 impl StateMachine for Recorder {
     type Output = ();
 
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) {
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<(), String> {
         assert_eq!(term, TERM);
         self.entries.push((index, data.to_vec()));
+        Ok(())
     }
 
     fn restore(&mut self, chunk: &[u8]) -> Result<(), String> {
@@ -79,6 +80,7 @@ fn open(fs: &MemFileSystem) -> Result<(Recorder, Recovered), String> {
         snapshot_bytes: 1 << 20,
         timing: Timing::default(),
         asks_peers: true,
+        asks_members: false,
         on_failure: Box::new(|error| panic!("{error}")),
     };
     let mut machine = Recorder::default();

@@ -119,6 +119,12 @@ fn a_larger_share_or_all_is_read_right_or_told() {
 }
 
 #[test]
+fn a_member_whose_files_are_moved_away_acknowledges_nothing_more() {
+    failing_member::move_away(EngineKind::Log);
+    failing_member::move_away(EngineKind::Files);
+}
+
+#[test]
 fn every_damaged_name_is_told() {
     let (tried, reported) = member_files::run_names();
     assert!(tried == reported && tried > 2000, "{reported} of {tried}");

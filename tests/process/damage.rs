@@ -41,6 +41,14 @@ fn find(dir: &Path, needle: &[u8]) -> Option<(PathBuf, u64)> {
     None
 }
 
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("made");
+    for entry in fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+    }
+}
+
 /// The number behind `offset` in a line that names `file`.
 fn named_offset(text: &str, file: &Path) -> Option<u64> {
     let name = file.file_name()?.to_str()?;
@@ -152,6 +160,60 @@ fn copies_lost_with_a_segment_count_as_missing_from_the_next_start_on() {
         shown(&mut client, "k-1").contains(":missing")
     });
     get_all(&mut client, "k", 1..60, "v");
+    wait_until("all losses are told", Duration::from_secs(30), || {
+        member(&client.status(), "member-1")["missing"] == 59
+    });
+    // The member notes it until none of what it lost is listed any more.
+    let note = cluster.dir().join("member-1/incomplete");
+    assert!(note.exists());
+    set_all(&mut client, "k", 1..60, "v");
+    wait_until("the note is removed", Duration::from_secs(30), || {
+        !note.exists()
+    });
+    assert!(
+        member(&client.status(), "member-1")
+            .get("missing")
+            .is_none()
+    );
     cluster.kill("member-2");
     get_all(&mut client, "n", 0..10, "v");
+}
+
+/// The log of a member is replaced by an older copy of it, and the rest of its directory stays. The
+/// member finds nothing wrong; the leader does, because the member has fewer records than the
+/// metadata lists.
+#[test]
+fn copies_lost_with_a_log_that_was_rolled_back_count_as_missing() {
+    let cluster = Cluster::start(&["--members", "2"]);
+    set_all(&mut cluster.client(), "k", 0..10, "v");
+    let data_dir = cluster.dir().to_str().expect("UTF-8");
+    let control = |verb: &str, name: &str| {
+        let output = tolerex(&[verb, name, "--data-dir", data_dir]);
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    let (log, copy) = (
+        cluster.dir().join("member-1/log"),
+        cluster.dir().join("copy"),
+    );
+    control("stop", "member-1");
+    copy_files(&log, &copy);
+    control("start", "member-1");
+    cluster.wait_for_state("member-1", "up");
+    set_all(&mut cluster.client(), "lost", 0..10, "v");
+    control("stop", "member-1");
+    fs::remove_dir_all(&log).expect("removed");
+    fs::rename(&copy, &log).expect("renamed");
+    control("start", "member-1");
+    let mut client = cluster.client();
+    wait_until("the losses are told", Duration::from_secs(30), || {
+        member(&client.status(), "member-1")["missing"] == 10
+    });
+    let note = cluster.dir().join("member-1/incomplete");
+    assert!(!note.exists(), "the member does not know of it");
+    let place = client.command("WHERE lost-0");
+    assert!(place.contains(":missing"), "{place}");
+    let place = client.command("WHERE k-0");
+    assert!(!place.contains(":missing"), "{place}");
+    get_all(&mut client, "k", 0..10, "v");
+    get_all(&mut client, "lost", 0..10, "v");
 }

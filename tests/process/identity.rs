@@ -1,9 +1,12 @@
 //! Disks that are not what they were: rolled back, wiped, foreign.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+
+use tolerex::clock::{Clock, SystemClock};
 
 use crate::support::cluster::{Cluster, MEMBER, Server, member, run, tolerex};
 use crate::{errors, get_all, set_all};
@@ -153,6 +156,103 @@ fn a_start_on_an_empty_directory_costs_no_copies() {
     control(&["start", "leader-1"]);
     cluster.wait_for_state("member-1", "up");
     get_all(&mut cluster.client(), "k", 0..60, "v");
+}
+
+/// `tolerex start NAME --replace` and `tolerex up --replace NAME`, each for one start.
+#[test]
+fn start_and_up_give_an_old_id_up_when_they_are_told_to() {
+    let mut cluster = Cluster::start(&["--members", "2"]);
+    set_all(&mut cluster.client(), "k", 0..20, "v");
+    let data_dir = cluster.dir().to_str().expect("UTF-8").to_owned();
+    let control = |words: &[&str]| tolerex(&[words, &["--data-dir", &data_dir]].concat());
+    let succeeds = |words: &[&str]| {
+        let output = control(words);
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    let refused = control(&["start", "leader-1", "--replace"]);
+    let said = errors(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("--replace is for members"), "{said}");
+    let old = id_up(&cluster, "member-1").expect("it is up");
+    succeeds(&["stop", "member-1"]);
+    fs::remove_dir_all(cluster.dir().join("member-1")).expect("removed");
+    succeeds(&["start", "member-1", "--replace"]);
+    cluster.wait_for_state("member-1", "up");
+    let new = id_up(&cluster, "member-1").expect("it is up");
+    assert_ne!(new, old);
+    let shown = |id: &str| {
+        let status = cluster.client().status();
+        let rows = status["members"].as_array().expect("members").clone();
+        rows.into_iter().find(|row| row["id"] == id)
+    };
+    assert_eq!(shown(&old).expect("it is listed")["state"], "retired");
+    get_all(&mut cluster.client(), "k", 0..20, "v");
+    // What is stored anew needs the old id no more.
+    set_all(&mut cluster.client(), "k", 0..20, "v");
+    crate::support::wait_until("it goes", Duration::from_secs(20), || shown(&old).is_none());
+    // Not told so, the next start keeps its id.
+    succeeds(&["stop", "member-1"]);
+    succeeds(&["start", "member-1"]);
+    cluster.wait_for_state("member-1", "up");
+    assert_eq!(id_up(&cluster, "member-1").as_ref(), Some(&new));
+    assert!(cluster.stop().success(), "{}", cluster.errors());
+    let offset = cluster.port_offset().to_string();
+    let up = ["up", "--port-offset", &offset, "--data-dir", &data_dir];
+    let refused = tolerex(&[&up[..], &["--replace", "leader-1"]].concat());
+    let said = errors(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("accepted: member-1, member-2"), "{said}");
+    let second = cluster.dir().join("member-2");
+    fs::remove_dir_all(&second).expect("removed");
+    cluster.set_flags(&["--replace", "member-2"]);
+    cluster.up();
+    cluster.wait_for_state("member-2", "up");
+    get_all(&mut cluster.client(), "k", 0..20, "v");
+    let log = cluster.log("leader-1");
+    assert!(
+        log.contains("member member-2 came with another id"),
+        "{log}"
+    );
+}
+
+/// One that stood still while another id took its name hears it with its next heartbeat.
+#[test]
+fn a_member_that_was_replaced_while_it_stood_still_says_so_and_waits() {
+    let cluster = Cluster::start(&[]);
+    cluster.wait_for_state("member-1", "up");
+    let first = id_up(&cluster, "member-1").expect("it is up");
+    let mut client = cluster.client();
+    // Messages that are written together have their copies on the same members.
+    crate::support::wait_until("it holds messages to lose", Duration::from_secs(10), || {
+        set_all(&mut client, "k", 0..30, "v");
+        member(&client.status(), "member-1")["messages"].as_u64() > Some(0)
+    });
+    cluster.signal("member-1", rustix::process::Signal::STOP);
+    cluster.wait_for_state("member-1", "down");
+    let config = cluster.dir().join("config/member-1.toml");
+    let mut command = Command::new(MEMBER);
+    command.arg("--config").arg(config);
+    command.args(["--replace", "--rpc-bind", "127.0.0.1:0"]);
+    command.args(["--leaders", &cluster.leaders("rpc").join(",")]);
+    command.arg("--data-dir").arg(cluster.dir().join("second"));
+    let _second = Server::run(&mut command, &cluster.by_hand_log("member-1"));
+    crate::support::wait_until("the second is up", Duration::from_secs(30), || {
+        id_up(&cluster, "member-1").is_some_and(|id| id != first)
+    });
+    set_all(&mut cluster.client(), "n", 0..30, "v");
+    cluster.signal("member-1", rustix::process::Signal::CONT);
+    crate::support::wait_until("it says so", Duration::from_secs(30), || {
+        let log = cluster.log("member-1");
+        log.contains("with another id, it is retired")
+            && log.contains("waiting for a decision: this name belongs to member id")
+    });
+    assert_eq!(cluster.field("member-1", "state"), "running");
+    crate::support::wait_until("`up` shows it", Duration::from_secs(20), || {
+        cluster
+            .errors()
+            .contains("member-1 is waiting for a decision")
+    });
+    get_all(&mut cluster.client(), "n", 0..30, "v");
 }
 
 #[test]
@@ -337,15 +437,106 @@ fn the_only_leader_on_an_older_copy_goes_on_above_what_members_have_seen() {
     set_all(&mut client, "new", 0..40, "new");
     get_all(&mut client, "new", 0..40, "new");
     let log = fs::read_to_string(cluster.by_hand_log("leader-1")).expect("a log");
-    assert!(
-        log.contains("is an older copy") && log.contains("LOST"),
-        "{log}"
-    );
     assert!(log.contains("did not send them"), "{log}");
+    let lost = client.status()["lost"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let is_told = |text: &str| text.contains("is an older copy") && text.contains("LOST");
+    assert!(is_told(&lost) && log.contains(&lost), "{lost}: {log}");
+    let status = cluster.tolerex(&["status"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains(&format!("lost: {lost}")), "{status}");
+    let (_, document) = http_get(&cluster, "/status");
+    assert!(document.contains(&lost), "{document}");
     // And once more, as usual.
     leader.kill();
     let _leader = cluster.by_hand("leader-1");
     get_all(&mut cluster.client(), "new", 0..40, "new");
+}
+
+/// `tolerex up` prints what its leader has lost.
+#[test]
+fn up_says_what_a_leader_on_an_older_copy_has_lost() {
+    let mut cluster = Cluster::start(&[]);
+    set_all(&mut cluster.client(), "k", 0..5, "v");
+    cluster.stop();
+    let (dir, copy) = (cluster.dir().join("leader-1"), cluster.dir().join("copy"));
+    copy_dir(&dir, &copy);
+    cluster.up();
+    set_all(&mut cluster.client(), "lost", 0..40, "old");
+    // What it has committed is told with the heartbeats of members, once a second.
+    tolerex::clock::sleep(Duration::from_secs(3));
+    cluster.stop();
+    fs::remove_dir_all(&dir).expect("removed");
+    copy_dir(&copy, &dir);
+    cluster.up();
+    crate::support::wait_until("it says so", Duration::from_secs(10), || {
+        let errors = cluster.errors();
+        errors.contains("leader-1: this leader's directory is an older copy")
+    });
+    get_all(&mut cluster.client(), "k", 0..5, "v");
+}
+
+/// The answer of leader-1 to GET: its status code and its body.
+fn http_get(cluster: &Cluster, path: &str) -> (u16, String) {
+    let address = cluster.leaders("http").remove(0);
+    let mut stream = std::net::TcpStream::connect(&address).expect("connected");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let code = head.split(' ').nth(1).expect("a code");
+    (code.parse().expect("a number"), body.to_owned())
+}
+
+/// A leader that waits for members says so everywhere, and at once; with as many reports as it
+/// needs it does not wait for those that are down.
+#[test]
+fn a_leader_that_waits_for_members_answers_with_what_it_waits_for() {
+    let cluster = Cluster::start(&[]);
+    let clock = SystemClock::new();
+    set_all(&mut cluster.client(), "k", 0..5, "v");
+    for name in ["leader-1", "member-2"] {
+        cluster.kill(name);
+    }
+    // Two of three members are N - tolerance + 1.
+    let began = clock.now();
+    let mut leader = cluster.by_hand("leader-1");
+    set_all(&mut cluster.client(), "k", 5..9, "v");
+    let waited = clock.now().since(began);
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+    leader.kill();
+    cluster.kill("member-3");
+    let began = clock.now();
+    let _leader = cluster.by_hand("leader-1");
+    let reason = "no leader serves yet: 1 of 2 members have reported to the elected one";
+    let mut client = cluster.client();
+    assert_eq!(client.command("SET a b"), format!("ERROR: {reason}"));
+    let waited = clock.now().since(began);
+    assert!(waited < Duration::from_secs(8), "{waited:?}");
+    let status = client.status();
+    assert_eq!(
+        (&status["role"], &status["reason"]),
+        (&"waiting".into(), &reason.into())
+    );
+    let shown = cluster.tolerex(&["status"]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let lines = format!("role: waiting\nreason: {reason}\n");
+    assert!(shown.replace('\r', "").contains(&lines), "{shown}");
+    let (code, document) = http_get(&cluster, "/status");
+    assert!(code == 200 && document.contains(reason), "{document}");
+    for path in ["/readyz?verbose", "/kv/k-1"] {
+        let (code, body) = http_get(&cluster, path);
+        assert!(
+            code == 503 && body.contains(reason),
+            "{path}: {code} {body}"
+        );
+    }
+    crate::support::wait_until("it serves", Duration::from_secs(25), || {
+        cluster.client().status()["role"] == "leader"
+    });
 }
 
 /// A follower on an older copy of its directory: the others know what it had stored, so it stops
@@ -402,4 +593,63 @@ fn a_follower_on_an_older_copy_stops_with_one_line() {
         "{line}"
     );
     (0..3).for_each(|number| write(&format!("without-{number}")));
+}
+
+/// All leaders of a group on older copies of their directories: nobody has the entries that members
+/// know to be committed, so nobody is elected, and clients are told. Started with the loss accepted
+/// they serve what they have, and say what is lost.
+#[test]
+fn a_group_restored_from_older_copies_serves_only_when_the_loss_is_accepted() {
+    let cluster = Cluster::start(&["--leaders", "3"]);
+    let all = cluster.leaders("hatokuse").join(",");
+    let names = ["leader-1", "leader-2", "leader-3"];
+    let tolerex = |args: &[&str]| {
+        let output = tolerex(&[args, &["--addr", &all]].concat());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &errors(&output);
+        (output.status.success(), text)
+    };
+    let write = |key: &str| {
+        crate::support::wait_until(key, Duration::from_secs(20), || {
+            tolerex(&["set", key, "v"]).0
+        });
+    };
+    (0..5).for_each(|number| write(&format!("before-{number}")));
+    let copy = |name: &str| cluster.dir().join(format!("{name}.copy"));
+    for name in names {
+        cluster.kill(name);
+        copy_dir(&cluster.dir().join(name), &copy(name));
+    }
+    let mut leaders = names.map(|name| cluster.by_hand(name));
+    (0..20).for_each(|number| write(&format!("after-{number}")));
+    // What is committed is told with the heartbeats of members, once a second.
+    tolerex::clock::sleep(Duration::from_secs(3));
+    leaders.iter_mut().for_each(Server::kill);
+    for name in names {
+        fs::remove_dir_all(cluster.dir().join(name)).expect("removed");
+        copy_dir(&copy(name), &cluster.dir().join(name));
+    }
+    let mut leaders = names.map(|name| cluster.by_hand(name));
+    let mut reason = String::new();
+    crate::support::wait_until("they say what is missing", Duration::from_secs(20), || {
+        let status = cluster.client().status();
+        reason = status["reason"].as_str().unwrap_or_default().to_owned();
+        status["role"] == "waiting" && reason.contains("--accept-loss")
+    });
+    let (is_done, text) = tolerex(&["set", "new", "v"]);
+    assert!(
+        !is_done && text.contains("lack committed entries"),
+        "{text}"
+    );
+    let accepted = reason.split("--accept-loss ").nth(1).expect("a flag");
+    let accepted = accepted.split(' ').next().expect("an entry").to_owned();
+    leaders.iter_mut().for_each(Server::kill);
+    let _leaders = names.map(|name| cluster.by_hand_with(name, &["--accept-loss", &accepted]));
+    write("new");
+    (0..5).for_each(|number| assert!(tolerex(&["get", &format!("before-{number}")]).0));
+    assert!(!tolerex(&["get", "after-7"]).0);
+    let (_, status) = tolerex(&["status"]);
+    assert!(
+        status.contains("lost: ") && status.contains("LOST"),
+        "{status}"
+    );
 }

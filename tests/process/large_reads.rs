@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tolerex::clock::sleep;
 
+use crate::support::client::Client;
 use crate::support::cluster::Cluster;
 use crate::support::http::Http;
 use crate::support::readers::{Readers, connect_small, fill, non_reader, write_for};
@@ -67,7 +68,31 @@ const MARGIN_BYTES: u64 = 96 << 20;
 fn replies_that_nobody_takes_stay_within_the_budget() {
     let budget = ("TOLEREX_CLIENT_BUFFER_BYTES_MAX", "64MiB");
     let cluster = Cluster::start_with(&[], &[budget]);
-    let http = cluster.leaders("http").remove(0);
+    assert_budget_is_kept(&cluster, "leader-1");
+    assert_links_were_kept(&cluster);
+}
+
+#[test]
+fn replies_that_a_follower_passes_on_stay_within_its_budget() {
+    let settings = [
+        ("TOLEREX_CLIENT_BUFFER_BYTES_MAX", "64MiB"),
+        ("TOLEREX_REDIRECT", "forward"),
+    ];
+    let cluster = Cluster::start_with(&["--leaders", "3"], &settings);
+    let follows = |address: &String| {
+        let address: SocketAddr = address.parse().expect("an address");
+        Client::connect(address).status()["role"] == "follower"
+    };
+    let addresses = cluster.leaders("hatokuse");
+    let place = addresses.iter().position(follows).expect("a follower");
+    assert_budget_is_kept(&cluster, &cluster.leaders("name")[place]);
+}
+
+/// Clients of the leader `name` ask for large replies over HTTP and take nothing.
+fn assert_budget_is_kept(cluster: &Cluster, name: &str) {
+    let names = cluster.leaders("name");
+    let place = names.iter().position(|one| one == name).expect("a leader");
+    let http = cluster.leaders("http").swap_remove(place);
     let http: SocketAddr = http.parse().expect("an address");
     let mut client = cluster.client();
     // As JSON six times as long.
@@ -76,12 +101,13 @@ fn replies_that_nobody_takes_stay_within_the_budget() {
         let reply = client.set_bytes(key, payload).expect("a reply");
         assert_eq!(reply, "OK");
     }
-    let get =
-        |accept: &str| format!("GET /kv/four HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
+    let get = |accept: &str| {
+        format!("GET /kv/four HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n")
+    };
     let operations = [r#"{"type":"get","key":"one"}"#; 7].join(",");
     let body = format!(r#"{{"operations":[{operations}]}}"#);
     let batch = format!(
-        "POST /batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        "POST /batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
@@ -91,7 +117,7 @@ fn replies_that_nobody_takes_stay_within_the_budget() {
         ("batch", batch, 24),
     ];
     for (what, request, count) in requests {
-        let before = cluster.resident_bytes("leader-1");
+        let before = cluster.resident_bytes(name);
         let ask = |_| {
             let mut stream = connect_small(http);
             stream.write_all(request.as_bytes()).expect("sent");
@@ -102,9 +128,13 @@ fn replies_that_nobody_takes_stay_within_the_budget() {
         let mut most = 0;
         for _ in 0..50 {
             sleep(Duration::from_millis(100));
-            most = most.max(cluster.resident_bytes("leader-1"));
+            most = most.max(cluster.resident_bytes(name));
         }
-        println!("{what}: {} MiB, before {} MiB", most >> 20, before >> 20);
+        println!(
+            "{name} {what}: {} MiB, before {} MiB",
+            most >> 20,
+            before >> 20
+        );
         assert!(most < BUDGET_BYTES + MARGIN_BYTES, "{what}: {most} bytes");
         assert_eq!(client.command("SET small x"), "OK");
         // When they are gone, there is room again.
@@ -119,5 +149,4 @@ fn replies_that_nobody_takes_stay_within_the_budget() {
             answer.status == 200
         });
     }
-    assert_links_were_kept(&cluster);
 }

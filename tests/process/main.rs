@@ -21,10 +21,13 @@ mod forward;
 mod http;
 mod identity;
 mod large_reads;
+mod logs;
 mod members;
+mod memory;
 mod minority;
 mod once;
 mod placement;
+mod places;
 mod private;
 mod races;
 mod readme;
@@ -33,6 +36,7 @@ mod signals;
 mod space;
 mod stalls;
 mod tool;
+mod turns;
 
 use std::process::Output;
 

@@ -48,6 +48,29 @@ fn up_ends_by_signals_and_is_reached_again_when_its_socket_was_removed() {
 }
 
 #[test]
+fn up_goes_on_when_its_lock_was_removed_and_says_so_once() {
+    let mut cluster = Cluster::start(&[]);
+    fs::remove_file(cluster.dir().join("up.lock")).expect("it is there");
+    wait_until("it is said", PATIENCE, || {
+        cluster
+            .errors()
+            .contains("up.lock: the file or a directory above it was removed")
+    });
+    for verb in ["stop", "start"] {
+        let output = on(&cluster, &[verb, "member-1"]);
+        assert!(output.status.success(), "{}", errors(&output));
+    }
+    assert_serves(&cluster, "k");
+    assert_eq!(
+        cluster.errors().matches("up.lock").count(),
+        1,
+        "{}",
+        cluster.errors()
+    );
+    assert!(cluster.stop().success(), "{}", cluster.errors());
+}
+
+#[test]
 fn a_hangup_that_is_ignored_at_the_start_stays_ignored_by_up_and_reloads_servers() {
     let mut cluster = Cluster::start_after("trap '' HUP", &[], &[]);
     cluster.signal_up(Signal::HUP);
@@ -104,8 +127,9 @@ fn signals_without_a_meaning_change_nothing() {
 
 #[test]
 fn sigquit_ends_up_at_once_and_its_processes_in_order() {
-    // Without a core file of the test.
-    let mut cluster = Cluster::start_after("ulimit -c 0", &[], &[]);
+    // Without a core file of the test; and what runs in the background of a script ignores SIGQUIT.
+    let prelude = "ulimit -c 0; set -- env --default-signal=QUIT \"$@\"";
+    let mut cluster = Cluster::start_after(prelude, &[], &[]);
     cluster.signal("member-3", Signal::QUIT);
     wait_until("the end is reported", PATIENCE, || {
         cluster.errors().contains("died: signal: 3")

@@ -17,7 +17,7 @@ use crate::support::workload::{self, Work};
 
 const FEW_WORKERS: (&str, &str) = ("TOLEREX_WORKERS", "4");
 
-/// The copy deadline is 300 ms; a chain of waits behind other batches on four workers adds to it.
+/// The copy deadline is 300 ms; two of them, and what a loaded machine adds.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 #[test]
@@ -25,7 +25,7 @@ fn writes_go_around_a_silent_member_with_all_workers_busy() {
     let cluster = Cluster::start_with(&["--members", "4", "--tolerance", "3"], &[FEW_WORKERS]);
     let work = Work::start(cluster.address(), workload::writers(12, 2));
     sleep(Duration::from_millis(300));
-    // Nearly every batch has a copy on it, or reads one: all workers wait for it at first.
+    // Nearly every batch has a copy on it, or reads one.
     cluster.signal("member-3", Signal::STOP);
     sleep(Duration::from_millis(2500));
     let mut writers = work.finish();
@@ -77,8 +77,8 @@ fn requests_that_wait_for_a_silent_member_hold_no_worker() {
         replies.is_empty(),
         "a write was answered before its time-out"
     );
-    // A worker waits 300 ms for a copy before it gives a batch back: 20 batches, 4 workers.
-    assert!(slowest < PATIENCE, "{slowest:?}");
+    // Less than the time for which a copy is waited for: no worker waits for one.
+    assert!(slowest < Duration::from_millis(300), "{slowest:?}");
     assert!(served > 10, "{served} rounds");
     threads.into_iter().for_each(threads::Thread::join);
     let took = clock.now().since(start);

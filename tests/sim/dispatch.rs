@@ -30,7 +30,7 @@ impl World {
             Event::Break { link } | Event::Answer { link, .. } => {
                 leader(self.net.links[*link].leader)
             }
-            Event::Register { ends } => leader(ends.leader),
+            Event::Register { ends } | Event::Heartbeat { ends } => leader(ends.leader),
             Event::Request { link, .. } => member(self.net.links[*link].member),
             Event::Registered { ends, .. } => member(ends.member),
             Event::Append { member: at, .. }
@@ -38,7 +38,8 @@ impl World {
             | Event::Rest { member: at, .. }
             | Event::Beat { member: at, .. } => member(*at),
             Event::Next { .. } | Event::Reply { .. } | Event::StartLeader { .. } => 0,
-            Event::StartMember { .. } | Event::Fault | Event::Calm | Event::Look => 0,
+            Event::StartMember { .. } | Event::Fault | Event::Disk | Event::Calm => 0,
+            Event::KeepCopy | Event::StopForCopy | Event::StartOnCopy | Event::Look => 0,
             Event::Cut { .. } | Event::Crash { .. } | Event::Rejoin { .. } => 0,
         };
         (until > self.now).then_some(until)
@@ -102,6 +103,7 @@ impl World {
                 leader,
             } => self.beat(member, epoch, leader),
             Event::Register { ends } => self.register(ends),
+            Event::Heartbeat { ends } => self.heartbeat(ends),
             Event::Registered { ends, response } => self.registered(ends, response),
             Event::Next { client } => self.next(client),
             Event::Submit {
@@ -118,6 +120,10 @@ impl World {
             Event::StartLeader { leader } => self.start_leader(leader),
             Event::StartMember { member } => self.start_member(member),
             Event::Fault => self.fault(),
+            Event::Disk => self.lose_disk(),
+            Event::KeepCopy => self.keep_copy(),
+            Event::StopForCopy => self.stop_for_copy(),
+            Event::StartOnCopy => self.start_on_copy(),
             Event::Cut { from, to, until } => self.cut_one_way(from, to, until),
             Event::Crash {
                 node,

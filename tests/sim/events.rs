@@ -155,6 +155,10 @@ pub enum Event {
         ends: Ends,
         response: Response,
     },
+    /// A member's heartbeat reaches a leader.
+    Heartbeat {
+        ends: Ends,
+    },
     Next {
         client: usize,
     },
@@ -176,6 +180,14 @@ pub enum Event {
         member: usize,
     },
     Fault,
+    /// Something happens to a member's disk.
+    Disk,
+    /// A copy of a leader's disk is kept.
+    KeepCopy,
+    /// The leader of the copy stops, if it is time for that.
+    StopForCopy,
+    /// It starts on the copy.
+    StartOnCopy,
     /// Nothing passes in this direction for a while.
     Cut {
         from: usize,

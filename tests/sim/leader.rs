@@ -17,7 +17,7 @@ use tolerex::group::core::Persist;
 use tolerex::group::identity::Identity;
 use tolerex::group::{
     Bootstrap, Configuration, GroupError, GroupOptions, Leadership, Parts, PeerAddress,
-    SnapshotSource, StateMachine, Timing,
+    SnapshotCheck, SnapshotSource, StateMachine, Timing,
 };
 use tolerex::ids::{CallId, MemberId, PeerId};
 use tolerex::leader::handler::ClientHandler;
@@ -73,6 +73,8 @@ pub struct Leader {
     pub ticks: usize,
     /// By how many millionths its clock is fast.
     pub ppm: i64,
+    /// Starts since its disk became an older copy.
+    pub starts_on_copy: u32,
 }
 
 /// The process.
@@ -133,6 +135,7 @@ impl Leader {
             ahead_ms: 0,
             ticks,
             ppm,
+            starts_on_copy: 0,
         }
     }
 
@@ -152,12 +155,15 @@ impl Leader {
         let options = self.options(plan, clock.clone(), salt);
         let seed = plan.seed ^ u64::from(self.epoch);
         let view = Arc::new(View::new(Cluster::new(Strategy::LeastLoaded, seed)));
-        view.gate.leave_open();
+        if !plan.has_older_copy {
+            view.gate.leave_open();
+        }
         let machine = Watched {
             inner: Machine::new(view.clone()),
             view: view.clone(),
             number,
             epoch: self.epoch,
+            has_gate: plan.has_older_copy,
             oracle,
         };
         let parts = Parts::open(&options, machine)?;
@@ -222,7 +228,7 @@ impl Leader {
         identity.write(&self.fs, &dir)
     }
 
-    fn options(&self, plan: &Plan, clock: Arc<NodeClock>, salt: u64) -> GroupOptions {
+    pub(crate) fn options(&self, plan: &Plan, clock: Arc<NodeClock>, salt: u64) -> GroupOptions {
         GroupOptions {
             fs: Arc::new(self.fs.clone()),
             dir: PathBuf::from(DIR),
@@ -238,7 +244,8 @@ impl Leader {
                 heartbeat_ticks: 1,
                 election_ticks: self.ticks..self.ticks + 1,
             },
-            asks_peers: false,
+            asks_peers: plan.has_older_copy,
+            asks_members: plan.has_older_copy,
             on_failure: Box::new(|_| ()),
         }
     }
@@ -256,6 +263,8 @@ pub struct Watched {
     view: Arc<View>,
     number: usize,
     epoch: u32,
+    /// Terms are served when its gate opens.
+    has_gate: bool,
     oracle: Arc<Mutex<Oracle>>,
 }
 
@@ -274,10 +283,11 @@ impl Watched {
 impl StateMachine for Watched {
     type Output = Applied;
 
-    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Applied {
+    fn apply(&mut self, index: u64, term: u64, data: &[u8]) -> Result<Applied, String> {
         let is_first = self.oracle.lock().applies(self.number, index, term, data);
-        let applied = self.inner.apply(index, term, data);
+        let applied = self.inner.apply(index, term, data)?;
         if is_first {
+            self.oracle.lock().registered(data, &applied);
             self.oracle.lock().came_to(term, &applied);
             let find = |key: &_| self.view.metadata.find(key);
             self.oracle.lock().applied(term, data, find);
@@ -285,7 +295,15 @@ impl StateMachine for Watched {
         if index.is_multiple_of(DIGEST_EVERY) {
             self.compare(index);
         }
-        applied
+        Ok(applied)
+    }
+
+    fn check(data: &[u8]) -> Result<(), String> {
+        Machine::check(data)
+    }
+
+    fn snapshot_check() -> SnapshotCheck {
+        Machine::snapshot_check()
     }
 
     fn begin_snapshot(&mut self, index: u64) -> Option<Box<dyn SnapshotSource>> {
@@ -315,9 +333,15 @@ impl StateMachine for Watched {
     }
 
     fn leadership(&mut self, change: Leadership) {
+        let mut oracle = self.oracle.lock();
         if let Leadership::Serving { term, .. } = change {
-            self.oracle.lock().serves(self.number, self.epoch, term);
+            oracle.leads(|key| self.view.metadata.find(key));
+            // With a gate the term is served when that is open.
+            if !self.has_gate {
+                oracle.serves(self.number, self.epoch, term);
+            }
         }
+        drop(oracle);
         self.inner.leadership(change);
     }
 }

@@ -28,6 +28,8 @@ mod linearize;
 mod census;
 mod client;
 mod clock;
+mod copies;
+mod disks;
 mod dispatch;
 mod events;
 mod group;
@@ -262,6 +264,8 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::TransactionTokenForgotten, 1),
         (Fault::OldExpiryOfNewMessage, 11),
         (Fault::SnapshotWithoutExpiry, 10),
+        (Fault::NewIdRetiresHolder, 7),
+        (Fault::OlderCopyVotes, 415),
     ]
 };
 

@@ -6,6 +6,7 @@
 //! data link until it is over or the link breaks; of a broken link a first part still arrives.
 
 use fastrand::Rng;
+use tolerex::ids::MemberId;
 
 /// A millisecond, in the world's time.
 pub const MS: u64 = 1_000_000;
@@ -18,6 +19,8 @@ pub struct DataLink {
     pub leader_epoch: u32,
     /// The member.
     pub member: usize,
+    /// Its id.
+    pub id: MemberId,
     /// Its start.
     pub member_epoch: u32,
     /// The number in its fences.

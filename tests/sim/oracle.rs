@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustc_hash::{FxHashMap, FxHashSet};
 use tolerex::group::Configuration;
 use tolerex::ids::{Fence, Key, MemberId, Revision};
-use tolerex::metadata::command::{Applied, Command, Operation, OperationResult, StepResult};
+use tolerex::metadata::command::{
+    Applied, Change, Command, Operation, OperationResult, StepResult,
+};
 use tolerex::metadata::message_index::Entry;
 use tolerex::metadata::replica_sets::ReplicaSet;
 use tolerex::rpc::message::{Refusal, Request, Response, StoreResult};
@@ -57,6 +59,22 @@ pub struct Oracle {
     applied: FxHashMap<Revision, u64>,
     /// The highest fence that a member obeyed.
     fences: FxHashMap<MemberId, Fence>,
+    /// The id that a member's name has.
+    names: FxHashMap<String, MemberId>,
+    /// The terms in which members have executed requests.
+    obeyed: BTreeSet<u64>,
+    /// The only leader is on an older copy of its disk.
+    older: Option<Older>,
+    /// It was so once.
+    was_rolled_back: bool,
+}
+
+/// What holds of the only leader on an older copy of its disk, until its log differs.
+struct Older {
+    /// Up to here the log is the same.
+    applied: u64,
+    /// What its messages are was looked up.
+    is_known: bool,
 }
 
 impl Oracle {
@@ -76,6 +94,13 @@ impl Oracle {
     /// A leader applies an entry; true if none did so before.
     pub fn applies(&mut self, by: usize, index: u64, term: u64, data: &[u8]) -> bool {
         let hash = hash(data);
+        let is_other = |seen: &Seen| (seen.term, seen.hash) != (term, hash);
+        if self.log.get(&index).is_some_and(is_other)
+            && self.older.take_if(|older| older.applied < index).is_some()
+        {
+            // From here on the log is another one.
+            self.log.split_off(&index);
+        }
         if let Some(seen) = self.log.get(&index) {
             if (seen.term, seen.hash) != (term, hash) {
                 let (first, other) = (seen.by, seen.term);
@@ -159,6 +184,42 @@ impl Oracle {
         }
     }
 
+    /// An entry was applied: a registration may have given a name another id (R11).
+    pub fn registered(&mut self, data: &[u8], applied: &Applied) {
+        let Applied::Registered { retired } = applied else {
+            return;
+        };
+        let Ok(command) = Command::decode(data) else {
+            return;
+        };
+        let (Change::RegisterMember(registration) | Change::AdmitMember { registration, .. }) =
+            command.change
+        else {
+            return;
+        };
+        if let Some(retired) = retired
+            && self.listed(*retired).next().is_some()
+        {
+            let name = &registration.name;
+            self.fail(format!(
+                "R11: {name} came with a new id while {retired} holds messages"
+            ));
+        }
+        self.names.insert(registration.name, registration.id);
+    }
+
+    /// The id that a member's name has, by the longest log.
+    pub fn id_of(&self, name: &str) -> Option<MemberId> {
+        self.names.get(name).copied()
+    }
+
+    /// The revisions that the metadata lists for a member, by the longest log.
+    pub fn listed(&self, member: MemberId) -> impl Iterator<Item = Revision> {
+        let current = self.current.values();
+        let listed = current.filter(move |(_, replicas)| replicas.contains(member));
+        listed.map(|(revision, _)| *revision)
+    }
+
     /// What an entry came to, where it was applied first.
     pub fn came_to(&mut self, term: u64, applied: &Applied) {
         match applied {
@@ -215,9 +276,40 @@ impl Oracle {
         }
     }
 
+    /// The only leader starts on an older copy of its disk, with all that it had applied by then.
+    pub fn rolled_back(&mut self, applied: u64) {
+        self.digests.split_off(&(applied + 1));
+        let is_known = false;
+        self.older = Some(Older { applied, is_known });
+        self.was_rolled_back = true;
+    }
+
+    /// A leader has applied all that its log held at its election. After a return to an older copy,
+    /// that is what messages are.
+    pub fn leads(&mut self, find: impl Fn(&Key) -> Option<Entry>) {
+        let Some(older) = self.older.as_mut().filter(|older| !older.is_known) else {
+            return;
+        };
+        older.is_known = true;
+        self.current.clear();
+        for key in self.keys.values() {
+            if let Some(entry) = find(key) {
+                self.replaced.remove(&entry.revision);
+                let found = (entry.revision, entry.replicas);
+                self.current.insert(key.clone(), found);
+            }
+        }
+    }
+
     /// A leader serves a term from now on.
     pub fn serves(&mut self, by: usize, epoch: u32, term: u64) {
-        self.census.saw("election");
+        if !self.terms.contains_key(&term) {
+            self.census.saw("election");
+        }
+        // The only leader on an older copy may lead a term again in which it had sent nothing.
+        if self.was_rolled_back && !self.obeyed.contains(&term) {
+            self.terms.insert(term, (by, epoch));
+        }
         let (first, start) = *self.terms.entry(term).or_insert((by, epoch));
         if (first, start) != (by, epoch) {
             self.fail(format!(
@@ -296,6 +388,7 @@ impl Oracle {
     }
 
     fn obeyed(&mut self, member: MemberId, fence: Fence) {
+        self.obeyed.insert(fence.term);
         let highest = self.fences.entry(member).or_insert(fence);
         if fence < *highest {
             let highest = *highest;

@@ -94,6 +94,7 @@ fn absurd(bytes: &[u8], lot: &mut fastrand::Rng) -> Vec<u8> {
 impl World {
     pub(crate) fn send_messages(&mut self, from: usize, messages: Vec<Outgoing>) {
         let sender = self.leaders[from].id;
+        self.check_promises(from, &messages);
         for message in messages {
             let Some(to) = self.leaders.iter().position(|one| one.id == message.to) else {
                 continue;

@@ -8,7 +8,12 @@
 //!   at once, that lose or tear what is unsynced.
 //! * a message survives the loss of all copies but one: bits are turned on the disk of one member
 //!   at most, in its log, and only where each message has two copies. There is no repair yet.
-//! * a leader's disk is never lost or changed, except when the group knows nothing of it any more.
+//! * the disk of one member at most, the same one, is not mounted at starts, or loses a segment of
+//!   its log, the latter only where each message has two copies.
+//! * a leader's disk is never lost or changed, except when the group knows nothing of it any more,
+//!   and in the seeds with an older copy (`copies.rs`), a sixteenth: there the disk of one leader
+//!   goes back once, at a moment when all others have what is committed, and no leader is lost
+//!   besides. The only leader then loses what is behind the copy, and nothing else.
 //! * tokens are remembered for two minutes by the leaders' clocks: these differ by some seconds.
 //! * a failed sync is final: any number: the process ends.
 //! * the same of a directory: any number: the process ends, and the machine with it, as a file
@@ -108,6 +113,14 @@ pub struct Plan {
     /// The leader that sends absurd Raft messages beside its own, if one does: an eighth of all
     /// seeds, none of those that find the deliberate faults.
     pub hostile: Option<usize>,
+    /// Whether the rotten member starts on an empty disk, or loses a segment, or another process
+    /// registers under its name: a sixteenth of all seeds, none of those that find the other
+    /// deliberate faults.
+    pub loses_disks: bool,
+    /// Whether a leader's disk is replaced by an older copy of itself: a sixteenth of all seeds,
+    /// none of those that find the other deliberate faults. Only in these seeds leaders ask each
+    /// other and members what they know.
+    pub has_older_copy: bool,
     /// The time between two faults, at most, in ms.
     pub fault_ms: u64,
     /// For how long there are faults, in ms.
@@ -149,12 +162,19 @@ impl Plan {
             has_ttl: rng.bool(),
             rotten: rng.usize(..3),
             hostile: (seed % 8 == 6).then_some((seed / 8) as usize % leaders),
+            loses_disks: seed % 16 == 7,
+            has_older_copy: seed % 16 == 15,
             fault_ms: rng.u64(50..=1_000),
             faults_until_ms: rng.u64(1_500..=5_000),
             drawn: Kind::ALL.into_iter().filter(|_| rng.bool()).collect(),
             kinds: Vec::new(),
         };
-        let is_on = |kind: &Kind| !without.contains(kind);
+        let is_in_budget = |kind: &Kind| match kind {
+            Kind::Group | Kind::Disk => !plan.has_older_copy,
+            Kind::Crash => !plan.has_older_copy || plan.voters == 1,
+            Kind::Net | Kind::Pause | Kind::Clock => true,
+        };
+        let is_on = |kind: &Kind| !without.contains(kind) && is_in_budget(kind);
         plan.kinds = plan.drawn.iter().copied().filter(is_on).collect();
         if !plan.has(Kind::Net) {
             (plan.loss, plan.duplicates) = (0, 0);

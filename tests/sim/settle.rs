@@ -34,6 +34,7 @@ impl World {
         self.phase = Phase::Calm;
         self.phase_since = self.now;
         self.net.heal();
+        self.mount(self.plan.rotten);
         if self.plan.has_rivals && self.plan.leaders > 1 {
             // Two of a group of two that stand at the same time each time could tie for ever. In
             // the real program each time-out is drawn by chance.
@@ -65,7 +66,10 @@ impl World {
         let unsettled = self.unsettled();
         if unsettled.is_none() {
             self.trace.note(self.now, format_args!("settled"));
+            self.check_loss_is_told();
             return match self.phase {
+                // Copies of what is found again may be gone.
+                Phase::Calm if self.has_lost_writes() => self.phase = Phase::Over,
                 Phase::Calm => self.begin_reading(),
                 Phase::Faults | Phase::Reading | Phase::Over => self.phase = Phase::Over,
             };
@@ -103,6 +107,9 @@ impl World {
             if !takes_part(leader.id) {
                 continue;
             }
+            if self.is_kept_out(number) {
+                continue;
+            }
             let Some(running) = &leader.running else {
                 return Some(format!("leader {number} is down"));
             };
@@ -120,6 +127,9 @@ impl World {
         if first.0 != last.0 {
             let (index, leader) = first;
             return Some(format!("leader {leader} has applied {index} of {}", last.0));
+        }
+        if let Some(revision) = self.counted_without_reason() {
+            return Some(format!("a copy of {revision} that is not there is counted"));
         }
         let index = first.0;
         for (number, leader) in self.leaders.iter().enumerate() {

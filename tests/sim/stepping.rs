@@ -34,7 +34,7 @@ impl World {
 
     /// Starts the process.
     pub fn start_leader(&mut self, leader: usize) {
-        if self.leaders[leader].running.is_some() {
+        if self.leaders[leader].running.is_some() || self.is_kept_out(leader) {
             return;
         }
         let shared = (
@@ -56,6 +56,7 @@ impl World {
             }
             return self.fail(format!("A6: leader {leader} does not start: {error}"));
         }
+        self.note_start(leader);
         self.about(TICK_INTERVAL, Event::Tick { leader, epoch });
         let is_periodic = true;
         let house = Event::House {
@@ -140,6 +141,9 @@ impl World {
     fn leader_failed(&mut self, leader: usize, error: &str) {
         self.trace
             .note(self.now, format_args!("L{leader} failed: {error}"));
+        if error.contains("is an older copy") {
+            return self.keep_out(leader);
+        }
         if !self.has_faults() {
             self.fail(format!("leader {leader} failed without a fault: {error}"));
         }
@@ -171,9 +175,15 @@ impl World {
     /// Schedules what the other threads of the process have to do.
     pub(crate) fn look_after(&mut self, leader: usize, epoch: u32) {
         let slow = self.leaders[leader].slow_until > self.now;
+        let (has_gate, oracle) = (self.plan.has_older_copy, self.oracle.clone());
         let Some(running) = self.leader(leader, epoch) else {
             return;
         };
+        // As soon as its gate is open; see `Watched`.
+        if let Some(term) = running.shared.serving_term().filter(|_| has_gate) {
+            let mut oracle = oracle.lock();
+            oracle.serves(leader, epoch, term);
+        }
         let has_rung = running.shared.view.wait_for_bell(Duration::ZERO);
         let house = has_rung && !std::mem::replace(&mut running.house_is_due, has_rung);
         let has_writes = !running.writes.is_empty();
@@ -322,7 +332,7 @@ impl World {
         let Some(running) = self.leader(leader, epoch) else {
             return self.disconnect(client, request);
         };
-        let progress = running.handler.begin(batch, false, 1);
+        let progress = running.handler.begin(batch, 1);
         self.progress(leader, client, request, progress);
         self.advance(leader);
     }
@@ -339,7 +349,7 @@ impl World {
             request,
             batch,
         } = waiting;
-        let progress = batch.resume(false);
+        let progress = batch.resume();
         self.trace.note(
             self.now,
             format_args!("L{leader} goes on C{client} #{request}"),

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tolerex::clock::Instant;
+use tolerex::clock::{Clock, Instant};
 use tolerex::disk::mem::Loss;
 use tolerex::ids::{CallId, MemberId};
 use tolerex::rpc::PeerInfo;
 use tolerex::rpc::link::{CallError, Completion};
-use tolerex::rpc::message::{Refusal, RegisterRequest, Request, Response, Role, Seen};
+use tolerex::rpc::message::{
+    HeartbeatRequest, Refusal, RegisterRequest, Request, Response, Role, Seen,
+};
 use tolerex::rpc::server::{CallInfo, Responder, Service};
 
 use crate::events::{Ends, Event, Out};
@@ -20,6 +22,13 @@ use crate::world::{PendingCall, World};
 
 /// Between two tries to register, and between two looks whether it is needed.
 const REGISTER: Duration = Duration::from_millis(400);
+
+/// A call whose number and size nobody looks at.
+const CALL: CallInfo = CallInfo {
+    id: CallId(0),
+    term: 0,
+    bytes: 0,
+};
 
 /// A member rests after so long without a request.
 const REST: Duration = Duration::from_millis(100);
@@ -138,6 +147,7 @@ impl World {
             leader,
             leader_epoch: epoch,
             member,
+            id,
             member_epoch: self.members[member].epoch,
             number,
             is_open: true,
@@ -163,12 +173,9 @@ impl World {
         one.drains_until = now + drains;
         self.saw("net link breaks");
         let one = &self.net.links[link];
-        let (leader, epoch, member) = (one.leader, one.leader_epoch, one.member);
+        let (leader, epoch, member, id) = (one.leader, one.leader_epoch, one.member, one.id);
         self.trace
             .note(now, format_args!("L{leader} breaks M{member}"));
-        let Some(id) = self.members[member].id else {
-            return;
-        };
         let Some(running) = self.leader(leader, epoch) else {
             return;
         };
@@ -262,6 +269,7 @@ impl World {
         };
         let (oracle, outbox) = (self.oracle.clone(), self.outbox.clone());
         let is_slow = self.members[member].slow_until > self.now;
+        let loses_disks = self.plan.loses_disks;
         let kind = request.kind();
         let Some(running) = self.member(member, epoch) else {
             return;
@@ -287,7 +295,12 @@ impl World {
             term: 0,
             bytes: 100,
         };
-        let is_fetch = matches!(*request, Request::Fetch(_));
+        let is_fetch = match &*request {
+            Request::Fetch(_) => true,
+            // Elsewhere nobody waits for the answer.
+            Request::Holds(_) => loses_disks,
+            _ => false,
+        };
         running
             .handler
             .handle(&from, info, (*request).clone(), responder);
@@ -401,7 +414,9 @@ impl World {
         };
         self.about(REGISTER, event);
         let is_running = self.leaders[leader].running.is_some();
-        if self.members[member].registered[leader] == leader_epoch || !is_running {
+        let is_registered = self.members[member].registered[leader] == leader_epoch;
+        let is_known = is_registered && !self.has_lost_name(member);
+        if !is_running || (is_known && !self.plan.has_older_copy) {
             return;
         }
         let ends = Ends {
@@ -413,17 +428,60 @@ impl World {
         let node = self.member_node(member);
         if self.net.blocked_until(node, leader) <= self.now {
             let at = self.net.arrival(node, leader, self.now, true);
-            self.schedule(at, Event::Register { ends });
+            self.schedule(
+                at,
+                match is_known {
+                    true => Event::Heartbeat { ends },
+                    false => Event::Register { ends },
+                },
+            );
         }
+    }
+
+    /// A member tells a leader what it has seen, and is told what is committed.
+    pub(crate) fn heartbeat(&mut self, ends: Ends) {
+        let outbox = self.outbox.clone();
+        let member = &self.members[ends.member];
+        let process = member.running.as_ref();
+        let Some(process) = process.filter(|_| member.epoch == ends.member_epoch) else {
+            return;
+        };
+        let counters = process.reader.counters();
+        let (info, request) = (
+            process.info.clone(),
+            HeartbeatRequest {
+                records: counters.records,
+                bytes: counters.bytes,
+                free: 1 << 40,
+                seen: process.seen(),
+            },
+        );
+        let Some(running) = self.leader(ends.leader, ends.leader_epoch) else {
+            return;
+        };
+        let responder = Responder::calling(CallId(0), move |response| {
+            outbox.lock().push(Out::Registered { ends, response });
+        });
+        let request = Request::Heartbeat(request);
+        running.service.handle(&info, CALL, request, responder);
+        let (leader, member) = (ends.leader, ends.member);
+        self.note(format_args!("L{leader} heartbeat M{member}"));
+        self.advance(leader);
     }
 
     pub(crate) fn register(&mut self, ends: Ends) {
         let outbox = self.outbox.clone();
+        let has_older_copy = self.plan.has_older_copy;
         let member = &self.members[ends.member];
         let Some(process) = member.running.as_ref() else {
             return;
         };
         let (info, records) = (process.info.clone(), process.reader.counters().records);
+        let incomplete = self.plan.loses_disks && member.has_losses();
+        let seen = match has_older_copy {
+            true => process.seen(),
+            false => Seen::default(),
+        };
         if member.epoch != ends.member_epoch {
             return;
         }
@@ -433,20 +491,15 @@ impl World {
         let responder = Responder::calling(CallId(0), move |response| {
             outbox.lock().push(Out::Registered { ends, response });
         });
-        let call = CallInfo {
-            id: CallId(0),
-            term: 0,
-            bytes: 0,
-        };
         let request = Request::Register(RegisterRequest {
             address: format!("{}:1", info.name),
             zone: String::new(),
-            seen: Seen::default(),
+            seen,
             replace: false,
-            incomplete: false,
+            incomplete,
             records: Some(records),
         });
-        running.service.handle(&info, call, request, responder);
+        running.service.handle(&info, CALL, request, responder);
         let (leader, member) = (ends.leader, ends.member);
         self.trace
             .note(self.now, format_args!("L{leader} register M{member}"));
@@ -461,12 +514,18 @@ impl World {
             Response::Register => {
                 self.members[ends.member].registered[ends.leader] = ends.leader_epoch
             }
+            Response::Heartbeat(answer) => {
+                if let Some(running) = self.member(ends.member, ends.member_epoch) {
+                    running.witness.told(answer.committed, running.clock.now());
+                }
+            }
             Response::Refused(
                 refusal @ (Refusal::StaleIncarnation { .. } | Refusal::Retired(_)),
             ) => {
                 let member = ends.member;
                 self.fail(format!("member {member} is refused: {refusal}"));
             }
+            Response::Refused(Refusal::NameHeld { .. }) => self.saw("name held"),
             _ => {}
         }
     }

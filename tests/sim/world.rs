@@ -21,6 +21,7 @@ use tolerex::rpc::link::Completion;
 
 use crate::census::Census;
 use crate::client::Client;
+use crate::copies::OlderCopy;
 use crate::events::{Event, Outbox, Scheduled};
 use crate::history::History;
 use crate::leader::Leader;
@@ -92,6 +93,12 @@ pub struct World {
     pub rng: Rng,
     /// For faults.
     pub chance: Rng,
+    /// For what becomes of a member's disk.
+    pub lot: Rng,
+    /// For the older copy of a leader's disk.
+    pub lots: Rng,
+    /// That copy, once it was kept.
+    pub older: Option<OlderCopy>,
     pub phase: Phase,
     /// Since when there are no faults, or reading began.
     pub phase_since: u64,
@@ -149,6 +156,7 @@ impl World {
             rng: Rng::with_seed(seed ^ 0x3e ^ (number as u64) << 8),
             ppm: drift(has_clock),
             registered: vec![0; plan.leaders],
+            unmounted: None,
         });
         let members = members.collect();
         let clients = (0..plan.clients)
@@ -173,6 +181,9 @@ impl World {
             founders,
             rng,
             chance,
+            lot: Rng::with_seed(seed ^ 0xd1),
+            lots: Rng::with_seed(seed ^ 0xc0),
+            older: None,
             phase: Phase::Faults,
             phase_since: 0,
             plan,
@@ -190,7 +201,14 @@ impl World {
         for client in 0..self.plan.clients {
             self.after(300 * MS, Event::Next { client });
         }
+        if self.plan.has_older_copy {
+            let at = self.lots.u64(500..900);
+            self.after(at * MS, Event::KeepCopy);
+        }
         self.after(500 * MS, Event::Fault);
+        if self.plan.loses_disks {
+            self.after(700 * MS, Event::Disk);
+        }
         self.after(self.plan.faults_until_ms * MS, Event::Calm);
         while self.phase != Phase::Over {
             let Some(Reverse(next)) = self.queue.pop() else {
@@ -217,6 +235,7 @@ impl World {
     fn finish(mut self) -> Report {
         let mut violation = self.oracle.lock().violation.take();
         if violation.is_none()
+            && !self.has_lost_writes()
             && let Err(fault) = crate::linearize::check(&self.history)
         {
             violation = Some(format!("history: {fault}"));

@@ -378,12 +378,12 @@ impl Cluster {
 
     /// The resident memory of a process, in bytes.
     pub fn resident_bytes(&self, name: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid(name)));
-        let status = status.expect("it runs");
-        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
-        let field = fields.find(|(field, _)| *field == "VmRSS");
-        let kib = field.and_then(|(_, value)| value.trim().split(' ').next()?.parse::<u64>().ok());
-        kib.expect("a number") * 1024
+        memory_bytes(self.pid(name), "VmRSS")
+    }
+
+    /// The most resident memory that a process has had, in bytes.
+    pub fn peak_bytes(&self, name: &str) -> u64 {
+        memory_bytes(self.pid(name), "VmHWM")
     }
 
     /// `cluster.json`.
@@ -572,30 +572,35 @@ impl Server {
     /// The same for any command that starts a server.
     pub fn run(command: &mut Command, log: &Path) -> Server {
         let errors = fs::OpenOptions::new().create(true).append(true).open(log);
+        Server::run_with_errors(command, errors.expect("a file")).unwrap_or_else(|| {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            panic!("{command:?} is not ready:\n{log}");
+        })
+    }
+
+    /// The same with a standard error of any kind. `None` if it does not get ready.
+    pub fn run_with_errors(command: &mut Command, errors: impl Into<Stdio>) -> Option<Server> {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(errors.expect("a file"));
+            .stderr(errors);
         let mut child = command.spawn().expect("the tool runs");
         let stdout = child.stdout.take().expect("piped");
         let Some((line, drain)) = first_line(stdout, READY_TIMEOUT) else {
             kill_child(&mut child);
-            panic!(
-                "{command:?} is not ready:\n{}",
-                fs::read_to_string(log).unwrap_or_default()
-            );
+            return None;
         };
         let find = |name: &str| {
             let word = line.split(' ').find_map(|word| word.strip_prefix(name));
             word.map(|address| address.parse().expect("an address"))
         };
-        Server {
+        Some(Server {
             rpc: find("rpc=").expect("an RPC address"),
             hatokuse: find("hatokuse="),
             http: find("http="),
             child,
             drain: Some(drain),
-        }
+        })
     }
 
     /// Sends a signal.
@@ -647,6 +652,15 @@ fn first_line(stdout: ChildStdout, timeout: Duration) -> Option<(String, Thread)
     });
     let line = receiver.recv_timeout(timeout).ok()?;
     Some((line, drain.expect("a thread")))
+}
+
+/// What `/proc/PID/status` says of a process's memory in the row `what`, in bytes.
+pub fn memory_bytes(pid: u32, what: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let field = fields.find(|(field, _)| *field == what);
+    let kib = field.and_then(|(_, value)| value.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.expect("a number") * 1024
 }
 
 /// Sends a signal to a process.

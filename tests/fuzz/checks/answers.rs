@@ -30,6 +30,8 @@ pub fn batch(batch: &Batch) -> Vec<Reply> {
         Batch::Status => vec![Reply::Status(Box::new(ClusterStatus {
             node: "leader-1".to_owned(),
             role: "leader".to_owned(),
+            reason: None,
+            lost: None,
             leader: None,
             term: 3,
             tolerance: 2,

@@ -1,7 +1,7 @@
 //! Frames: a stream of bytes cut by length prefixes.
 
 use bytes::Bytes;
-use tolerex::rpc::frame::{self, Decoder, FrameTooLarge, PREFIX_BYTES};
+use tolerex::rpc::frame::{Decoder, Frame, FrameTooLarge, PREFIX_BYTES};
 
 use super::{envelope, pieces, splits};
 
@@ -19,7 +19,8 @@ pub fn check(data: &[u8]) {
     let mut written = Vec::new();
     for body in &bodies {
         assert!(body.len() <= max);
-        written.extend(frame::begin(body.len()).expect("a small frame"));
+        let begun = Frame::begin(body.len()).expect("a small frame");
+        written.extend(begun.to_vec());
         written.extend_from_slice(body);
         envelope::check(body);
     }
