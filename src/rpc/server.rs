@@ -43,7 +43,7 @@ use crate::rpc::message::{Kind, Purpose, Refusal, Request, Response, Role};
 use crate::rpc::places::Progress;
 pub use crate::rpc::responder::Responder;
 use crate::rpc::tls::TlsContext;
-use crate::rpc::unfinished::{Budget, FRAME_TIMEOUT, InputLimits};
+use crate::rpc::unfinished::{Budget, InputLimits};
 use crate::rpc::{LocalIdentity, PeerInfo};
 use crate::threads::{self, StopSignal, Thread, Threads};
 
