@@ -7,8 +7,8 @@
 //! # Limits
 //!
 //! [`CALLS_MAX`] calls of [`BYTES_MAX`] bytes in all are taken and not answered yet; more are
-//! refused as busy. A batch of reads is answered in parts of [`READ_BYTES_MAX`], or of one message if
-//! that is larger. So a follower that reads much holds only one part of it in memory here, and
+//! refused as busy. A batch of reads is answered in parts of [`READ_BYTES_MAX`], or of one message
+//! if that is larger. So a follower that reads much holds only one part of it in memory here, and
 //! Raft's messages on the same link wait for one part at most.
 
 use std::sync::{Arc, OnceLock};

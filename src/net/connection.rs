@@ -381,8 +381,8 @@ impl Connection {
         is_awaited.then(|| self.session.input_deadline(now))?
     }
 
-    /// From now on nothing is read from the client; output that the session has is still written. A
-    /// request that has arrived in part stays unfinished, so the room reserved for it is given back.
+    /// From now on nothing is read from the client; output that the session has is still written.
+    /// A request that has arrived in part stays unfinished, so its room is given back.
     pub fn stop_reading(&mut self) {
         self.is_ending = true;
         self.input_room = InputRoom::None;

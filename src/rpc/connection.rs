@@ -11,8 +11,8 @@
 //! than the write, 20 us where the other processor must be woken for it. Frames that a thread sends
 //! while it holds its wake-ups (`threads::wakeups`) leave in one such write when it lets go. The
 //! reader holds them while it gives the frames of one read to the `Receiver`. The writer also wakes
-//! the `Receiver` at the time that it asked for, even while the peer does not read: writes block for
-//! `WRITE_WAIT` at most.
+//! the `Receiver` at the time that it asked for, even while the peer does not read: writes block
+//! for `WRITE_WAIT` at most.
 //!
 //! # End
 //!
