@@ -120,7 +120,7 @@ impl DirLock {
     /// so the holder must stop.
     pub fn check(&self) -> Result<(), LockError> {
         let path = self.dir.join(LOCK_NAME);
-        let held = self.file.metadata().map(|found| id_of(&found));
+        let held = id_of(&self.file);
         let checked = held.and_then(|held| check_in_place(&OsFileSystem, &path, held));
         checked.map_err(|source| LockError::Lost { path, source })
     }

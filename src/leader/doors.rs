@@ -15,7 +15,7 @@ use crate::leader::handler::ClientHandler;
 use crate::leader::http::LeaderNode;
 use crate::leader::server::{Addresses, Settings};
 use crate::leader::state::Shared;
-use crate::leader::stats::{Measured, Stats};
+use crate::leader::stats::Stats;
 use crate::leader::status;
 use crate::net::{Door, Server};
 use crate::protocol::hatokuse::{self, Hatokuse, Identity};
@@ -99,7 +99,6 @@ pub fn open(
         Redirect::Reply => handler,
         Redirect::Forward => handler.passing_on(Arc::new(PeerLinks::new(Arc::clone(shared)))),
     };
-    let handler = Measured::new(handler, Arc::clone(&shared.clock), stats);
     let mut doors = vec![Door {
         listener: client,
         sessions: Arc::new(text_sessions(settings, shared)),
@@ -112,7 +111,7 @@ pub fn open(
     }
     let clock = Arc::clone(&shared.clock);
     let (limits, budget) = (settings.net.clone(), Arc::clone(&shared.budget));
-    let server = Server::start_within(doors, Arc::new(handler), clock, limits, budget)
+    let server = Server::start_within(doors, (stats, Arc::new(handler)), clock, limits, budget)
         .context("cannot start the client ports")?;
     // Both are empty until here: only this function sets them, once for each node.
     _ = node.gauges.set(server.gauges());

@@ -32,8 +32,8 @@
 //! # Locks
 //!
 //! Taken in this order, none over I/O: a shard of the message index, the table of replica sets, the
-//! cluster, the releases, a shard of the cache, an inbox, a worker's letters, the queue of log
-//! lines.
+//! cluster, the releases, a shard of the cache, an inbox, an outbox, a worker's letters, the queue
+//! of log lines.
 
 pub mod cache;
 pub mod command_time;

@@ -1,25 +1,25 @@
 //! Counters and latencies of this node's batches, by kind: what `/stats` says.
 //!
-//! [`Measured`] stands before the handler, so all client protocols are counted. Each batch costs a
-//! few relaxed additions. A batch's latency is from its begin to its replies; a batch of reads that
-//! is answered in parts counts as several.
+//! [`Stats`] is the [`Admission`] of the client server, so the batches of all client protocols are
+//! counted, each for its own connection. A batch costs a few relaxed additions. Its latency is from
+//! when its session offered it until its replies are known, so the time in which small writes of
+//! several connections wait for each other is part of it.
 //!
 //! Latencies are kept in buckets of a quarter of a power of two, from 1 µs on, so a quantile is at
 //! most a quarter above the true one. Known limit: they are of all the time since the start.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::{Clock, Instant};
-use crate::error::Outcome;
-use crate::net::{Handler, Parked, Progress, Waker};
+use crate::clock::Instant;
+use crate::error::{Failure, Outcome};
+use crate::protocol::admission::{Admission, Caller, Kind, Offered};
 use crate::protocol::reply::Reply;
-use crate::protocol::request::{Batch, Step, Write};
+use crate::protocol::request::Batch;
 
-/// The kinds of batches, as they are named.
+/// The names of the kinds of batches, in the order of [`Kind`].
 const KINDS: [&str; 10] = [
     "write", "read", "bulk", "batch", "ttl", "list", "where", "count", "status", "group",
 ];
@@ -132,8 +132,8 @@ fn bucket_end(bucket: usize) -> u64 {
 }
 
 impl Stats {
-    fn record(&self, kind: usize, bytes_in: u64, latency: Duration, replies: &[Reply]) {
-        let counters = &self.kinds[kind];
+    fn record(&self, kind: Kind, bytes_in: u64, latency: Duration, replies: &[Reply]) {
+        let counters = &self.kinds[kind as usize];
         let mut counts = [0u64; 5];
         let mut bytes_out = 0;
         for reply in replies {
@@ -205,109 +205,21 @@ fn outcome(reply: &Reply) -> usize {
     }
 }
 
-/// The kind of a batch, and the payload bytes in it.
-fn describe(batch: &Batch) -> (usize, u64) {
-    let bytes = match batch {
-        Batch::Writes(writes) => writes.iter().map(Write::payload_len).sum(),
-        Batch::Bulk { payload, .. } => payload.len(),
-        Batch::Transaction(transaction) => transaction.steps.iter().map(Step::payload_len).sum(),
-        _ => 0,
-    };
-    let kind = match batch {
-        Batch::Writes(_) => 0,
-        Batch::Reads(_) => 1,
-        Batch::Bulk { .. } => 2,
-        Batch::Transaction(_) => 3,
-        Batch::Ttl(_) => 4,
-        Batch::List(_) => 5,
-        Batch::Where(_) => 6,
-        Batch::Count => 7,
-        Batch::Status => 8,
-        Batch::Group(_) => 9,
-    };
-    (kind, bytes as u64)
-}
-
-/// A handler whose batches are counted.
-pub struct Measured<H> {
-    handler: H,
-    clock: Arc<dyn Clock>,
-    stats: Arc<Stats>,
-}
-
-/// A batch that is counted when it is done.
-#[derive(Clone)]
-struct Begun {
-    kind: usize,
-    bytes: u64,
-    at: Instant,
-    clock: Arc<dyn Clock>,
-    stats: Arc<Stats>,
-}
-
-struct ParkedMeasured {
-    batch: Box<dyn Parked>,
-    begun: Begun,
-}
-
-impl<H> Measured<H> {
-    /// Counts what `handler` does in `stats`.
-    pub fn new(handler: H, clock: Arc<dyn Clock>, stats: Arc<Stats>) -> Measured<H> {
-        Measured {
-            handler,
-            clock,
-            stats,
-        }
-    }
-}
-
-impl<H: Handler> Handler for Measured<H> {
-    fn begin(&self, batch: Batch, reply_growth: usize) -> Progress {
-        let (kind, bytes) = describe(&batch);
-        let begun = Begun {
-            kind,
-            bytes,
-            at: self.clock.now(),
-            clock: Arc::clone(&self.clock),
-            stats: Arc::clone(&self.stats),
-        };
-        begun.follow(self.handler.begin(batch, reply_growth))
-    }
-}
-
-impl Begun {
-    fn follow(self, progress: Progress) -> Progress {
-        match progress {
-            Progress::Done(replies, room) => {
-                let latency = self.clock.now().since(self.at);
-                self.stats.record(self.kind, self.bytes, latency, &replies);
-                Progress::Done(replies, room)
-            }
-            Progress::Parked(batch) => {
-                Progress::Parked(Box::new(ParkedMeasured { batch, begun: self }))
-            }
-        }
-    }
-}
-
-impl Parked for ParkedMeasured {
-    fn deadline(&self) -> Instant {
-        self.batch.deadline()
+impl Admission for Stats {
+    /// Everything is permitted.
+    fn permit(&self, _caller: &Caller, _batch: &Batch) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn arm(&mut self, wake: Waker) {
-        self.batch.arm(wake);
-    }
-
-    fn resume(self: Box<Self>) -> Progress {
-        self.begun.follow(self.batch.resume())
+    fn count(&self, _caller: &Caller, offered: &Offered, replies: &[Reply], now: Instant) {
+        let latency = now.since(offered.at);
+        self.record(offered.kind, offered.payload_bytes, latency, replies);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Failure;
 
     #[test]
     fn a_quantile_is_at_most_a_quarter_too_high() {
@@ -330,9 +242,9 @@ mod tests {
             Reply::Failed(Failure::Busy),
             Reply::Failed(Failure::WriteTimedOut),
         ];
-        stats.record(0, 7, Duration::from_micros(100), &replies);
+        stats.record(Kind::Write, 7, Duration::from_micros(100), &replies);
         for _ in 0..8 {
-            stats.record(0, 0, Duration::from_micros(10), &[]);
+            stats.record(Kind::Write, 0, Duration::from_micros(10), &[]);
         }
         let all = stats.all();
         let [kind] = &all[..] else {

@@ -4,11 +4,10 @@
 //! to give way first ([`places`](super::places)); that is decided by the worker that owns it, who
 //! gets the newcomer in the same letter and sends it back if the connection is busy by then.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::listener::Listener;
@@ -17,9 +16,11 @@ use super::newcomer::Newcomer;
 use super::places::{Idlest, Place};
 use super::server::Door;
 use super::shared::Shared;
+use super::stream::Stream;
 use crate::clock::Instant;
 use crate::logging;
 use crate::protocol::Sessions;
+use crate::protocol::admission::Caller;
 
 /// Events taken from one poll: more than there are doors.
 const EVENTS_MAX: usize = 16;
@@ -62,17 +63,18 @@ impl Acceptor {
             for newcomer in shared.returned() {
                 let Newcomer {
                     stream,
+                    caller,
                     sessions,
                     accepted_at,
                     ..
                 } = newcomer;
-                self.admit(shared, stream, &sessions, accepted_at);
+                self.admit(shared, (stream, caller), &sessions, accepted_at);
             }
             let mut listeners = std::mem::take(&mut self.listeners);
             for listener in &mut listeners {
-                for stream in listener.accept(now) {
+                for accepted in listener.accept(now) {
                     self.last = now.max(self.last + Duration::from_nanos(1));
-                    self.admit(shared, stream, listener.sessions(), self.last);
+                    self.admit(shared, accepted, listener.sessions(), self.last);
                 }
             }
             let next = listeners.iter().filter_map(Listener::next).min();
@@ -95,14 +97,14 @@ impl Acceptor {
     fn admit(
         &mut self,
         shared: &Shared,
-        mut stream: TcpStream,
+        (mut stream, caller): (Box<dyn Stream>, Caller),
         sessions: &Arc<dyn Sessions>,
         accepted_at: Instant,
     ) {
         let worker = shared.least_loaded();
         for kind in [Place::Ordinary, Place::Reserved, Place::Refusal] {
             let free = shared.take_free(kind, worker).map(|place| (place, None));
-            let claim = || self.claim(shared, kind, &stream, accepted_at);
+            let claim = || self.claim(shared, kind, &mut *stream, accepted_at);
             let Some((place, instead_of)) = free.or_else(claim) else {
                 continue;
             };
@@ -122,6 +124,7 @@ impl Acceptor {
             }
             return shared.hand_on(Newcomer {
                 stream,
+                caller,
                 sessions: Arc::clone(sessions),
                 accepted_at,
                 place,
@@ -129,7 +132,7 @@ impl Acceptor {
             });
         }
         // A courtesy that needs no place: a fresh socket takes one line.
-        let _ = stream.write(&sessions.refusal());
+        let _ = stream.write(&[IoSlice::new(&sessions.refusal())]);
     }
 
     /// Claims the place of a connection that waits, for a newcomer: the number of the place, and
@@ -142,7 +145,7 @@ impl Acceptor {
         &mut self,
         shared: &Shared,
         kind: Place,
-        stream: &TcpStream,
+        stream: &mut dyn Stream,
         accepted_at: Instant,
     ) -> Option<(usize, Option<Instant>)> {
         loop {
@@ -152,7 +155,7 @@ impl Acceptor {
                 Place::Refusal => return None,
             };
             let is_younger = kind == Place::Reserved && since > accepted_at;
-            if is_younger && !stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+            if is_younger && !stream.has_input() {
                 return None;
             }
             if shared.claim(place, since, accepted_at) {

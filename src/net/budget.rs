@@ -1,10 +1,12 @@
 //! One budget of bytes for the buffers of all clients together.
 //!
 //! Each connection charges what its session holds: unfinished input, the batch being executed, and
-//! unread output. The replies to a read are reserved before their payloads are fetched, as large as
-//! they are encoded, and stay reserved until the client has taken them. While there is no room for
-//! them, the read waits its turn ([`room`](super::room)), and then is answered `busy`. Replies up
-//! to [`REPLY_ALLOWANCE_BYTES`] are not reserved. Reserved replies take at most three quarters of
+//! unread output; and what waits in its outbox ([`pusher`](super::pusher)).
+//!
+//! The replies to a read are reserved before their payloads are fetched, as large as they are
+//! encoded, and stay reserved until the client has taken them. While there is no room for them, the
+//! read waits its turn ([`room`](super::room)), and then is answered `busy`. Replies up to
+//! [`REPLY_ALLOWANCE_BYTES`] are not reserved. Reserved replies take at most three quarters of
 //! the budget, so that clients which do not read leave room for the input of others.
 //!
 //! A request of which more than [`INPUT_ALLOWANCE_BYTES`] have come has its room reserved before
@@ -19,7 +21,8 @@
 //! of others, so nothing can deadlock. While it is crossed
 //!
 //! * a connection with more than [`OUTPUT_ALLOWANCE_BYTES`] of unread output is not read from and
-//!   begins no batch until its client has taken half of that.
+//!   begins no batch until its client has taken half of that;
+//! * an outbox takes pushes up to an allowance only ([`outbox`](super::outbox)).
 //!
 //! While it is crossed or reads wait for room, a connection whose client takes next to nothing for
 //! [`super::Limits::stall_timeout`] is closed, so that clients that never read cannot keep it full.
@@ -234,6 +237,18 @@ impl Budget {
         lacks_bytes
     }
 
+    /// Charges some bytes. Locks nothing.
+    pub(super) fn add(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives charged bytes back.
+    pub(super) fn give_back(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::SeqCst);
+        assert!(before >= bytes, "more was given back than charged");
+        self.freed();
+    }
+
     /// Bytes were given back.
     fn freed(&self) {
         for of in [Use::Request, Use::Reply] {
@@ -347,24 +362,22 @@ pub struct Charge {
 impl Charge {
     /// Charges `bytes` from now on, instead of what was charged before.
     pub fn set(&mut self, bytes: usize) {
-        if bytes > self.bytes {
-            let more = bytes - self.bytes;
-            self.budget.used.fetch_add(more, Ordering::SeqCst);
-        } else if bytes < self.bytes {
-            let less = self.bytes - bytes;
-            let before = self.budget.used.fetch_sub(less, Ordering::SeqCst);
-            assert!(before >= less, "more was given back than charged");
-        }
-        let is_less = bytes < self.bytes;
-        self.bytes = bytes;
-        if is_less {
-            self.budget.freed();
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        if bytes > before {
+            self.budget.add(bytes - before);
+        } else if bytes < before {
+            self.budget.give_back(before - bytes);
         }
     }
 
     /// Whether the budget is crossed.
     pub fn is_crossed(&self) -> bool {
         self.budget.is_crossed()
+    }
+
+    /// The budget that is charged.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// As [`Budget::request_for_input`].

@@ -1,9 +1,10 @@
 //! One client connection: its socket, its session, and when to read, write and close.
 //!
-//! The socket is non-blocking. The session holds both buffers; a connection reads only when its
-//! session has nothing left to execute, so what is held of its input is one unfinished request and
-//! one read. With [`Limits::output_bytes_max`] of unread output it is *choked*: not read from, no
-//! batch begun, until half of that is taken.
+//! Its bytes come from and go to a [`Stream`], which never blocks. The session holds both buffers.
+//! A connection reads only when its session has nothing left to execute, so what is held of its
+//! input is one unfinished request and one read. Pushes to the session ([`pushing`]) join its
+//! output between two replies. With [`Limits::output_bytes_max`] of unread output the connection is
+//! *choked*: not read from, no batch begun, until half of that is taken.
 //!
 //! A large request has its room reserved before all of it is read ([`super::budget`]). While it
 //! waits for that the connection is not read from; the room is kept until the request is answered.
@@ -16,24 +17,27 @@
 //! socket is closed. Closed at once with unread input, it would be reset, and the client's system
 //! would drop replies that the client has not read yet.
 
+mod admission;
 mod input_room;
+mod pushing;
 mod socket;
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
-use std::net::Shutdown;
+use std::io;
 use std::time::Duration;
 
 use bytes::Buf;
-use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
 use self::input_room::{Admission, InputRoom};
-use self::socket::{read, write};
+use self::socket::write;
 use super::Limits;
 use super::budget::{Charge, INPUT_ALLOWANCE_BYTES, OUTPUT_ALLOWANCE_BYTES, Reservation};
+use super::pusher::Outbox;
+use super::stream::Stream;
 use crate::clock::Instant;
 use crate::protocol::Session;
+use crate::protocol::admission::{Caller, Offered};
 use crate::protocol::output::SHARE_BYTES_MIN;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
@@ -57,7 +61,9 @@ const LINGER_BYTES_MAX: usize = 64 << 20;
 
 /// A client connection, owned by a worker.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
+    /// Who its client is.
+    caller: Caller,
     accepted_at: Instant,
     /// Whether the worker's poll knows the socket.
     is_registered: bool,
@@ -79,6 +85,10 @@ pub struct Connection {
     /// Bytes of the unfinished request when the session last looked for a batch and found none; 0
     /// after it found one. Without more bytes than these there is none to be found.
     parsed_in_vain: usize,
+    /// The batch under way, as it is counted when it has its replies.
+    offered: Option<Offered>,
+    /// What is pushed to the session, once somebody has subscribed it.
+    outbox: Option<Outbox>,
     /// What the session holds, charged to the budget of all.
     charge: Charge,
     /// Room for replies that the client has not taken, each with the number of bytes sent when it
@@ -133,13 +143,14 @@ pub enum Received {
 impl Connection {
     /// A connection just accepted.
     pub fn new(
-        stream: TcpStream,
+        (stream, caller): (Box<dyn Stream>, Caller),
         session: Box<dyn Session>,
         charge: Charge,
         accepted_at: Instant,
     ) -> Connection {
         Connection {
             stream,
+            caller,
             accepted_at,
             is_registered: false,
             may_have_input: true,
@@ -149,6 +160,8 @@ impl Connection {
             session,
             prepared: None,
             parsed_in_vain: 0,
+            offered: None,
+            outbox: None,
             charge,
             reserved: VecDeque::new(),
             input_room: InputRoom::None,
@@ -167,7 +180,7 @@ impl Connection {
         if self.has_ended || !self.may_have_input {
             return Ok(Received::Nothing);
         }
-        let Some(count) = read(&mut self.stream, scratch)? else {
+        let Some(count) = self.stream.read(scratch)? else {
             (self.may_have_input, self.distrusts_short_reads) = (false, false);
             return Ok(Received::Nothing);
         };
@@ -205,18 +218,14 @@ impl Connection {
     pub fn flush(&mut self, now: Instant) -> io::Result<()> {
         let output = self.session.output();
         while !output.is_empty() && self.may_take_output && self.write_bytes_left > 0 {
-            match write(&mut self.stream, output, self.write_bytes_left) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    output.advance(count);
-                    self.write_bytes_left -= count;
-                    self.sent += count as u64;
-                    self.taken += count;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.may_take_output = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+            let Some(count) = write(&mut *self.stream, output, self.write_bytes_left)? else {
+                self.may_take_output = false;
+                break;
+            };
+            output.advance(count);
+            self.write_bytes_left -= count;
+            self.sent += count as u64;
+            self.taken += count;
         }
         if output.is_empty() {
             self.stalled_since = None;
@@ -381,10 +390,12 @@ impl Connection {
         is_awaited.then(|| self.session.input_deadline(now))?
     }
 
-    /// From now on nothing is read from the client; output that the session has is still written.
-    /// A request that has arrived in part stays unfinished, so its room is given back.
+    /// From now on nothing is read from the client or pushed to it; output that the session has is
+    /// still written. A request that has arrived in part stays unfinished, so its room is given
+    /// back.
     pub fn stop_reading(&mut self) {
         self.is_ending = true;
+        self.outbox = None;
         self.input_room = InputRoom::None;
         self.recharge();
     }
@@ -392,7 +403,7 @@ impl Connection {
     /// Begins to close, all output being written: no more is sent.
     pub fn begin_linger(&mut self, now: Instant, limits: &Limits) {
         // An error means that the connection is gone already, which the next read will tell.
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.end_output();
         self.linger = Some(Linger {
             until: now + limits.linger,
             bytes_left: LINGER_BYTES_MAX,
@@ -413,7 +424,7 @@ impl Connection {
             return Drained::Over;
         }
         for _ in 0..reads {
-            match read(&mut self.stream, scratch) {
+            match self.stream.read(scratch) {
                 Ok(None) => return Drained::Nothing,
                 Ok(Some(0)) | Err(_) => return Drained::Over,
                 Ok(Some(count)) => {
@@ -440,14 +451,14 @@ impl Connection {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest | Interest::PRIORITY;
         if std::mem::replace(&mut self.is_registered, true) {
-            return registry.reregister(&mut self.stream, token, interest);
+            return registry.reregister(&mut *self.stream, token, interest);
         }
-        registry.register(&mut self.stream, token, interest)
+        registry.register(&mut *self.stream, token, interest)
     }
 
     /// Takes the socket from the worker's poll, for another worker.
     pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        registry.deregister(&mut self.stream)?;
+        registry.deregister(&mut *self.stream)?;
         self.is_registered = false;
         // Nothing was reported of what has happened since the last read and write.
         self.may_be_ready(true);
@@ -465,8 +476,8 @@ impl Connection {
     }
 
     /// Whether the socket holds bytes of the client.
-    pub fn has_input(&self) -> bool {
-        self.stream.peek(&mut [0]).is_ok_and(|count| count > 0)
+    pub fn has_input(&mut self) -> bool {
+        self.stream.has_input()
     }
 
     /// Since when the client has taken next to nothing of the output that waits for it, or has sent

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 
+use super::stream::Stream;
 use crate::clock::Instant;
 use crate::logging;
 use crate::protocol::Sessions;
+use crate::protocol::admission::Caller;
 
 /// How long accepting pauses after an error. Long enough not to spin, short enough not to be
 /// noticed once a descriptor is free.
@@ -61,13 +63,14 @@ impl Listener {
     }
 
     /// Accepts what waits, within bounds.
-    pub fn accept(&mut self, now: Instant) -> Vec<TcpStream> {
+    pub fn accept(&mut self, now: Instant) -> Vec<(Box<dyn Stream>, Caller)> {
         let mut accepted = Vec::new();
         while self.is_ready && now >= self.not_before && accepted.len() < ACCEPTS_MAX {
             match self.socket.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     self.is_failing = false;
-                    accepted.extend(prepare(stream));
+                    let caller = Caller { address };
+                    accepted.extend(prepare(stream).map(|stream| (stream, caller)));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.is_ready = false,
                 Err(error) if is_of_the_connection(&error) => {}
@@ -86,14 +89,14 @@ impl Listener {
 }
 
 /// Sets what every client's socket has; none if the client is gone already.
-fn prepare(stream: TcpStream) -> Option<TcpStream> {
+fn prepare(stream: TcpStream) -> Option<Box<dyn Stream>> {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("a connection was gone before it was served: {error}");
         return None;
     }
     // So that a client whose machine vanished does not hold its place for ever.
     let _ = socket2::SockRef::from(&stream).set_keepalive(true);
-    Some(stream)
+    Some(Box::new(stream))
 }
 
 /// The error ends one connection that had not been accepted yet; others can be.

@@ -3,8 +3,8 @@
 //! A worker that is awake looks into its mailbox before it sleeps, so only a letter that finds it
 //! asleep costs a system call, and a thread that holds its wake-ups makes one for many letters
 //! (`threads::wakeups`). What is in a mailbox is bounded by who may write: a letter for each
-//! newcomer, for each connection that is handed over, is back or asked for room, for each batch
-//! that waits, and for each call, of which there are as many as its sender allows.
+//! newcomer, for each connection that is handed over, is back, asked for room or is pushed to, for
+//! each batch that waits, and for each call, of which there are as many as its sender allows.
 //!
 //! Lock: the letters, held for a few moves; nothing else is locked under it.
 
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::Call;
 use super::newcomer::Newcomer;
 use super::worker::Entry;
+use crate::clock::Instant;
 use crate::threads::wakeups::{self, Sleeper};
 
 /// The token of a mailbox's wake-ups in the poll of its worker.
@@ -32,6 +33,9 @@ pub enum Letter {
     Resume(u64),
     /// The connection in this place may have room for its request.
     Serve(usize),
+    /// The connection in this place that was accepted then has pushes to take, or is no longer
+    /// subscribed.
+    Look(usize, Instant),
     /// The connection of this place, which another worker hands over.
     TakeOver(usize, Box<Entry>),
     /// The connection of this place, which a helper had.

@@ -4,6 +4,9 @@
 //! * `work-N`, fixed threads, each own their connections: a worker reads, parses, begins batches
 //!   and writes replies (`worker`, `connection`). It waits in its poll and nowhere else.
 //! * `help-N`, one for two workers, compute what takes long (`helpers`).
+//! * Each batch passes one place where it is permitted and counted for its caller
+//!   ([`Admission`]), before small writes of several connections become one batch.
+//! * Any thread may *push* to a session that has been subscribed ([`pusher`]).
 //! * A batch that can only wait is *parked* by the worker that began it. Its [`Waker`] puts a
 //!   letter into the worker's mailbox (`mailbox`), or its deadline passes; then the worker goes on
 //!   with it.
@@ -11,7 +14,8 @@
 //! ```text
 //!  accept ── newcomers ──┐
 //!  links, Raft ── wakers ┼──> mailbox ──> worker <── poll ── its sockets
-//!  budget ── room ───────┘                  │
+//!  budget ── room ───────┤                  │
+//!  producers ── pushers ─┘                  │
 //!                                           └── its connections, its batches, its timers
 //! ```
 //!
@@ -25,12 +29,14 @@
 //! | large requests | reserved before they are read | wait, then `busy`; see [`budget`] |
 //! | bytes held for all clients | [`Limits::budget_bytes`] | see [`budget`] |
 //! | batches under way | [`Limits::under_way_max`] | a batch is answered `busy` before it begins |
+//! | pushes that wait for a client | [`outbox::Bounds`] | [`pusher::PushError::Full`] |
 //! | letters in the mailboxes | one for each connection, parked batch and call | none is refused |
 //! | unfinished request | [`Session::input_deadline`] | the protocol's answer, then close |
 //!
-//! All doors of a server share its threads and limits. Locks: `mailbox`, `shared` and `budget` say
-//! what theirs guard; none is held while another is taken.
+//! All doors of a server share its threads and limits. Locks: `mailbox`, `shared`, `budget` and
+//! `pusher` say what theirs guard; none is held while another is taken.
 //!
+//! [`Admission`]: crate::protocol::admission::Admission
 //! [`Session::input_deadline`]: crate::protocol::Session::input_deadline
 
 mod acceptor;
@@ -42,10 +48,13 @@ mod listener;
 mod loads;
 mod mailbox;
 mod newcomer;
+pub mod outbox;
 pub mod places;
+pub mod pusher;
 pub mod room;
 pub mod server;
 mod shared;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -56,6 +65,7 @@ use std::sync::Arc;
 
 use self::budget::Reservation;
 use self::mailbox::{Letter, Mailbox};
+use self::pusher::Pusher;
 use crate::clock::Instant;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
@@ -69,9 +79,17 @@ pub enum Progress {
     /// batch of reads they may be fewer, but at least one, to bound what is held: the rest is
     /// handed to [`Handler::begin`] again. With them comes the room that was reserved for them.
     Done(Vec<Reply>, Option<Reservation>),
+    /// The replies to a batch of one connection, which is to be pushed to: once they are written
+    /// the subscriber is called. It may push at once, must not block, and is dropped without being
+    /// called if the batch came by an [`Entrance`]. Not for writes of the kind that may share a
+    /// batch with those of other connections.
+    Subscribed(Vec<Reply>, Subscriber),
     /// It can only wait.
     Parked(Box<dyn Parked>),
 }
+
+/// See [`Progress::Subscribed`].
+pub type Subscriber = Box<dyn FnOnce(Pusher) + Send>;
 
 impl Progress {
     /// Replies for which no room was reserved.

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
-use mio::net::TcpStream;
-
 use super::farewell::Farewell;
 use super::places::Place;
+use super::stream::Stream;
 use crate::clock::Instant;
+use crate::protocol::admission::Caller;
 use crate::protocol::{Session, Sessions};
 
 /// A connection that was accepted and has a place.
 pub struct Newcomer {
-    /// Its socket, which no poll knows yet.
-    pub stream: TcpStream,
+    /// Its bytes, which no poll knows yet.
+    pub stream: Box<dyn Stream>,
+    /// Who its client is.
+    pub caller: Caller,
     /// What its client speaks.
     pub sessions: Arc<dyn Sessions>,
     /// When it was accepted.
@@ -28,8 +30,8 @@ impl Newcomer {
     /// Its session, which a place of this kind allows.
     pub fn session(&self, place: Place) -> Box<dyn Session> {
         match place {
-            Place::Ordinary => self.sessions.open(),
-            Place::Reserved => self.sessions.open_reserved(),
+            Place::Ordinary => self.sessions.open(&self.caller),
+            Place::Reserved => self.sessions.open_reserved(&self.caller),
             Place::Refusal => Box::new(Farewell::new(&self.sessions.refusal())),
         }
     }

@@ -12,12 +12,14 @@ use super::acceptor::Acceptor;
 use super::budget::Budget;
 use super::helpers::{self, Helpers};
 use super::mailbox::{Mailbox, WAKER};
+use super::outbox::Bounds;
 use super::shared::Shared;
 use super::turns::Turns;
 use super::worker::Worker;
 use super::{Call, Handler};
 use crate::clock::{Clock, Instant};
 use crate::protocol::Sessions;
+use crate::protocol::admission::Admission;
 use crate::threads::{self, Thread, Threads};
 
 /// The limits of one [`Server`].
@@ -33,6 +35,8 @@ pub struct Limits {
     pub output_bytes_max: usize,
     /// Bytes held for all clients together: input, output, and the requests being executed.
     pub budget_bytes: usize,
+    /// What may wait in the outbox of one session.
+    pub outbox: Bounds,
     /// Batches that were begun and have no replies yet.
     pub under_way_max: usize,
     /// How long a connection that the server closes is drained of what still arrives.
@@ -50,6 +54,7 @@ impl Default for Limits {
             idle_min: Duration::from_secs(10),
             output_bytes_max: 4 << 20,
             budget_bytes: 256 << 20,
+            outbox: Bounds::default(),
             under_way_max: 16_384,
             linger: Duration::from_secs(1),
             stall_timeout: Duration::from_secs(30),
@@ -126,21 +131,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts to serve all doors by one set of threads and within one set of limits.
+    /// Starts to serve all doors by one set of threads and within one set of limits. `executor` is
+    /// who permits and counts batches, and who executes them.
     pub fn start(
         doors: Vec<Door>,
-        handler: Arc<dyn Handler>,
+        executor: (Arc<dyn Admission>, Arc<dyn Handler>),
         clock: Arc<dyn Clock>,
         limits: Limits,
     ) -> io::Result<Server> {
         let budget = Budget::new(limits.budget_bytes);
-        Server::start_within(doors, handler, clock, limits, budget)
+        Server::start_within(doors, executor, clock, limits, budget)
     }
 
-    /// As [`Server::start`], with the budget from which `handler` reserves room for its replies.
+    /// As [`Server::start`], with the budget from which the handler reserves room for its
+    /// replies.
     pub fn start_within(
         doors: Vec<Door>,
-        handler: Arc<dyn Handler>,
+        executor: (Arc<dyn Admission>, Arc<dyn Handler>),
         clock: Arc<dyn Clock>,
         limits: Limits,
         budget: Arc<Budget>,
@@ -170,7 +177,7 @@ impl Server {
         let (helpers, helper) = helpers::queue(limits.under_way_max);
         let helpers_count = (limits.workers / 2).max(1);
         let shared = Arc::new(Shared::new(
-            handler,
+            executor,
             clock,
             (limits, budget),
             (mailboxes.clone(), helpers.clone()),

@@ -24,6 +24,7 @@ use super::turns::{TurnTimes, Turns};
 use super::worker::Entry;
 use super::{Call, Handler, Limits};
 use crate::clock::{Clock, Instant};
+use crate::protocol::admission::Admission;
 
 /// What a time holds that is not known: of a stop while the server runs, of a connection that is
 /// busy.
@@ -31,6 +32,8 @@ const NEVER: u64 = u64::MAX;
 
 /// What the threads of one server share.
 pub struct Shared {
+    /// Who permits and counts the batches of clients.
+    pub admission: Arc<dyn Admission>,
     /// Who executes batches.
     pub handler: Arc<dyn Handler>,
     /// The time.
@@ -93,7 +96,7 @@ struct Taken {
 impl Shared {
     /// No connection yet.
     pub fn new(
-        handler: Arc<dyn Handler>,
+        (admission, handler): (Arc<dyn Admission>, Arc<dyn Handler>),
         clock: Arc<dyn Clock>,
         (limits, budget): (Limits, Arc<Budget>),
         (mailboxes, helpers): (Vec<Arc<Mailbox>>, Helpers),
@@ -114,6 +117,7 @@ impl Shared {
         };
         let loads = Loads::new(mailboxes.len());
         Shared {
+            admission,
             handler,
             clock,
             limits,

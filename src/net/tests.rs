@@ -14,12 +14,15 @@ use crate::clock::{Clock, Instant, SystemClock, sleep};
 use crate::error::Failure;
 use crate::ids::Key;
 use crate::protocol::Sessions;
+use crate::protocol::admission::{Admission, Caller, Offered};
 use crate::protocol::hatokuse::{self, Hatokuse, Identity};
 use crate::protocol::http::{self, Http};
+use crate::protocol::reply::Reply;
 use crate::protocol::request::{Batch, Write as Change};
 use crate::protocol::testing::FakeStore;
 use crate::threads::spawn;
 
+mod admission;
 mod budget;
 mod deadlines;
 mod descriptors;
@@ -28,6 +31,7 @@ mod helping;
 mod misbehaving;
 mod parking;
 mod places;
+mod push;
 mod replies;
 mod shared;
 mod turns;
@@ -155,6 +159,17 @@ impl Parked for FakeParked {
     }
 }
 
+/// Permits everything and counts nothing.
+struct Everything;
+
+impl Admission for Everything {
+    fn permit(&self, _: &Caller, _: &Batch) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn count(&self, _: &Caller, _: &Offered, _: &[Reply], _: Instant) {}
+}
+
 struct Fixture {
     server: Server,
     handler: Arc<FakeHandler>,
@@ -178,6 +193,10 @@ impl Fixture {
     }
 
     fn with_payloads(limits: Limits, payload_bytes_max: usize) -> Fixture {
+        Fixture::start(limits, payload_bytes_max, Arc::new(Everything))
+    }
+
+    fn start(limits: Limits, payload_bytes_max: usize, admission: Arc<dyn Admission>) -> Fixture {
         let clock = SystemClock::shared();
         let store = Arc::new(Mutex::new(FakeStore::default()));
         let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
@@ -212,7 +231,7 @@ impl Fixture {
         };
         let server = Server::start_within(
             doors.map(door).into(),
-            Arc::clone(&handler) as Arc<dyn Handler>,
+            (admission, Arc::clone(&handler) as Arc<dyn Handler>),
             Arc::clone(&clock),
             limits,
             Arc::clone(&budget),

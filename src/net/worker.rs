@@ -27,6 +27,7 @@
 mod balance;
 mod batches;
 mod coming;
+mod pushes;
 mod turn;
 
 use std::collections::VecDeque;
@@ -110,7 +111,7 @@ pub struct Worker {
     /// How many of them, from the front, are still to be served in this pass.
     pass_left: usize,
     /// The places of connections that wait for their batches and perhaps have output of earlier
-    /// ones to write. Some may be there twice, or have nothing to write any more.
+    /// ones or pushes to write. Some may be there twice, or have nothing to write any more.
     unsent: VecDeque<usize>,
     gathered: Gathered,
     /// Batches under way, by ticket.
@@ -205,6 +206,7 @@ impl Worker {
                     Letter::Call(call) => self.call(call),
                     Letter::Resume(ticket) => self.resume(ticket),
                     Letter::Serve(place) => self.wake(place),
+                    Letter::Look(place, accepted_at) => self.look(place, accepted_at),
                     Letter::TakeOver(place, entry) => self.take_over(place, entry),
                     Letter::TakeBack(place, entry) => self.take_back(place, entry),
                 }
@@ -267,9 +269,11 @@ impl Worker {
             return;
         };
         if let State::Busy = entry.state {
-            entry.connection.begin_turn();
-            let result = entry.connection.flush(now);
-            if result.is_ok() && entry.connection.has_more_to_write() {
+            let connection = &mut entry.connection;
+            connection.begin_turn();
+            connection.take_pushes();
+            let result = connection.flush(now);
+            if result.is_ok() && (connection.has_more_to_write() || connection.has_pushes()) {
                 self.unsent.push_back(place);
             }
         }
@@ -329,6 +333,7 @@ impl Worker {
         };
         self.note_served(&mut entry);
         entry.connection.begin_turn();
+        entry.connection.take_pushes();
         let mut turn = Turn::new(self.shared.clock.now());
         entry.state = loop {
             match self.go_on(place, &mut entry.connection, &mut turn) {
@@ -342,12 +347,15 @@ impl Worker {
                         batch => batch,
                     };
                     match self.begin(batch, growth) {
-                        Progress::Done(replies, room)
-                            if entry.connection.has_much_to_encode(&replies) =>
-                        {
-                            return self.help(place, entry, Work::Encode(replies, room));
+                        Progress::Done(replies, room) => {
+                            match self.complete(place, entry, replies, room) {
+                                Some(back) => entry = back,
+                                None => return,
+                            }
                         }
-                        Progress::Done(replies, room) => entry.connection.complete(replies, room),
+                        Progress::Subscribed(replies, subscriber) => {
+                            self.subscribe(place, &mut entry.connection, replies, subscriber);
+                        }
                         Progress::Parked(batch) => {
                             // Earlier replies do not wait for a batch that waits. If the client is
                             // gone the batch is finished all the same.
@@ -366,6 +374,10 @@ impl Worker {
                     break State::Ready;
                 }
                 Next::Close => return self.close(place, *entry),
+                Next::Idle if entry.connection.has_pushes() => {
+                    self.ready.push_back(place);
+                    break State::Ready;
+                }
                 Next::Idle => return self.rest(place, entry),
             }
         };
@@ -416,6 +428,8 @@ impl Worker {
             self.timers.insert(timer);
         }
         let since = match self.shared.places.of(place) {
+            // A client that is pushed to says nothing for long, and is served all the same.
+            Place::Ordinary if connection.is_subscribed() => None,
             Place::Ordinary => connection.is_idle().then_some(now),
             Place::Reserved => Some(connection.accepted_at()),
             Place::Refusal => None,
@@ -446,6 +460,11 @@ impl Worker {
     fn take_back(&mut self, place: usize, mut entry: Box<Entry>) {
         // What the poll reported meanwhile was missed.
         entry.connection.may_be_ready(true);
+        self.make_ready(place, entry);
+    }
+
+    /// Has a connection served soon.
+    fn make_ready(&mut self, place: usize, mut entry: Box<Entry>) {
         entry.state = State::Ready;
         self.put(place, entry);
         self.ready.push_back(place);

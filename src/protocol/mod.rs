@@ -10,6 +10,7 @@
 //! therefore bounds memory by not calling [`Session::receive`] until [`Session::next_batch`] has
 //! nothing more to offer, and by not asking for batches while the output is long.
 
+pub mod admission;
 pub mod batch;
 pub mod hatokuse;
 pub mod http;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::admission::Caller;
 use self::output::Output;
 use self::reply::Reply;
 use self::request::Batch;
@@ -59,6 +61,18 @@ pub trait Session: Send {
 
     /// Bytes for the client, to be drained.
     fn output(&mut self) -> &mut Output;
+
+    /// Takes what the server pushes to the client: writes it to the output as a whole, behind all
+    /// replies so far. A push is in the form of the protocol, unless the session gives it one. Not
+    /// called while [`Session::is_amid_reply`].
+    fn push(&mut self, push: Bytes) {
+        self.output().push(push);
+    }
+
+    /// Whether the output ends within a reply, so that a push would be part of that.
+    fn is_amid_reply(&self) -> bool {
+        false
+    }
 
     /// Whether [`Session::next_batch`] has nothing to offer only because the output is long: to be
     /// called again when it is drained.
@@ -118,12 +132,12 @@ impl ReservedTime {
 
 /// Makes the session of each new connection.
 pub trait Sessions: Send + Sync {
-    /// A new session; its greeting is in its output.
-    fn open(&self) -> Box<dyn Session>;
+    /// A new session of this caller; its greeting is in its output.
+    fn open(&self, caller: &Caller) -> Box<dyn Session>;
 
     /// A new session in a place that is reserved for checks of health and status: it has
     /// [`RESERVED_TIME`] for these, is refused anything else, and then wants to close.
-    fn open_reserved(&self) -> Box<dyn Session>;
+    fn open_reserved(&self, caller: &Caller) -> Box<dyn Session>;
 
     /// What a client receives for which there is no room.
     fn refusal(&self) -> Bytes;

@@ -6,6 +6,7 @@ use std::error::Error;
 use bytes::{Buf, Bytes};
 
 use super::Session;
+use super::admission::Caller;
 use super::reply::{
     ClusterStatus, GroupTable, KeyPage, ListedKey, MemberState, MemberStatus, PeerRole, PeerState,
     PeerStatus, ReplicaStatus, Reply,
@@ -16,6 +17,12 @@ use super::request::{
 };
 use crate::error::Failure;
 use crate::ids::{Key, Revision, Token};
+
+/// A client on this machine.
+pub fn caller() -> Caller {
+    let address = "127.0.0.1:1".parse().expect("an address");
+    Caller { address }
+}
 
 /// Executes all that can be executed, and appends what was written; says which batches those were.
 pub fn execute(

@@ -375,6 +375,7 @@ impl World {
                 };
                 self.schedule(at, event);
             }
+            Progress::Subscribed(..) => unreachable!("no client of the simulation subscribes"),
             Progress::Parked(batch) => self.park(leader, client, request, batch),
         }
     }

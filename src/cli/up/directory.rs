@@ -92,7 +92,7 @@ impl Lock {
     }
 
     fn check(&self) -> io::Result<()> {
-        let held = id_of(&self.file.metadata()?);
+        let held = id_of(&self.file)?;
         check_in_place(&OsFileSystem, &self.path, held)
     }
 }

@@ -235,6 +235,7 @@ fn a_batch_that_is_passed_on_has_one_of_three_outcomes() {
         loop {
             match progress {
                 Progress::Done(replies, _) => return replies,
+                Progress::Subscribed(..) => panic!("nobody subscribes"),
                 Progress::Parked(parked) => progress = parked.resume(),
             }
         }
@@ -321,7 +322,9 @@ fn forwarded_replies_have_their_room_before_they_are_fetched() {
     let others = others.unwrap().take();
     let parked = |progress| match progress {
         Progress::Parked(parked) => parked,
-        Progress::Done(replies, _) => panic!("it does not wait: {replies:?}"),
+        Progress::Done(replies, _) | Progress::Subscribed(replies, _) => {
+            panic!("it does not wait: {replies:?}")
+        }
     };
     let waits = parked(parked(read()).resume());
     assert_eq!(*made.calls.lock(), 0);
@@ -333,7 +336,7 @@ fn forwarded_replies_have_their_room_before_they_are_fetched() {
     let busy = vec![Reply::Failed(Failure::Busy)];
     match given_up.resume() {
         Progress::Done(replies, _) => assert_eq!(replies, busy),
-        Progress::Parked(_) => panic!("it waits on"),
+        Progress::Subscribed(..) | Progress::Parked(_) => panic!("it waits on"),
     }
     assert_eq!(*made.calls.lock(), 0);
     drop(others);
@@ -342,7 +345,7 @@ fn forwarded_replies_have_their_room_before_they_are_fetched() {
             assert_eq!(replies, [value]);
             assert_eq!(room.unwrap().bytes(), 6 * 300_000);
         }
-        Progress::Parked(_) => panic!("its answer is there"),
+        Progress::Subscribed(..) | Progress::Parked(_) => panic!("its answer is there"),
     }
     assert_eq!(*made.calls.lock(), 1);
     assert_eq!(shared.budget.used(), 0);

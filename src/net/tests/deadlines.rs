@@ -5,7 +5,6 @@ use bytes::Bytes;
 use super::*;
 use crate::protocol::Session;
 use crate::protocol::output::Output;
-use crate::protocol::reply::Reply;
 
 /// How long a line may take.
 const LINE_TIME: Duration = Duration::from_millis(300);
@@ -27,15 +26,15 @@ struct HurriedSession {
 pub struct Patient;
 
 impl Sessions for Patient {
-    fn open(&self) -> Box<dyn Session> {
+    fn open(&self, _: &Caller) -> Box<dyn Session> {
         Box::new(HurriedSession {
             is_patient: true,
             ..HurriedSession::default()
         })
     }
 
-    fn open_reserved(&self) -> Box<dyn Session> {
-        Hurried.open_reserved()
+    fn open_reserved(&self, caller: &Caller) -> Box<dyn Session> {
+        Hurried.open_reserved(caller)
     }
 
     fn refusal(&self) -> Bytes {
@@ -44,11 +43,11 @@ impl Sessions for Patient {
 }
 
 impl Sessions for Hurried {
-    fn open(&self) -> Box<dyn Session> {
+    fn open(&self, _: &Caller) -> Box<dyn Session> {
         Box::new(HurriedSession::default())
     }
 
-    fn open_reserved(&self) -> Box<dyn Session> {
+    fn open_reserved(&self, _: &Caller) -> Box<dyn Session> {
         Box::new(HurriedSession {
             is_reserved: true,
             ..HurriedSession::default()

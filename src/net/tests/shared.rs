@@ -40,7 +40,7 @@ impl Stepped {
         let waker = mio::Waker::new(accept.registry(), WAKER).expect("a waker");
         Stepped {
             shared: Shared::new(
-                Arc::new(Nothing),
+                (Arc::new(Everything), Arc::new(Nothing)),
                 SystemClock::shared(),
                 (limits, budget),
                 (vec![mailbox], helpers),
@@ -59,7 +59,10 @@ impl Stepped {
         let (stream, _) = self.listener.accept().expect("a connection");
         stream.set_nonblocking(true).expect("a socket");
         let newcomer = Newcomer {
-            stream: mio::net::TcpStream::from_std(stream),
+            stream: Box::new(mio::net::TcpStream::from_std(stream)),
+            caller: Caller {
+                address: client.local_addr().expect("an address"),
+            },
             sessions: Arc::new(Hurried),
             accepted_at,
             place,

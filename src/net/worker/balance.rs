@@ -142,6 +142,7 @@ impl Worker {
             return self.close(place, *entry);
         }
         entry.stay = self.balance.stay_of_moved();
+        entry.connection.moves_to(&self.mailbox);
         self.put(place, entry);
         self.ready.push_back(place);
     }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{State, Work, Worker};
+use super::{Entry, Work, Worker};
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::net::budget::Reservation;
 use crate::net::connection::is_long;
+use crate::net::shared::Shared;
 use crate::net::timers::{Of, Timer};
 use crate::net::{Call, CallDone, Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
@@ -119,19 +120,14 @@ impl Worker {
                 }
             }
         }
-        match self.begin(Batch::Writes(writes), 1) {
-            Progress::Done(replies, room) => self.complete(Owner::Shares(shares), replies, room),
-            Progress::Parked(batch) => self.park(Owner::Shares(shares), batch),
-        }
+        let progress = self.begin(Batch::Writes(writes), 1);
+        self.follow(Owner::Shares(shares), progress);
     }
 
     /// Begins the batch of a call.
     pub(super) fn call(&mut self, call: Call) {
-        let owner = Owner::Call(call.done);
-        match call.handler.begin(call.batch, call.reply_growth) {
-            Progress::Done(replies, room) => self.complete(owner, replies, room),
-            Progress::Parked(batch) => self.park(owner, batch),
-        }
+        let progress = call.handler.begin(call.batch, call.reply_growth);
+        self.follow(Owner::Call(call.done), progress);
     }
 
     /// Keeps a batch until its waker or its deadline continues it.
@@ -168,14 +164,24 @@ impl Worker {
         self.timers.remove(&timer);
         self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
         self.shared_batches -= usize::from(matches!(owner, Owner::Shares(_)));
-        match batch.resume() {
-            Progress::Done(replies, room) => self.complete(owner, replies, room),
-            Progress::Parked(batch) => self.park(owner, batch),
-        }
+        self.follow(owner, batch.resume());
     }
 
-    /// Hands the replies to whose they are; connections are ready then.
-    fn complete(&mut self, owner: Owner, replies: Vec<Reply>, room: Option<Reservation>) {
+    /// Parks a batch, or hands the replies to whose they are; connections are ready then.
+    fn follow(&mut self, owner: Owner, progress: Progress) {
+        let (replies, room) = match progress {
+            Progress::Parked(batch) => return self.park(owner, batch),
+            Progress::Done(replies, room) => (replies, room),
+            Progress::Subscribed(replies, subscriber) => match owner {
+                Owner::Connection(place) => {
+                    let mut entry = self.take(place);
+                    self.subscribe(place, &mut entry.connection, replies, subscriber);
+                    return self.make_ready(place, entry);
+                }
+                Owner::Shares(_) => panic!("writes of several connections subscribe none"),
+                Owner::Call(_) => (replies, None),
+            },
+        };
         match owner {
             Owner::Connection(place) => self.answer(place, replies, room),
             Owner::Shares(shares) => {
@@ -202,15 +208,38 @@ impl Worker {
     }
 
     fn answer(&mut self, place: usize, replies: Vec<Reply>, room: Option<Reservation>) {
-        let entry = self.entries.get_mut(place).and_then(Option::take);
-        let mut entry = entry.expect("it waits for its batch");
-        if entry.connection.has_much_to_encode(&replies) {
-            return self.help(place, entry, Work::Encode(replies, room));
+        let entry = self.take(place);
+        if let Some(entry) = self.complete(place, entry, replies, room) {
+            self.make_ready(place, entry);
         }
-        entry.connection.complete(replies, room);
-        entry.state = State::Ready;
-        self.put(place, entry);
-        self.ready.push_back(place);
+    }
+
+    /// Takes the connection that waits for its batch from its place.
+    fn take(&mut self, place: usize) -> Box<Entry> {
+        let entry = self.entries.get_mut(place).and_then(Option::take);
+        entry.expect("it waits for its batch")
+    }
+
+    /// Counts the batch of a connection and gives it the replies. A helper that encodes them for
+    /// long has the connection then.
+    pub(super) fn complete(
+        &mut self,
+        place: usize,
+        mut entry: Box<Entry>,
+        replies: Vec<Reply>,
+        room: Option<Reservation>,
+    ) -> Option<Box<Entry>> {
+        let Shared {
+            admission, clock, ..
+        } = &*self.shared;
+        let connection = &mut entry.connection;
+        connection.count(&replies, &**admission, clock.now());
+        if connection.has_much_to_encode(&replies) {
+            self.help(place, entry, Work::Encode(replies, room));
+            return None;
+        }
+        connection.complete(replies, room);
+        Some(entry)
     }
 }
 

@@ -22,11 +22,12 @@ impl Worker {
         let session = newcomer.session(kind);
         let Newcomer {
             stream,
+            caller,
             accepted_at,
             ..
         } = newcomer;
         let charge = self.shared.budget.charge();
-        let mut connection = Connection::new(stream, session, charge, accepted_at);
+        let mut connection = Connection::new((stream, caller), session, charge, accepted_at);
         if let Err(error) = connection.register(self.poll.registry(), Token(place)) {
             log::debug!("a connection cannot be served: {error}");
             drop(connection);

@@ -105,6 +105,7 @@ impl Worker {
             let is_stopping = self.shared.is_stopping();
             let timeout = self.shared.stall_timeout();
             let is_admitted = self.is_admitted(place, connection, is_choked, now);
+            connection.take_pushes();
             // Before the flush: what the system's buffers take now is not what the client takes.
             if connection.is_stalled(now, timeout, is_stopping) || connection.flush(now).is_err() {
                 return Next::Close;
@@ -149,26 +150,30 @@ impl Worker {
         if shared.is_stopping() {
             return Found::Nothing;
         }
-        if connection.is_choked(&shared.limits) {
-            return Found::Choked;
-        }
-        let now = shared.clock.now();
-        if turn.batches_left == 0 || now >= turn.until {
-            return Found::TurnOver;
-        }
-        if connection.has_much_to_parse() {
-            return Found::Long;
-        }
-        let Some(batch) = connection.next_batch() else {
-            return if connection.session.is_paused() {
-                Found::Choked
-            } else {
-                Found::Nothing
+        loop {
+            if connection.is_choked(&shared.limits) {
+                return Found::Choked;
+            }
+            let now = shared.clock.now();
+            if turn.batches_left == 0 || now >= turn.until {
+                return Found::TurnOver;
+            }
+            if connection.has_much_to_parse() {
+                return Found::Long;
+            }
+            let Some(batch) = connection.next_batch() else {
+                return if connection.session.is_paused() {
+                    Found::Choked
+                } else {
+                    Found::Nothing
+                };
             };
-        };
-        turn.batches_left -= 1;
-        connection.recharge();
-        Found::Batch(batch)
+            turn.batches_left -= 1;
+            connection.recharge();
+            if let Some(batch) = connection.permit(batch, &*shared.admission, now) {
+                return Found::Batch(batch);
+            }
+        }
     }
 
     /// All is executed, or nothing more will be: closes once all is written.

@@ -20,6 +20,7 @@ pub mod writer;
 use bytes::Bytes;
 
 pub use self::session::HatokuseSession;
+use super::admission::Caller;
 use super::{Session, Sessions, batch};
 use crate::ids::KEY_BYTES_MAX;
 
@@ -84,11 +85,11 @@ impl Hatokuse {
 }
 
 impl Sessions for Hatokuse {
-    fn open(&self) -> Box<dyn Session> {
+    fn open(&self, _caller: &Caller) -> Box<dyn Session> {
         Box::new(HatokuseSession::new(self.limits, &(self.identity)()))
     }
 
-    fn open_reserved(&self) -> Box<dyn Session> {
+    fn open_reserved(&self, _caller: &Caller) -> Box<dyn Session> {
         // What may be asked for has no payload.
         let limits = Limits {
             payload_bytes_max: 0,

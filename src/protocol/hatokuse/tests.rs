@@ -8,7 +8,7 @@ use goldenscript::Runner;
 use super::{Hatokuse, Identity, Limits};
 use crate::clock::Instant;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::{FakeStore, execute, failure};
+use crate::protocol::testing::{FakeStore, caller, execute, failure};
 use crate::protocol::{RESERVED_TIME, Session, Sessions};
 
 mod properties;
@@ -22,7 +22,7 @@ fn sessions(payload_bytes_max: usize) -> Hatokuse {
 }
 
 fn open(payload_bytes_max: usize) -> Box<dyn Session> {
-    sessions(payload_bytes_max).open()
+    sessions(payload_bytes_max).open(&caller())
 }
 
 struct Transcript {
@@ -69,7 +69,7 @@ impl Runner for Transcript {
     fn run(&mut self, step: &Step, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         match step {
             Step::Open { limit } => self.session = open(limit.unwrap_or(1000)),
-            Step::Reserved => self.session = sessions(1000).open_reserved(),
+            Step::Reserved => self.session = sessions(1000).open_reserved(&caller()),
             Step::Late => self.session.input_timed_out(),
             Step::Send(pieces) => {
                 for piece in pieces {
@@ -369,7 +369,7 @@ fn a_large_payload_is_not_copied_out_of_the_input() {
 #[test]
 fn a_session_in_a_reserved_place_ends_whatever_it_sends() {
     let at = |s| Instant::default() + std::time::Duration::from_secs(s);
-    let mut session = sessions(1000).open_reserved();
+    let mut session = sessions(1000).open_reserved(&caller());
     let end = at(1) + RESERVED_TIME;
     assert_eq!(session.input_deadline(at(1)), Some(end));
     session.receive(b"STATUS\n");

@@ -34,6 +34,7 @@ use self::node::Node;
 use self::problem::Kind;
 use self::session::HttpSession;
 use self::writer::Writer;
+use super::admission::Caller;
 use super::{Session, Sessions};
 
 /// The limits of one session.
@@ -57,11 +58,11 @@ impl Http {
 }
 
 impl Sessions for Http {
-    fn open(&self) -> Box<dyn Session> {
+    fn open(&self, _caller: &Caller) -> Box<dyn Session> {
         Box::new(HttpSession::new(self.limits, Arc::clone(&self.node)))
     }
 
-    fn open_reserved(&self) -> Box<dyn Session> {
+    fn open_reserved(&self, _caller: &Caller) -> Box<dyn Session> {
         Box::new(HttpSession::new(self.limits, Arc::clone(&self.node)).reserved())
     }
 

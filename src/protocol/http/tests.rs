@@ -12,7 +12,7 @@ use super::session::{BODY_STEP_BYTES, HEAD_TIME};
 use super::{Http, Limits};
 use crate::clock::Instant;
 use crate::protocol::request::Batch;
-use crate::protocol::testing::{FakeStore, execute, failure};
+use crate::protocol::testing::{FakeStore, caller, execute, failure};
 use crate::protocol::{RESERVED_TIME, Session, Sessions};
 
 /// A node in the middle of 2001 whose checks are passed but for one.
@@ -69,7 +69,7 @@ fn sessions(payload_bytes_max: usize, node: &Arc<FakeNode>) -> Http {
 }
 
 fn open(payload_bytes_max: usize, node: &Arc<FakeNode>) -> Box<dyn Session> {
-    sessions(payload_bytes_max, node).open()
+    sessions(payload_bytes_max, node).open(&caller())
 }
 
 struct Transcript {
@@ -128,7 +128,7 @@ impl Runner for Transcript {
     fn run(&mut self, step: &Step, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         match step {
             Step::Open { limit } => self.session = open(limit.unwrap_or(1000), &self.node),
-            Step::Reserved => self.session = sessions(1000, &self.node).open_reserved(),
+            Step::Reserved => self.session = sessions(1000, &self.node).open_reserved(&caller()),
             Step::Ask { lines, body } => {
                 let (first, fields) = lines.split_first().ok_or("no request line")?;
                 let mut text = format!("{first} HTTP/1.1\r\nHost: h\r\n");
@@ -306,7 +306,7 @@ fn a_request_has_its_time_and_idleness_has_none() {
     assert!(output.starts_with(b"HTTP/1.1 201"), "{output:?}");
     assert_eq!(session.input_deadline(at(30)), None);
     assert!(session.is_idle());
-    let mut reserved = sessions(1000, &node).open_reserved();
+    let mut reserved = sessions(1000, &node).open_reserved(&caller());
     assert_eq!(reserved.input_deadline(at(1)), Some(at(1) + RESERVED_TIME));
     reserved.receive(b"GET");
     assert_eq!(reserved.next_batch(), None);
