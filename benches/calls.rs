@@ -85,11 +85,11 @@ pub fn all(criterion: &mut Criterion) {
     .expect("a link");
     let request = Request::Store(StoreRequest {
         fence: Fence { term: 1, link: 1 },
-        records: vec![StoreRecord {
+        records: Arc::new(vec![StoreRecord {
             revision: Revision::new(1, 1),
             key: Key::Id(1),
             payload: Bytes::from_static(&[b'x'; 100]),
-        }],
+        }]),
     });
     let mut group = criterion.benchmark_group("rpc");
     for in_flight in IN_FLIGHT {

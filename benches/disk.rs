@@ -137,7 +137,7 @@ fn store(queue: &AppendQueue, number: u64, payload: &Bytes) {
     let job = Job {
         operation: Operation::Store(StoreRequest {
             fence: FENCE,
-            records: vec![record],
+            records: Arc::new(vec![record]),
         }),
         call: CallId(number),
         from: "leader-1".into(),

@@ -172,7 +172,7 @@ impl Load {
             key: Key::Id(number),
             payload: Bytes::from_static(&[7; 100]),
         };
-        let records = (first..end).map(record).collect();
+        let records = Arc::new((first..end).map(record).collect());
         self.push(Operation::Store(StoreRequest { fence, records }));
         self.next = end;
         if first >= KEPT {

@@ -2,6 +2,8 @@
 //!
 //! The driver's duties for each effect are in the header of the module above.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::error::Failure;
@@ -187,8 +189,8 @@ pub enum Effect {
         tag: Tag,
         /// To whom.
         member: MemberId,
-        /// What to store.
-        records: Vec<StoreRecord>,
+        /// What to store; the same value for all members that store the same.
+        records: Arc<Vec<StoreRecord>>,
         /// Charged already; the driver ends it with the call.
         charge: Charge,
     },

@@ -206,7 +206,7 @@ impl Model {
     /// Stores that were sent since the last look.
     fn look(&mut self, world: &World) {
         for call in &world.stores {
-            for record in &call.records {
+            for record in call.records.iter() {
                 self.sent.insert((record.revision, call.member));
                 self.may_exist.insert((record.revision, call.member));
             }

@@ -5,6 +5,7 @@ mod show;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,7 +35,7 @@ pub const TERM: u64 = 3;
 pub struct StoreCall {
     pub tag: Tag,
     pub member: MemberId,
-    pub records: Vec<StoreRecord>,
+    pub records: Arc<Vec<StoreRecord>>,
     pub charge: Charge,
 }
 
@@ -284,7 +285,7 @@ impl World {
                     names.join(" "),
                     charge.bytes
                 ));
-                for record in &records {
+                for record in records.iter() {
                     let value = (record.key.clone(), record.payload.clone());
                     self.payloads.insert(record.revision, value);
                 }

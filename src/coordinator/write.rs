@@ -28,6 +28,7 @@ mod runs;
 mod transaction;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::events::Tags;
 use super::{Charge, Effect, Event, Limits, NEVER, Revisions, Tag};
@@ -332,13 +333,15 @@ impl WriteBatch {
         cluster: &Cluster,
         effects: &mut Vec<Effect>,
     ) {
+        // Mostly each run goes to the same members as its neighbours.
+        let mut sent: Vec<(Tag, Arc<Vec<StoreRecord>>)> = Vec::with_capacity(outgoing.len());
         for (member, runs) in outgoing {
-            let mut records = Vec::new();
-            let mut bytes = 0;
-            for &run in &runs {
-                bytes += self.runs[run].bytes;
-                records.extend(self.runs[run].sets.clone().map(|set| self.record(set)));
-            }
+            let bytes = runs.iter().map(|&run| self.runs[run].bytes).sum();
+            let same = sent.iter().find(|(tag, _)| self.calls[tag].runs == runs);
+            let records = match same {
+                Some((_, records)) => Arc::clone(records),
+                None => Arc::new(self.records(&runs)),
+            };
             let charge = Charge {
                 records: records.len() as u64,
                 bytes,
@@ -356,6 +359,7 @@ impl WriteBatch {
                 is_suspect: cluster.is_late(member),
             };
             self.calls.insert(tag, call);
+            sent.push((tag, Arc::clone(&records)));
             effects.push(Effect::Store {
                 tag,
                 member,
@@ -363,6 +367,16 @@ impl WriteBatch {
                 charge,
             });
         }
+    }
+
+    /// The records of these runs.
+    fn records(&self, runs: &[usize]) -> Vec<StoreRecord> {
+        let count = runs.iter().map(|&run| self.runs[run].sets.len()).sum();
+        let mut records = Vec::with_capacity(count);
+        for &run in runs {
+            records.extend(self.runs[run].sets.clone().map(|set| self.record(set)));
+        }
+        records
     }
 
     fn record(&self, set: usize) -> StoreRecord {

@@ -239,7 +239,13 @@ impl Run {
         }
     }
 
-    fn store(&mut self, tag: Tag, member: MemberId, records: Vec<StoreRecord>, charge: Charge) {
+    fn store(
+        &mut self,
+        tag: Tag,
+        member: MemberId,
+        records: Arc<Vec<StoreRecord>>,
+        charge: Charge,
+    ) {
         let Some(link) = self.shared.links.link(member) else {
             self.shared.end_store(member, charge, false);
             let answer = Answer::NotSent;

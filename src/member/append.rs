@@ -534,7 +534,7 @@ mod tests {
             key: Key::Id(sequence),
             payload: Bytes::from_static(b"x"),
         };
-        let records = vec![record];
+        let records = Arc::new(vec![record]);
         let answers = rig.answers.0.clone();
         Job {
             operation: Operation::Store(StoreRequest { fence, records }),

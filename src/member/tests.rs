@@ -154,7 +154,7 @@ fn store(fence: Fence, sequences: &[u64]) -> Request {
     };
     Request::Store(StoreRequest {
         fence,
-        records: sequences.iter().map(record).collect(),
+        records: Arc::new(sequences.iter().map(record).collect()),
     })
 }
 

@@ -153,14 +153,14 @@ impl Server {
         budget: Arc<Budget>,
     ) -> io::Result<Server> {
         let mut spawn = |name: String, body| threads::spawn(name, body);
-        Server::start_by(&mut spawn, doors, handler, clock, (limits, budget))
+        Server::start_by(&mut spawn, doors, executor, clock, (limits, budget))
     }
 
     /// As [`Server::start_within`], with the function that starts threads.
     pub(super) fn start_by(
         spawn: Spawn<'_>,
         doors: Vec<Door>,
-        handler: Arc<dyn Handler>,
+        executor: (Arc<dyn Admission>, Arc<dyn Handler>),
         clock: Arc<dyn Clock>,
         (limits, budget): (Limits, Arc<Budget>),
     ) -> io::Result<Server> {

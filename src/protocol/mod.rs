@@ -12,6 +12,7 @@
 
 pub mod admission;
 pub mod batch;
+pub mod buffers;
 pub mod hatokuse;
 pub mod http;
 pub mod json;

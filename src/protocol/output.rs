@@ -5,6 +5,8 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::buffers;
+
 /// From this length on a payload is queued as it is. Copying 16 KiB costs about as much as handing
 /// one more slice to the kernel.
 pub const SHARE_BYTES_MIN: usize = 16 * 1024;
@@ -18,23 +20,26 @@ pub struct Output {
     tail: BytesMut,
     /// The bytes in `chunks`.
     chunks_len: usize,
+    /// Whether a chunk was split off from `tail` since the buffers were released.
+    is_split: bool,
 }
 
 impl Output {
     /// Appends a copy of `bytes`.
     pub fn extend(&mut self, bytes: &[u8]) {
-        self.tail.extend_from_slice(bytes);
+        buffers::extend(&mut self.tail, bytes);
     }
 
     /// Appends a payload, without copying it when it is large.
     pub fn push(&mut self, payload: Bytes) {
         if payload.len() < SHARE_BYTES_MIN {
-            self.tail.extend_from_slice(&payload);
+            self.extend(&payload);
             return;
         }
         if !self.tail.is_empty() {
             self.chunks_len += self.tail.len();
             self.chunks.push_back(self.tail.split().freeze());
+            self.is_split = true;
         }
         self.chunks_len += payload.len();
         self.chunks.push_back(payload);
@@ -54,6 +59,9 @@ impl Output {
     /// still holds cannot be told from its capacity.
     pub fn release_buffers(&mut self) {
         if self.is_empty() {
+            if !self.is_split {
+                buffers::give_back(&mut self.tail);
+            }
             *self = Output::default();
         }
     }

@@ -20,6 +20,13 @@ use crate::ids::Key;
 /// vector slots. Only the order of magnitude matters.
 const REQUEST_BYTES: usize = 64;
 
+/// Requests of which an idle session keeps the place, some 1 KiB with this many. With fewer, a
+/// client that pipelines 16 requests has it allocated anew for each of its batches.
+const KEPT_REQUESTS_MAX: usize = 16;
+
+/// Requests for which a batch has room from its beginning, if the one before it had as many.
+const EXPECTED_REQUESTS_MAX: usize = 256;
+
 /// A single request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
@@ -52,8 +59,10 @@ pub struct Pipeline<F> {
     batch_bytes: usize,
     /// Requests of `batch`, in or out; at most as many as `steps`.
     batch_requests: usize,
-    /// The keys of a batch of reads that is out, in case it is answered in part.
+    /// The keys of a batch of several reads that is out, in case it is answered in part.
     keys_out: Vec<Key>,
+    /// Requests of the batch taken last: the next one is likely to have as many.
+    batch_requests_expected: usize,
     /// Whether a batch was taken and is not complete.
     is_out: bool,
     /// Whether the batch taken last is a transaction.
@@ -78,6 +87,7 @@ impl<F> Default for Pipeline<F> {
             batch_bytes: 0,
             batch_requests: 0,
             keys_out: Vec::new(),
+            batch_requests_expected: 1,
             is_out: false,
             is_transaction: false,
             is_rest: false,
@@ -129,8 +139,8 @@ impl<F> Pipeline<F> {
         match (&mut self.batch, work) {
             (None, work) => {
                 self.batch = Some(match work {
-                    Work::Write(write) => Batch::Writes(vec![write]),
-                    Work::Read(key) => Batch::Reads(vec![key]),
+                    Work::Write(write) => Batch::Writes(self.list_of(write)),
+                    Work::Read(key) => Batch::Reads(self.list_of(key)),
                     Work::Alone(batch) => batch,
                 });
             }
@@ -146,6 +156,14 @@ impl<F> Pipeline<F> {
         self.steps.push_back(Step::Request(form));
     }
 
+    /// The first requests of a batch, with room for as many as the batch before it had.
+    fn list_of<T>(&self, first: T) -> Vec<T> {
+        let expected = self.batch_requests_expected.clamp(1, EXPECTED_REQUESTS_MAX);
+        let mut list = Vec::with_capacity(expected);
+        list.push(first);
+        list
+    }
+
     /// Adds a step that needs no execution.
     pub fn local(&mut self, form: F) {
         assert!(self.is_open(), "a step behind a closed batch");
@@ -158,9 +176,12 @@ impl<F> Pipeline<F> {
             return None;
         }
         let batch = self.batch.take()?;
-        if let Batch::Reads(keys) = &batch {
+        if let Batch::Reads(keys) = &batch
+            && keys.len() > 1
+        {
             self.keys_out.clone_from(keys);
         }
+        self.batch_requests_expected = self.batch_requests;
         self.is_transaction = matches!(batch, Batch::Transaction(_));
         self.is_out = true;
         self.is_rest = false;
@@ -212,8 +233,12 @@ impl<F> Pipeline<F> {
     /// Gives back what empty queues hold.
     pub fn release_buffers(&mut self) {
         if self.steps.is_empty() {
-            self.steps = VecDeque::new();
-            self.keys_out = Vec::new();
+            if self.steps.capacity() > KEPT_REQUESTS_MAX {
+                self.steps = VecDeque::new();
+            }
+            if self.keys_out.capacity() > KEPT_REQUESTS_MAX {
+                self.keys_out = Vec::new();
+            }
         }
     }
 }

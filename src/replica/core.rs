@@ -60,7 +60,7 @@ impl<T> Replica<T> {
         let pending = match self.fence.admit(request.fence, from) {
             Ok(()) => {
                 let mut staged = Vec::with_capacity(request.records.len());
-                for record in &request.records {
+                for record in request.records.iter() {
                     staged.push(engine.store(record.revision, &record.key, &record.payload)?);
                 }
                 Pending::Store(staged)
@@ -246,7 +246,7 @@ mod tests {
         };
         StoreRequest {
             fence,
-            records: revisions.iter().map(record).collect(),
+            records: Arc::new(revisions.iter().map(record).collect()),
         }
     }
 

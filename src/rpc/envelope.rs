@@ -18,13 +18,14 @@ use crate::ids::{CallId, Fence, Key, Revision};
 use crate::rpc::frame::{FRAME_BYTES_MAX, Frame, FrameTooLarge};
 use crate::rpc::message::{
     FetchRequest, FetchResult, HOLDS_REVISIONS_MAX, Hello, HoldsRequest, ReleaseRequest, Request,
-    Response, StoreRecord, StoreRequest, StoreResult,
+    Response, StoreResult,
 };
 
 mod forward;
 mod hello;
 mod members;
 mod peers;
+mod stores;
 
 /// The generated types, named nowhere else.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -103,6 +104,9 @@ pub fn encode(envelope: Envelope) -> Result<Frame, FrameTooLarge> {
     if let Err(error) = check_call(envelope.call, &envelope.body) {
         panic!("{error}");
     }
+    if let Body::Request(Request::Store(request)) = &envelope.body {
+        return stores::encode(envelope.call, envelope.term, request);
+    }
     let wire = wire::Envelope {
         call_id: envelope.call.0,
         term: envelope.term,
@@ -113,7 +117,7 @@ pub fn encode(envelope: Envelope) -> Result<Frame, FrameTooLarge> {
         }),
     };
     let mut frame = Frame::begin(wire.encoded_len())?;
-    wire.encode(&mut frame)
+    wire.encode(frame.own())
         .expect("a frame grows as it is written");
     Ok(frame)
 }
@@ -128,7 +132,7 @@ pub fn decode(body: Bytes) -> Checked<Envelope> {
             Body::Response(Response::Refused(hello::to_refusal(refused)?))
         }
         Some(WireBody::StoreRequest(request)) => {
-            Body::Request(Request::Store(to_store_request(request)?))
+            Body::Request(Request::Store(stores::to_request(request)?))
         }
         Some(WireBody::FetchRequest(request)) => Body::Request(Request::Fetch(FetchRequest {
             fence: to_fence(request.fence, "fetch_request.fence")?,
@@ -218,13 +222,7 @@ fn check_call(call: CallId, body: &Body) -> Checked<()> {
 
 fn from_request(request: Request) -> WireBody {
     match request {
-        Request::Store(request) => {
-            assert!(request.records.len() <= RECORDS_MAX, "store too many");
-            WireBody::StoreRequest(wire::StoreRequest {
-                fence: Some(from_fence(request.fence)),
-                records: request.records.into_iter().map(from_record).collect(),
-            })
-        }
+        Request::Store(_) => unreachable!("stores are encoded without a wire message"),
         Request::Fetch(request) => {
             assert!(request.revisions.len() <= RECORDS_MAX, "fetch too many");
             WireBody::FetchRequest(wire::FetchRequest {
@@ -343,35 +341,6 @@ fn to_payload(payload: Bytes, field: &'static str) -> Checked<Bytes> {
         return invalid(field, "is too long");
     }
     Ok(payload)
-}
-
-fn from_record(record: StoreRecord) -> wire::store_request::Record {
-    wire::store_request::Record {
-        revision: record.revision.as_u64(),
-        key: Some(from_key(record.key)),
-        payload: record.payload,
-    }
-}
-
-fn to_store_request(request: wire::StoreRequest) -> Checked<StoreRequest> {
-    if request.records.len() > RECORDS_MAX {
-        return invalid("store_request.records", "has too many entries");
-    }
-    let to_record = |record: wire::store_request::Record| {
-        Ok(StoreRecord {
-            revision: Revision::from_u64(record.revision),
-            key: to_key(record.key, "store_request.records.key")?,
-            payload: to_payload(record.payload, "store_request.records.payload")?,
-        })
-    };
-    Ok(StoreRequest {
-        fence: to_fence(request.fence, "store_request.fence")?,
-        records: request
-            .records
-            .into_iter()
-            .map(to_record)
-            .collect::<Checked<_>>()?,
-    })
 }
 
 fn from_store_result(result: StoreResult) -> i32 {
@@ -840,10 +809,13 @@ mod tests {
     }
 
     mod properties {
+        use std::sync::Arc;
+
         use proptest::collection::vec;
         use proptest::prelude::*;
 
         use super::*;
+        use crate::rpc::message::{StoreRecord, StoreRequest};
 
         fn key() -> impl Strategy<Value = Key> {
             let word = "[a-zé/]{1,20}".prop_map(|word| Key::Word(word.into()));
@@ -882,8 +854,10 @@ mod tests {
                     key,
                     payload,
                 });
-            let store = (fence(), vec(record, 0..5))
-                .prop_map(|(fence, records)| Request::Store(StoreRequest { fence, records }));
+            let store = (fence(), vec(record, 0..5)).prop_map(|(fence, records)| {
+                let records = Arc::new(records);
+                Request::Store(StoreRequest { fence, records })
+            });
             let fetch = (fence(), vec(revision(), 0..5))
                 .prop_map(|(fence, revisions)| Request::Fetch(FetchRequest { fence, revisions }));
             let release = (fence(), vec(revision(), 0..5)).prop_map(|(fence, revisions)| {
@@ -1228,6 +1202,30 @@ mod tests {
             fn what_is_written_reads_back(envelope in envelope()) {
                 let body = Bytes::from(encoded(envelope.clone()));
                 prop_assert_eq!(decode(body), Ok(envelope));
+            }
+
+            #[test]
+            fn a_store_is_encoded_as_by_the_generated_types(
+                call in 1u64..300,
+                term in 0u64..300,
+                fence in fence(),
+                records in vec((0u64..3, 0u64..300, key(), payload()), 0..5),
+            ) {
+                let record = |(high, low, key, payload)| StoreRecord {
+                    revision: Revision::from_u64(high << 48 | low),
+                    key,
+                    payload,
+                };
+                let records = Arc::new(records.into_iter().map(record).collect());
+                let store = StoreRequest { fence, records };
+                let wire = wire::Envelope {
+                    call_id: call,
+                    term,
+                    body: Some(WireBody::StoreRequest(stores::from_request(&store))),
+                };
+                let (call, body) = (CallId(call), Body::Request(Request::Store(store)));
+                let body = encoded(Envelope { call, term, body });
+                prop_assert_eq!(body, wire.encode_to_vec());
             }
 
             #[test]

@@ -109,13 +109,11 @@ impl Decoder {
 
 #[cfg(test)]
 mod tests {
-    use bytes::BufMut;
-
     use super::*;
 
     fn framed(body: &[u8]) -> Vec<u8> {
         let mut frame = Frame::begin(body.len()).expect("a small frame");
-        frame.put_slice(body);
+        frame.own().extend_from_slice(body);
         frame.to_vec()
     }
 

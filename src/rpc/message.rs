@@ -5,6 +5,7 @@
 //! it is posted, not called, and has no answer; Raft itself repeats what was lost.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -215,8 +216,8 @@ pub enum Response {
 pub struct StoreRequest {
     /// Compared when the request is executed.
     pub fence: Fence,
-    /// What to store.
-    pub records: Vec<StoreRecord>,
+    /// What to store; shared by the requests to all members that store the same.
+    pub records: Arc<Vec<StoreRecord>>,
 }
 
 /// One record to store.

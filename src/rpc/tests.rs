@@ -232,7 +232,7 @@ fn store(payload: impl Into<Bytes>, records: usize) -> Request {
     };
     Request::Store(StoreRequest {
         fence: Fence { term: 1, link: 1 },
-        records: (0..records).map(record).collect(),
+        records: Arc::new((0..records).map(record).collect()),
     })
 }
 

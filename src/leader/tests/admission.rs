@@ -111,7 +111,7 @@ fn a_member_sends_small_frames_and_a_leader_large_ones() {
             payload: Bytes::from(vec![b'x'; bytes]),
         };
         let fence = Fence { term: 1, link: 1 };
-        let records = vec![record];
+        let records = Arc::new(vec![record]);
         let request = Request::Store(StoreRequest { fence, records });
         let link = dial(&rig, &leader, "member-1", Role::Member, NEW_ID).unwrap();
         link.call_wait(0, request, deadline())

@@ -8,7 +8,7 @@ use super::{Fixture, limits};
 use crate::clock::sleep;
 
 /// Says to the test below that it has a process for itself.
-const ALONE: &str = "TOLEREX_TEST_ALONE";
+pub(super) const ALONE: &str = "TOLEREX_TEST_ALONE";
 
 /// In a process of its own, as the limit on descriptors is the process's.
 #[test]

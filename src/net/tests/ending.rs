@@ -161,7 +161,7 @@ fn a_thread_that_cannot_be_started_ends_those_that_were() {
         let server = Server::start_by(
             &mut spawn_some,
             vec![door],
-            Arc::new(Nothing),
+            (Arc::new(Everything), Arc::new(Nothing)),
             Arc::clone(&clock),
             (limits, budget),
         );

@@ -19,6 +19,7 @@ use super::command::prefix::Prefix;
 use super::command::{BULK_USAGE, Command, Framed, Parsed, Problem, parse};
 use super::foreign::{self, Sketch};
 use crate::protocol::batch;
+use crate::protocol::buffers::{self, Payloads};
 use crate::protocol::request::BULK_BYTES_MAX;
 
 /// The most bytes of one line or payload that are skipped because they are above the limit: some
@@ -42,6 +43,10 @@ pub struct Parser {
     limits: Limits,
     /// What was received and not yet consumed.
     buffer: BytesMut,
+    /// Whether a payload was split off from `buffer` since that was released.
+    is_split: bool,
+    /// Where short payloads are copied to.
+    payloads: Payloads,
     /// The first bytes of `buffer` in which there is no LF.
     scanned: usize,
     state: State,
@@ -116,6 +121,8 @@ impl Parser {
         Parser {
             limits,
             buffer: BytesMut::new(),
+            is_split: false,
+            payloads: Payloads::default(),
             scanned: 0,
             state: State::Line,
             is_ended: false,
@@ -145,7 +152,7 @@ impl Parser {
             }
             State::Payload { .. } => {}
         }
-        self.buffer.extend_from_slice(bytes);
+        buffers::extend(&mut self.buffer, bytes);
     }
 
     /// No more input will come.
@@ -207,11 +214,15 @@ impl Parser {
         self.scanned = 0;
     }
 
-    /// Gives the buffer back if it is empty.
+    /// Gives the buffers back, the one for input if it is empty.
     pub fn release_buffers(&mut self) {
         if self.buffer.is_empty() {
+            if !std::mem::take(&mut self.is_split) {
+                buffers::give_back(&mut self.buffer);
+            }
             self.buffer = BytesMut::new();
         }
+        self.payloads.release();
     }
 
     /// The next command, or `None` if it is not all there.
@@ -392,10 +403,11 @@ impl Parser {
     fn cut(&mut self, start: usize, end: usize, whole: usize) -> Bytes {
         self.scanned = 0;
         if end - start < SHARE_BYTES_MIN {
-            let payload = Bytes::copy_from_slice(&self.buffer[start..end]);
+            let payload = self.payloads.copy(&self.buffer[start..end]);
             self.buffer.advance(whole);
             return payload;
         }
+        self.is_split = true;
         self.buffer.split_to(whole).freeze().slice(start..end)
     }
 

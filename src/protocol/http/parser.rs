@@ -23,6 +23,7 @@ use memchr::memchr;
 
 use super::head::{Framing, Head, read_head};
 use super::problem::{Kind, Problem};
+use crate::protocol::buffers::{self, Payloads};
 
 /// The longest head, with its empty line. Browsers with many cookies need some 8 KiB.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -58,6 +59,10 @@ pub struct Parser {
     state: State,
     /// The chunks of the body until here.
     body: BytesMut,
+    /// Whether a body was split off from `buffer` since that was released.
+    is_split: bool,
+    /// Where short bodies are copied to.
+    payloads: Payloads,
     /// Heads and bodies that were whole.
     stage: u64,
     /// Bytes received.
@@ -116,7 +121,7 @@ impl Parser {
                 let length = usize::try_from(left).expect("within the limit of a body");
                 self.buffer.reserve(length.saturating_sub(held));
             }
-            self.buffer.extend_from_slice(bytes);
+            buffers::extend(&mut self.buffer, bytes);
         }
     }
 
@@ -187,8 +192,12 @@ impl Parser {
     /// Gives the buffers back if they are empty.
     pub fn release_buffers(&mut self) {
         if self.buffer.is_empty() {
+            if !std::mem::take(&mut self.is_split) {
+                buffers::give_back(&mut self.buffer);
+            }
             self.buffer = BytesMut::new();
         }
+        self.payloads.release();
         if self.body.is_empty() {
             self.body = BytesMut::new();
         }
@@ -343,10 +352,11 @@ impl Parser {
             return None;
         }
         let body = if length < SHARE_BYTES_MIN {
-            let body = Bytes::copy_from_slice(&self.buffer[..length]);
+            let body = self.payloads.copy(&self.buffer[..length]);
             self.buffer.advance(length);
             body
         } else {
+            self.is_split = true;
             self.buffer.split_to(length).freeze()
         };
         Some(self.end_body(body))

@@ -4,13 +4,7 @@
 //! leader would hold a message of 16 MB once for the client and once for each copy, and once more
 //! for each member that takes its frame late.
 
-// The project avoids `unsafe`, and `BufMut` is a trait that is unsafe to implement. Prost hands a
-// payload over without a copy through this trait only; the safe way would be to encode requests by
-// hand. All unsafe parts are passed on to a `Vec`.
-#![allow(unsafe_code)]
-
-use bytes::buf::UninitSlice;
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 
 use super::{FRAME_BYTES_MAX, FrameTooLarge, PREFIX_BYTES};
 
@@ -18,7 +12,7 @@ use super::{FRAME_BYTES_MAX, FrameTooLarge, PREFIX_BYTES};
 /// its size, which would be kept for as long as the frame waits to be written.
 const SHARED_BYTES_MIN: usize = 1 << 20;
 
-/// A frame to be written, prefix included. Its body is appended through [`BufMut`].
+/// A frame to be written, prefix included.
 #[derive(Debug)]
 pub struct Frame {
     /// All bytes but those of the shared payloads.
@@ -49,6 +43,20 @@ impl Frame {
             shared: Vec::new(),
             shared_bytes: 0,
         })
+    }
+
+    /// What was appended so far but for shared payloads: more may be appended here.
+    pub fn own(&mut self) -> &mut Vec<u8> {
+        &mut self.own
+    }
+
+    /// Appends a payload: a large one without a copy.
+    pub fn push(&mut self, payload: &Bytes) {
+        if payload.len() < SHARED_BYTES_MIN {
+            return self.own.extend_from_slice(payload);
+        }
+        self.shared_bytes += payload.len();
+        self.shared.push((self.own.len(), payload.clone()));
     }
 
     /// Bytes of the frame, prefix included.
@@ -82,37 +90,6 @@ impl Frame {
     }
 }
 
-// SAFETY: `Vec` keeps the promises of the trait, and everything that concerns memory is passed on
-// to one.
-unsafe impl BufMut for Frame {
-    fn remaining_mut(&self) -> usize {
-        self.own.remaining_mut()
-    }
-
-    unsafe fn advance_mut(&mut self, bytes: usize) {
-        // SAFETY: the caller has initialized as many bytes of `chunk_mut`, which is the `Vec`'s.
-        unsafe { self.own.advance_mut(bytes) }
-    }
-
-    fn chunk_mut(&mut self) -> &mut UninitSlice {
-        self.own.chunk_mut()
-    }
-
-    /// Prost appends a payload by this method, as [`Bytes`]: those are shared without copying.
-    fn put<T: Buf>(&mut self, mut bytes: T) {
-        if bytes.remaining() < SHARED_BYTES_MIN {
-            return self.own.put(bytes);
-        }
-        let payload = bytes.copy_to_bytes(bytes.remaining());
-        self.shared_bytes += payload.len();
-        self.shared.push((self.own.len(), payload));
-    }
-
-    fn put_slice(&mut self, bytes: &[u8]) {
-        self.own.put_slice(bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,9 +100,9 @@ mod tests {
     fn a_large_payload_is_not_copied() {
         let payload = Bytes::from(vec![7; SHARED_BYTES_MIN]);
         let mut frame = Frame::begin(payload.len() + 4).expect("a frame");
-        frame.put_slice(b"ab");
-        frame.put(payload.clone());
-        frame.put_slice(b"cd");
+        frame.own().extend(b"ab");
+        frame.push(&payload);
+        frame.own().extend(b"cd");
         let parts: Vec<_> = frame.parts().collect();
         assert_eq!(parts.len(), 3);
         assert_eq!(parts[1].as_ptr(), payload.as_ptr(), "it was copied");
@@ -136,7 +113,7 @@ mod tests {
     #[test]
     fn a_small_frame_is_one_part() {
         let mut frame = Frame::begin(5).expect("a frame");
-        frame.put(Bytes::from_static(b"small"));
+        frame.push(&Bytes::from_static(b"small"));
         let parts: Vec<_> = frame.parts().collect();
         assert_eq!(parts, [b"\0\0\0\x05small"]);
     }
@@ -152,7 +129,7 @@ mod tests {
             let pieces: Vec<_> = pieces.map(|(i, len)| Bytes::from(vec![i as u8; *len])).collect();
             let body = pieces.concat();
             let mut frame = Frame::begin(body.len()).expect("a frame");
-            pieces.into_iter().for_each(|piece| frame.put(piece));
+            pieces.iter().for_each(|piece| frame.push(piece));
             let parts = frame.to_vec();
             prop_assert_eq!(&parts[..PREFIX_BYTES], (body.len() as u32).to_be_bytes());
             prop_assert!(parts[PREFIX_BYTES..] == body);

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::descriptors::ALONE;
 use super::*;
 
 const CLIENTS: u64 = 10_000;
