@@ -411,9 +411,16 @@ impl Cluster {
         Path::new(&seen).join(path)
     }
 
-    /// Sends a signal to a process.
+    /// Sends a signal to a process. After [`Signal::STOP`] waits until none of its threads runs.
     pub fn signal(&self, name: &str, signal: Signal) {
-        send(self.pid(name), signal).expect("it runs");
+        let pid = self.pid(name);
+        send(pid, signal).expect("it runs");
+        if signal == Signal::STOP {
+            // One of its threads has to run before the others stop: on a busy machine that takes
+            // some milliseconds, in which they go on.
+            let is_stopped = || threads_are_stopped(pid);
+            wait_until(&format!("{name} is stopped"), STOP_TIMEOUT, is_stopped);
+        }
     }
 
     /// Kills a process and waits until `up` has noticed.
@@ -671,12 +678,26 @@ pub fn send(pid: u32, signal: Signal) -> Result<(), rustix::io::Errno> {
 
 /// Whether a process runs; one that has ended and waits for its parent does not.
 pub fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state stands behind the name, which is in parentheses and may hold anything.
-    let state = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
+    let state = state(Path::new(&format!("/proc/{pid}")));
     state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// Whether all threads of a process are stopped, by SIGSTOP for example.
+fn threads_are_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let paths = threads.map(|thread| thread.expect("a thread").path());
+    // One that has ended meanwhile has no state.
+    paths
+        .into_iter()
+        .all(|path| state(&path).is_none_or(|state| state == 'T'))
+}
+
+/// The state of a process or thread with this directory below `/proc`, as in proc(5).
+fn state(path: &Path) -> Option<char> {
+    let stat = fs::read_to_string(path.join("stat")).ok()?;
+    // It stands behind the name, which is in parentheses and may hold anything.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.chars().next()
 }
 
 fn kill_child(child: &mut Child) {
