@@ -82,7 +82,7 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("rustls", &["rpc/tls"]),
     ("mio", &["net/"]),
     ("httparse", &["protocol/http/", "cli/load/replies.rs"]),
-    ("prost", &["rpc/envelope.rs"]),
+    ("prost", &["rpc/envelope.rs", "rpc/envelope/stores.rs"]),
     ("rcgen", &["cli/certs.rs", "rpc/testing.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),

@@ -4,9 +4,9 @@
 //! [`WINDOW`], and reports it at the window's end. One that is busy while another is much less so
 //! hands some of the connections that it serves over to the one with the lowest load.
 //!
-//! After a hand-over both workers measure a whole window anew: until then the one hands nothing over
-//! and the other gets nothing, so that several busy workers do not all choose the same idle one,
-//! each as if it were alone.
+//! After a hand-over both workers measure a whole window anew. Until then the one hands nothing
+//! over and the other gets nothing, so that several busy workers do not all choose the same idle
+//! one, each as if it were alone.
 
 use std::time::Duration;
 
