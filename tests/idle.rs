@@ -150,7 +150,7 @@ fn idle_connections_cost_little_memory_and_no_speed() {
             what,
             beside / alone,
             "x",
-            Limit::AtLeast(0.8, 1.0),
+            Limit::AtLeast(0.95, 1.0),
         )]
     }));
     publish("speed-6-idle-connections", COMMAND, &rows);
