@@ -20,6 +20,7 @@ use serde_json::Value;
 use support::client::Client;
 use support::cluster::Cluster;
 use support::figures::{Limit, Row, best_of, median, publish};
+use support::http::Http;
 use support::readers::{self, Readers};
 use tolerex::clock::{Clock, SystemClock, sleep};
 
@@ -289,6 +290,47 @@ fn ten_million_messages_take_little_memory_at_the_peak() {
     let each = grown as f64 / count as f64;
     let row = Row::new(&what, each, "bytes", Limit::AtMost(64.0, 48.0));
     publish("speed-3-peak", COMMAND, &[row]);
+}
+
+/// The turns of a leader's workers since its start, and those of a millisecond or longer.
+fn turns(cluster: &Cluster) -> [f64; 2] {
+    let address = cluster.leaders("http")[0].parse().expect("an address");
+    let mut http = Http::connect(address, Duration::from_secs(20)).expect("a connection");
+    let answer = http.ask("GET", "/stats", &[], b"").expect("a response");
+    let stats = answer.json().expect("JSON");
+    ["worker_turns", "long_worker_turns"].map(|field| number(&stats, field))
+}
+
+/// While a worker has a turn, all its other connections wait.
+#[test]
+#[ignore = "slow: loads for some seconds"]
+fn turns_of_workers_are_short() {
+    let _alone = alone();
+    let cluster = Cluster::start(&[]);
+    let mut rows = Vec::new();
+    for (what, flags) in [
+        ("SET", ""),
+        ("SET x pipeline 16", "--pipeline 16"),
+        ("SET, blocking clients", "--blocking"),
+        ("GET", "--get-ratio 1"),
+        ("GET x pipeline 16", "--get-ratio 1 --pipeline 16"),
+        ("GET, blocking clients", "--get-ratio 1 --blocking"),
+        ("PUT over HTTP", "--protocol http"),
+        ("GET over HTTP", "--protocol http --get-ratio 1"),
+    ] {
+        let flags = format!("--connections 64 --keys {FEW_KEYS} {flags}");
+        let what = format!("{what}, 64 connections: turns of a worker of 1 ms and longer");
+        rows.extend(best_of(TRIES, || {
+            let before = turns(&cluster);
+            load(&cluster, &flags, RATIO_SECONDS);
+            let after = turns(&cluster);
+            let [all, long] = [after[0] - before[0], after[1] - before[1]];
+            println!("{what}: {long:.0} of {all:.0}");
+            let limit = Limit::AtMost(0.1, 0.01);
+            vec![Row::new(&what, 100.0 * long / all, "%", limit)]
+        }));
+    }
+    publish("speed-9-turns", COMMAND, &rows);
 }
 
 /// Both as ratios of loads on one cluster, or on two that stand side by side.

@@ -96,6 +96,10 @@ struct StatsJson {
     connections: usize,
     parked_batches: usize,
     client_bytes_held: usize,
+    /// What workers did between two polls, since the start: how often, and how often it took
+    /// 1,024 us or longer.
+    worker_turns: u64,
+    long_worker_turns: u64,
     requests: Vec<KindStats>,
 }
 
@@ -200,12 +204,15 @@ impl LeaderNode {
     fn stats(&self) -> StatsJson {
         let gauges = self.gauges.get();
         let gauge = |read: fn(&Gauges) -> usize| gauges.map_or(0, read);
+        let turns = gauges.map(Gauges::turns).unwrap_or_default();
         StatsJson {
             node: self.shared.name.clone(),
             uptime_ms: self.uptime_ms(),
             connections: gauge(Gauges::connections),
             parked_batches: gauge(Gauges::under_way),
             client_bytes_held: gauge(Gauges::bytes_held),
+            worker_turns: turns.count(),
+            long_worker_turns: turns.of_at_least_us(10),
             requests: self.stats.all(),
         }
     }

@@ -267,6 +267,7 @@ fn followers_redirect_and_nodes_tell_of_themselves() {
         });
     }
     let stats = json(&all[0], "/stats");
+    assert!(stats["worker_turns"].as_u64() > Some(0), "{stats}");
     let kinds = stats["requests"].as_array().expect("kinds");
     assert!(
         kinds
