@@ -33,6 +33,8 @@ pub struct Row {
     pub unit: &'static str,
     /// What was promised.
     pub limit: Limit,
+    /// Whether it is known that this is not reached yet: it is shown, and fails nothing.
+    pub is_open: bool,
     /// What else was found: what `tolerex bench --json` printed, or nothing.
     pub details: Value,
 }
@@ -45,8 +47,15 @@ impl Row {
             found,
             unit,
             limit,
+            is_open: false,
             details: Value::Null,
         }
+    }
+
+    /// The same, of which it is known that the promise is not reached yet.
+    pub fn open(self) -> Row {
+        let is_open = true;
+        Row { is_open, ..self }
     }
 
     /// The same with what else the load came to.
@@ -84,7 +93,11 @@ impl fmt::Display for Row {
             Limit::AtMost(must, aim) => ("at most", must, aim),
             Limit::None => return write!(f, "{}: {:.2} {}", self.what, self.found, self.unit),
         };
-        let missed = if self.is_kept() { "" } else { "MISSED: " };
+        let missed = match (self.is_kept(), self.is_open) {
+            (true, _) => "",
+            (false, true) => "not reached yet: ",
+            (false, false) => "MISSED: ",
+        };
         write!(
             f,
             "{missed}{}: {:.2} {} ({kind} {must:.2}, aim {aim:.2})",
@@ -106,7 +119,7 @@ fn share() -> f64 {
 pub fn best_of(tries: usize, mut measure: impl FnMut() -> Vec<Row>) -> Vec<Row> {
     let mut best = measure();
     for _ in 1..tries {
-        if best.iter().all(Row::is_kept) {
+        if best.iter().all(|row| row.is_kept() || row.is_open) {
             break;
         }
         best.iter().for_each(|row| println!("once more: {row}"));
@@ -171,7 +184,7 @@ pub fn publish(name: &str, command: &str, rows: &[Row]) {
     keep(name, command, &rows.iter().map(as_json).collect());
     let missed: Vec<String> = rows
         .iter()
-        .filter(|row| !row.is_kept())
+        .filter(|row| !row.is_kept() && !row.is_open)
         .map(Row::to_string)
         .collect();
     assert!(missed.is_empty(), "{}", missed.join("\n"));
