@@ -105,8 +105,8 @@ fn address(addresses: &[String]) -> SocketAddr {
     addresses[0].parse().expect("an address")
 }
 
-/// The goal: what a request costs in allocations is known, and does not grow unnoticed. Each bound is
-/// what was counted and what the threads that beat and tick add on a busy machine: half an
+/// The goal: what a request costs in allocations is known, and does not grow unnoticed. Each bound
+/// is what was counted and what the threads that beat and tick add on a busy machine: half an
 /// allocation for a GET, up to two for a SET among 16, a tenth of those of a batch with one SET.
 #[test]
 fn allocations_of_a_request_are_bounded() {
