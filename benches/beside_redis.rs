@@ -12,6 +12,7 @@
 //! for all its replies, and sends the next one; a latency is that of a batch. Rounds alternate, the
 //! medians are shown.
 
+mod ratios;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -28,7 +29,7 @@ use rustix::event::{Timespec, epoll};
 use serde_json::{Value, json};
 use support::client::Client;
 use support::cluster::Cluster;
-use support::figures::{Limit, Row, keep, median, publish};
+use support::figures::{keep, median, publish};
 use support::wait_until;
 use tempfile::TempDir;
 use tolerex::cli::load::cpu::CpuTime;
@@ -439,49 +440,6 @@ fn measure(stores: &[Store], (connections, pipeline, reads): (usize, u64, bool))
     rows
 }
 
-/// What Tolerex comes to over Redis, with what must be reached: for each load and generator the
-/// figures for which something was promised.
-fn ratios(rows: &[Value]) -> Vec<Row> {
-    use Limit::{AtLeast, AtMost};
-    // Each measured row of Tolerex stands before that of Redis under the same load.
-    let of = |pair: &[Value]| {
-        let [tolerex, redis] = pair else {
-            unreachable!("a row for each store");
-        };
-        let what = tolerex["what"].as_str().expect("a load");
-        let (rate, cpu) = ("ops_per_s", "server_cpu_us_per_op");
-        let promised: &[(&str, &str, Limit)] = match what {
-            "SET, 1 connection" => &[("p50", "p50_us", AtMost(1.05, 0.9))],
-            "GET, 1 connection" => &[("p50", "p50_us", AtMost(1.05, 0.95))],
-            "SET, 64 connections" => &[
-                ("rate", rate, AtLeast(1.2, 1.5)),
-                ("CPU of all servers", cpu, AtMost(1.0, 0.8)),
-            ],
-            "GET, 64 connections" => &[
-                ("rate", rate, AtLeast(0.95, 1.15)),
-                ("CPU of all servers", cpu, AtMost(1.3, 1.1)),
-            ],
-            "SET, 64 connections x pipeline 16" => &[
-                ("rate", rate, AtLeast(1.2, 1.5)),
-                ("p99", "p99_us", AtMost(1.5, 1.0)),
-            ],
-            "GET, 64 connections x pipeline 16" => &[("rate", rate, AtLeast(1.0, 1.3))],
-            other => unreachable!("a load without promises: {other}"),
-        };
-        let row = |(name, field, limit): &(&str, &str, Limit)| {
-            let [ours, theirs] = [tolerex, redis].map(|row| row[field].as_f64());
-            let ratio = ours
-                .zip(theirs)
-                .map_or(f64::NAN, |(ours, theirs)| ours / theirs);
-            let generator = tolerex["generator"].as_str().expect("a generator");
-            let what = format!("{what}, generator {generator}: {name} over that of Redis");
-            Row::new(&what, ratio, "x", *limit)
-        };
-        promised.iter().map(row).collect::<Vec<_>>()
-    };
-    rows.chunks(2).flat_map(of).collect()
-}
-
 fn main() {
     // Cargo gives `--bench` when it measures; anything else names benches that are not here, or
     // only asks whether this runs.
@@ -534,5 +492,5 @@ fn main() {
         .collect();
     let figures = json!({ "redis": version, "rows": &rows });
     keep("beside-redis", COMMAND, &figures);
-    publish("speed-8-beside-redis", COMMAND, &ratios(&rows));
+    publish("speed-8-beside-redis", COMMAND, &ratios::of(&rows));
 }
