@@ -73,23 +73,29 @@ impl ClientHandler {
         self.onward.is_some()
     }
 
-    /// Begins a batch about messages, which waits for a leader until `give_up`.
-    fn serve(&self, batch: Batch, reply_growth: usize, give_up: Instant) -> Progress {
+    /// Begins a batch about messages, which waits for a leader until `give_up`, or for
+    /// [`LEADER_WAIT`] from now on.
+    fn serve(&self, batch: Batch, reply_growth: usize, give_up: Option<Instant>) -> Progress {
         let shared = &self.shared;
         // First: whoever hands over says so, then looks whether batches run.
         let running = shared.batch_runs();
         let term = match shared.standing() {
             Standing::Serves(term) => term,
-            Standing::Changes if shared.clock.now() < give_up => {
+            Standing::Changes => {
+                let now = shared.clock.now();
+                let give_up = give_up.unwrap_or(now + LEADER_WAIT);
+                if now >= give_up {
+                    return self.redirect(batch, reply_growth);
+                }
                 return Progress::Parked(Box::new(AwaitsLeader {
                     handler: self.clone(),
                     batch,
                     reply_growth,
                     give_up,
-                    look_at: shared.clock.now() + LEADER_POLL,
+                    look_at: now + LEADER_POLL,
                 }));
             }
-            Standing::Changes | Standing::Follows => return self.redirect(batch, reply_growth),
+            Standing::Follows => return self.redirect(batch, reply_growth),
         };
         if let Batch::Reads(keys) = &batch
             && let Some(replies) = self.read_at_hand(keys, reply_growth)
@@ -163,8 +169,7 @@ impl Handler for ClientHandler {
         if let Batch::Group(request) = batch {
             return group_admin::begin(&self.shared, request);
         }
-        let give_up = self.shared.clock.now() + LEADER_WAIT;
-        self.serve(batch, reply_growth, give_up)
+        self.serve(batch, reply_growth, None)
     }
 }
 
@@ -190,7 +195,7 @@ impl Parked for AwaitsLeader {
 
     fn resume(self: Box<Self>) -> Progress {
         self.handler
-            .serve(self.batch, self.reply_growth, self.give_up)
+            .serve(self.batch, self.reply_growth, Some(self.give_up))
     }
 }
 

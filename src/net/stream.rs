@@ -36,7 +36,12 @@ impl Stream for TcpStream {
     }
 
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-        match unless_blocked(|| self.write_vectored(slices))? {
+        let result = match slices {
+            // A list of one slice costs the system more than the slice alone.
+            [one] => unless_blocked(|| Write::write(self, one)),
+            several => unless_blocked(|| self.write_vectored(several)),
+        };
+        match result? {
             Some(0) if slices.iter().any(|slice| !slice.is_empty()) => {
                 Err(ErrorKind::WriteZero.into())
             }

@@ -239,12 +239,13 @@ impl Worker {
 
     /// Serves connections that are ready, as far as the time of a turn goes. Those that are not
     /// reached come first in the next one.
-    fn serve_ready(&mut self, now: Instant) {
+    fn serve_ready(&mut self, mut now: Instant) {
         let until = now + TURN_TIME;
         for _ in 0..self.unsent.len() {
             let place = self.unsent.pop_front().expect("as many are there");
-            self.write_unsent(place);
-            if self.shared.clock.now() >= until {
+            self.write_unsent(place, now);
+            now = self.shared.clock.now();
+            if now >= until {
                 break;
             }
         }
@@ -254,8 +255,9 @@ impl Worker {
         while self.pass_left > 0 {
             self.pass_left -= 1;
             let place = self.ready.pop_front().expect("as many are ready");
-            self.serve(place);
-            if self.shared.clock.now() >= until {
+            self.serve(place, now);
+            now = self.shared.clock.now();
+            if now >= until {
                 break;
             }
         }
@@ -263,8 +265,7 @@ impl Worker {
 
     /// Writes what a connection has to write that waits for its batch. Should its client be gone,
     /// the batch is finished all the same.
-    fn write_unsent(&mut self, place: usize) {
-        let now = self.shared.clock.now();
+    fn write_unsent(&mut self, place: usize, now: Instant) {
         let Some(entry) = self.entry(place) else {
             return;
         };
@@ -326,15 +327,15 @@ impl Worker {
         }
     }
 
-    /// Serves a connection for a turn.
-    fn serve(&mut self, place: usize) {
+    /// Serves a connection for a turn, which begins `now`.
+    fn serve(&mut self, place: usize, now: Instant) {
         let Some(mut entry) = self.entries.get_mut(place).and_then(Option::take) else {
             return;
         };
         self.note_served(&mut entry);
         entry.connection.begin_turn();
         entry.connection.take_pushes();
-        let mut turn = Turn::new(self.shared.clock.now());
+        let mut turn = Turn::new(now);
         entry.state = loop {
             match self.go_on(place, &mut entry.connection, &mut turn) {
                 Next::Execute(batch) => {
@@ -346,20 +347,23 @@ impl Worker {
                         }
                         batch => batch,
                     };
-                    match self.begin(batch, growth) {
+                    let progress = self.begin(batch, growth);
+                    turn.now = self.shared.clock.now();
+                    match progress {
                         Progress::Done(replies, room) => {
-                            match self.complete(place, entry, replies, room) {
+                            match self.complete(place, entry, (replies, room), turn.now) {
                                 Some(back) => entry = back,
                                 None => return,
                             }
                         }
                         Progress::Subscribed(replies, subscriber) => {
-                            self.subscribe(place, &mut entry.connection, replies, subscriber);
+                            let connection = &mut entry.connection;
+                            self.subscribe(place, connection, (replies, subscriber), turn.now);
                         }
                         Progress::Parked(batch) => {
                             // Earlier replies do not wait for a batch that waits. If the client is
                             // gone the batch is finished all the same.
-                            let _ = entry.connection.flush(self.shared.clock.now());
+                            let _ = entry.connection.flush(turn.now);
                             if entry.connection.has_more_to_write() {
                                 self.unsent.push_back(place);
                             }
@@ -378,15 +382,14 @@ impl Worker {
                     self.ready.push_back(place);
                     break State::Ready;
                 }
-                Next::Idle => return self.rest(place, entry),
+                Next::Idle => return self.rest(place, entry, turn.now),
             }
         };
         self.entries[place] = Some(entry);
     }
 
     /// Lets a connection wait for its socket, for room, or for its time.
-    fn rest(&mut self, place: usize, mut entry: Box<Entry>) {
-        let now = self.shared.clock.now();
+    fn rest(&mut self, place: usize, mut entry: Box<Entry>, now: Instant) {
         let is_stopping = self.shared.is_stopping();
         let connection = &mut entry.connection;
         if is_stopping && !connection.has_output() {

@@ -9,7 +9,6 @@ use crate::clock::Instant;
 use crate::error::Failure;
 use crate::net::budget::Reservation;
 use crate::net::connection::is_long;
-use crate::net::shared::Shared;
 use crate::net::timers::{Of, Timer};
 use crate::net::{Call, CallDone, Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
@@ -51,6 +50,9 @@ pub(super) struct Waiting {
     batch: Box<dyn Parked>,
     timer: Timer,
 }
+
+/// The replies of a batch, with the room that was reserved for them.
+type Replies = (Vec<Reply>, Option<Reservation>);
 
 /// Whose requests a batch has.
 pub(super) enum Owner {
@@ -175,20 +177,22 @@ impl Worker {
             Progress::Subscribed(replies, subscriber) => match owner {
                 Owner::Connection(place) => {
                     let mut entry = self.take(place);
-                    self.subscribe(place, &mut entry.connection, replies, subscriber);
+                    let now = self.shared.clock.now();
+                    self.subscribe(place, &mut entry.connection, (replies, subscriber), now);
                     return self.make_ready(place, entry);
                 }
                 Owner::Shares(_) => panic!("writes of several connections subscribe none"),
                 Owner::Call(_) => (replies, None),
             },
         };
+        let now = self.shared.clock.now();
         match owner {
-            Owner::Connection(place) => self.answer(place, replies, room),
+            Owner::Connection(place) => self.answer(place, (replies, room), now),
             Owner::Shares(shares) => {
                 let mut replies = replies.into_iter();
                 for Share { place, requests } in shares {
                     let own = replies.by_ref().take(requests).collect();
-                    self.answer(place, own, None);
+                    self.answer(place, (own, None), now);
                 }
             }
             Owner::Call(done) => {
@@ -207,9 +211,9 @@ impl Worker {
         }
     }
 
-    fn answer(&mut self, place: usize, replies: Vec<Reply>, room: Option<Reservation>) {
+    fn answer(&mut self, place: usize, replies: Replies, now: Instant) {
         let entry = self.take(place);
-        if let Some(entry) = self.complete(place, entry, replies, room) {
+        if let Some(entry) = self.complete(place, entry, replies, now) {
             self.make_ready(place, entry);
         }
     }
@@ -226,14 +230,11 @@ impl Worker {
         &mut self,
         place: usize,
         mut entry: Box<Entry>,
-        replies: Vec<Reply>,
-        room: Option<Reservation>,
+        (replies, room): Replies,
+        now: Instant,
     ) -> Option<Box<Entry>> {
-        let Shared {
-            admission, clock, ..
-        } = &*self.shared;
         let connection = &mut entry.connection;
-        connection.count(&replies, &**admission, clock.now());
+        connection.count(&replies, &*self.shared.admission, now);
         if connection.has_much_to_encode(&replies) {
             self.help(place, entry, Work::Encode(replies, room));
             return None;

@@ -43,8 +43,9 @@ impl Worker {
             return self.ready.push_back(place);
         }
         // It can give way at once to the next one: many come together.
-        match entry.connection.flush(self.shared.clock.now()) {
-            Ok(()) => self.rest(place, entry),
+        let now = self.shared.clock.now();
+        match entry.connection.flush(now) {
+            Ok(()) => self.rest(place, entry, now),
             Err(_) => self.close(place, *entry),
         }
     }

@@ -29,12 +29,11 @@ impl Worker {
         &self,
         place: usize,
         connection: &mut Connection,
-        replies: Vec<Reply>,
-        subscriber: Subscriber,
+        (replies, subscriber): (Vec<Reply>, Subscriber),
+        now: Instant,
     ) {
-        let shared = &self.shared;
-        connection.count(&replies, &*shared.admission, shared.clock.now());
+        connection.count(&replies, &*self.shared.admission, now);
         connection.complete(replies, None);
-        subscriber(connection.pusher(&self.mailbox, place, shared.limits.outbox));
+        subscriber(connection.pusher(&self.mailbox, place, self.shared.limits.outbox));
     }
 }
