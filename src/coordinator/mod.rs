@@ -79,7 +79,7 @@ use std::time::Duration;
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::error::Failure;
-use crate::ids::Revision;
+use crate::ids::{Key, Revision};
 use crate::metadata::command::Change;
 use crate::metadata::once::{Once, OnceChange, TokenRefusal, WINDOW_MS_MAX};
 use crate::metadata::replica_sets::ReplicaSet;
@@ -224,6 +224,12 @@ impl Coordinator {
             Batch::Ttl(_) | Batch::List(_) => 0,
             Batch::Status | Batch::Group(_) => 0,
         }
+    }
+
+    /// A coordinator for reads that arrived at `since`, after which it was confirmed that this
+    /// leader led, in `term`.
+    pub fn confirmed(keys: Vec<Key>, term: u64, since: Instant, limits: Limits) -> Coordinator {
+        Coordinator::Read(ReadBatch::confirmed(keys, term, since, limits))
     }
 
     /// A coordinator for the batch, unless it needs none (`Status`, `Group`). `revisions` holds

@@ -64,6 +64,8 @@ pub struct ReadBatch {
     /// Look-ups that were not answered.
     lookups: BTreeMap<Tag, Vec<Missing>>,
     tags: Tags,
+    /// When the reads arrived, if leadership was confirmed after that.
+    confirmed_since: Option<Instant>,
     deadline: Instant,
     phase: Phase,
 }
@@ -150,8 +152,17 @@ impl ReadBatch {
             calls: BTreeMap::new(),
             lookups: BTreeMap::new(),
             tags: Tags::of_part(0),
+            confirmed_since: None,
             deadline: Instant::default(),
             phase: Phase::New,
+        }
+    }
+
+    /// Reads that arrived at `since`, after which leadership was confirmed.
+    pub fn confirmed(keys: Vec<Key>, term: u64, since: Instant, limits: Limits) -> ReadBatch {
+        ReadBatch {
+            confirmed_since: Some(since),
+            ..ReadBatch::new(keys, term, limits)
         }
     }
 
@@ -192,16 +203,16 @@ impl ReadBatch {
         match event {
             Event::Start => {
                 assert_eq!(self.phase, Phase::New, "a batch starts once");
-                self.deadline = now + self.limits.read_timeout;
-                self.phase = Phase::Confirming;
-                effects.push(Effect::ConfirmRead);
+                self.deadline = self.confirmed_since.unwrap_or(now) + self.limits.read_timeout;
+                match self.confirmed_since {
+                    Some(_) => self.look_up_all(effects),
+                    None => {
+                        self.phase = Phase::Confirming;
+                        effects.push(Effect::ConfirmRead);
+                    }
+                }
             }
-            Event::ReadConfirmed if self.phase == Phase::Confirming => {
-                self.phase = Phase::Reading;
-                let slots = 0..self.slots.len();
-                let missing = slots.map(|slot| Missing { slot, copy: None }).collect();
-                self.look_up(missing, effects);
-            }
+            Event::ReadConfirmed if self.phase == Phase::Confirming => self.look_up_all(effects),
             Event::ReadRefused(failure) if self.phase == Phase::Confirming => {
                 self.fail_rest(&failure);
             }
@@ -288,6 +299,13 @@ impl ReadBatch {
                 self.reply(at, Reply::Value { revision, payload });
             }
         }
+    }
+
+    fn look_up_all(&mut self, effects: &mut Vec<Effect>) {
+        self.phase = Phase::Reading;
+        let slots = 0..self.slots.len();
+        let missing = slots.map(|slot| Missing { slot, copy: None }).collect();
+        self.look_up(missing, effects);
     }
 
     fn look_up(&mut self, missing: Vec<Missing>, effects: &mut Vec<Effect>) {

@@ -15,6 +15,7 @@ use crate::coordinator::{Coordinator, Limits};
 use crate::error::Failure;
 use crate::group::ReadConfirmation;
 use crate::ids::Key;
+use crate::leader::confirmation::Confirmation;
 use crate::leader::desk::READ_BYTES_MAX;
 use crate::leader::drive::Run;
 use crate::leader::forward::{self, InFlight, Onward};
@@ -111,24 +112,33 @@ impl ClientHandler {
         let Some(revisions) = shared.view.allot(term, needed) else {
             return self.redirect(batch, reply_growth);
         };
-        let limits = Limits {
-            reply_growth: reply_growth as u64,
-            ..self.limits
-        };
+        let limits = self.limits_of(reply_growth);
         let coordinator = Coordinator::new(batch, revisions, tolerance, limits)
             .expect("only these need no coordinator");
         Run::new(shared.clone(), coordinator, (number, term), running).go_on()
     }
 
-    /// The replies to reads that need nobody else, as those of a [`Coordinator`] would be: in a
-    /// group of one, of small messages which are all in the cache. Takes no lock but a shard's of
-    /// the metadata and one of the cache.
+    fn limits_of(&self, reply_growth: usize) -> Limits {
+        Limits {
+            reply_growth: reply_growth as u64,
+            ..self.limits
+        }
+    }
+
+    /// The replies to reads that need nobody else, in a group of one.
     fn read_at_hand(&self, keys: &[Key], reply_growth: usize) -> Option<Vec<Reply>> {
-        let shared = &self.shared;
         // Before anything is looked up (R4).
-        let Some(ReadConfirmation::Immediate { .. }) = shared.group.confirm_read_at_once() else {
-            return None;
-        };
+        match self.shared.group.confirm_read_at_once() {
+            Some(ReadConfirmation::Immediate { .. }) => self.look_at_hand(keys, reply_growth),
+            _ => None,
+        }
+    }
+
+    /// The replies to reads that were confirmed and need nobody else, as those of a [`Coordinator`]
+    /// would be: of small messages which are all in the cache. Takes no lock but a shard's of the
+    /// metadata and one of the cache.
+    fn look_at_hand(&self, keys: &[Key], reply_growth: usize) -> Option<Vec<Reply>> {
+        let shared = &self.shared;
         let mut bytes_left = self.limits.unreserved_bytes_max;
         let read = |key| {
             let Some(entry) = shared.view.metadata.find(key) else {
@@ -170,6 +180,35 @@ impl Handler for ClientHandler {
             return group_admin::begin(&self.shared, request);
         }
         self.serve(batch, reply_growth, None)
+    }
+
+    fn confirms_reads(&self) -> bool {
+        let shared = &self.shared;
+        let serves = matches!(shared.standing(), Standing::Serves(_));
+        serves && shared.group.confirm_read_at_once().is_none()
+    }
+
+    fn confirm(&self) -> Progress {
+        Confirmation::begin(&self.shared)
+    }
+
+    fn begin_confirmed(&self, batch: Batch, reply_growth: usize, since: Instant) -> Progress {
+        let shared = &self.shared;
+        let running = shared.batch_runs();
+        let (Batch::Reads(keys), Standing::Serves(term)) = (&batch, shared.standing()) else {
+            return self.begin(batch, reply_growth);
+        };
+        if let Some(replies) = self.look_at_hand(keys, reply_growth) {
+            return Progress::done(replies);
+        }
+        let number = shared.next_batch();
+        debug!("batch {number}: {}", describe(&batch));
+        let Batch::Reads(keys) = batch else {
+            unreachable!("they are reads");
+        };
+        let limits = self.limits_of(reply_growth);
+        let coordinator = Coordinator::confirmed(keys, term, since, limits);
+        Run::new(shared.clone(), coordinator, (number, term), running).go_on()
     }
 }
 

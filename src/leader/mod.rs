@@ -38,6 +38,7 @@
 pub mod cache;
 pub mod command_time;
 pub mod comparison;
+mod confirmation;
 pub mod control;
 pub mod desk;
 mod doors;

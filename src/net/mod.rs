@@ -106,6 +106,25 @@ pub trait Handler: Send + Sync {
     ///
     /// [`Session::reply_growth`]: crate::protocol::Session::reply_growth
     fn begin(&self, batch: Batch, reply_growth: usize) -> Progress;
+
+    /// Whether reads wait for a confirmation that this process may answer them, which several may
+    /// share: then a worker calls [`Handler::confirm`] once for all the reads of a turn, and
+    /// [`Handler::begin_confirmed`] for each instead of [`Handler::begin`].
+    fn confirms_reads(&self) -> bool {
+        false
+    }
+
+    /// Begins to confirm that reads which have arrived by now may be answered. It comes to no
+    /// reply if they may; a reply is the answer to each of them.
+    fn confirm(&self) -> Progress {
+        Progress::done(Vec::new())
+    }
+
+    /// As [`Handler::begin`], for reads that have arrived at `since` and were confirmed after that.
+    fn begin_confirmed(&self, batch: Batch, reply_growth: usize, since: Instant) -> Progress {
+        _ = since;
+        self.begin(batch, reply_growth)
+    }
 }
 
 /// A batch that waits for an event or its deadline.

@@ -32,6 +32,7 @@ mod misbehaving;
 mod parking;
 mod places;
 mod push;
+mod readings;
 mod replies;
 mod shared;
 mod turns;

@@ -22,7 +22,9 @@
 //! because too few members are up, none of its batch can. For small writes that is fair, as each
 //! of them would have failed alone at that moment. Large writes share no batch, as they would delay
 //! the others. Reads share none either: each waits for the members that hold its messages, and one
-//! silent member would delay the reads of all clients.
+//! silent member would delay the reads of all clients. In a group of leaders the reads of a turn
+//! share what they wait for first: one confirmation that this leader still leads, asked for after
+//! they arrived.
 
 mod balance;
 mod batches;
@@ -39,7 +41,7 @@ use mio::{Events, Poll, Token};
 use rustc_hash::FxHashMap;
 
 use self::balance::{Balance, Stay};
-use self::batches::{Gathered, Owner, SHARED_BYTES_MAX, Waiting, bytes_of};
+use self::batches::{Gathered, Owner, Reading, SHARED_BYTES_MAX, Waiting, bytes_of};
 use self::turn::{Next, Turn};
 use super::Progress;
 use super::budget::Reservation;
@@ -114,6 +116,8 @@ pub struct Worker {
     /// ones or pushes to write. Some may be there twice, or have nothing to write any more.
     unsent: VecDeque<usize>,
     gathered: Gathered,
+    /// Reads that are to be confirmed at the end of the turn.
+    readings: Vec<Reading>,
     /// Batches under way, by ticket.
     waiting: FxHashMap<u64, Waiting>,
     /// How many of them are of gathered writes.
@@ -142,6 +146,7 @@ impl Worker {
             unsent: VecDeque::new(),
             due: Vec::new(),
             gathered: Gathered::default(),
+            readings: Vec::new(),
             waiting: FxHashMap::default(),
             shared_batches: 0,
             last_ticket: 0,
@@ -283,6 +288,7 @@ impl Worker {
     /// Does what is due, and says when it is to be looked again.
     fn look_at_time(&mut self) -> Option<Instant> {
         let now = self.shared.clock.now();
+        self.confirm_readings(now);
         let gathered_until = self.begin_gathered(now);
         let is_short = self.shared.budget.is_short(now);
         // All are taken first: a batch that is not done at its deadline has a new timer, which may
@@ -343,6 +349,15 @@ impl Worker {
                     let batch = match batch {
                         Batch::Writes(writes) if bytes_of(&writes) <= SHARED_BYTES_MAX => {
                             self.gather(place, writes);
+                            break State::Busy;
+                        }
+                        Batch::Reads(_) if self.shared.handler.confirms_reads() => {
+                            self.readings.push(Reading {
+                                place,
+                                batch,
+                                reply_growth: growth,
+                                since: turn.now,
+                            });
                             break State::Busy;
                         }
                         batch => batch,

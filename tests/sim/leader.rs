@@ -28,6 +28,7 @@ use tolerex::leader::members::MemberService;
 use tolerex::leader::state::{Shared, View};
 use tolerex::metadata::command::Applied;
 use tolerex::net::Parked;
+use tolerex::protocol::request::Batch;
 use tolerex::rpc::link::{CallError, Completion};
 use tolerex::rpc::message::Request;
 
@@ -115,6 +116,8 @@ pub struct Waiting {
     pub request: u64,
     /// The batch.
     pub batch: Box<dyn Parked>,
+    /// The reads for which it is the confirmation, and when they arrived.
+    pub reads: Option<(Batch, Instant)>,
 }
 
 impl Leader {

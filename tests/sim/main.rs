@@ -263,7 +263,7 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::RefusedTransactionInPart, 2),
         (Fault::TransactionTokenForgotten, 1),
         (Fault::OldExpiryOfNewMessage, 11),
-        (Fault::SnapshotWithoutExpiry, 10),
+        (Fault::SnapshotWithoutExpiry, 16),
         (Fault::NewIdRetiresHolder, 7),
         (Fault::OlderCopyVotes, 415),
     ]

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tolerex::clock::Instant;
 use tolerex::disk::mem::Loss;
 use tolerex::group::TICK_INTERVAL;
 use tolerex::group::node::Event as NodeEvent;
@@ -332,8 +333,15 @@ impl World {
         let Some(running) = self.leader(leader, epoch) else {
             return self.disconnect(client, request);
         };
-        let progress = running.handler.begin(batch, 1);
-        self.progress(leader, client, request, progress);
+        // As a worker does.
+        let (progress, reads) = match batch {
+            Batch::Reads(_) if running.handler.confirms_reads() => {
+                let since = now_of(running);
+                (running.handler.confirm(), Some((batch, since)))
+            }
+            batch => (running.handler.begin(batch, 1), None),
+        };
+        self.progress(leader, (client, request), progress, reads);
         self.advance(leader);
     }
 
@@ -348,19 +356,36 @@ impl World {
             client,
             request,
             batch,
+            reads,
         } = waiting;
         let progress = batch.resume();
         self.trace.note(
             self.now,
             format_args!("L{leader} goes on C{client} #{request}"),
         );
-        self.progress(leader, client, request, progress);
+        self.progress(leader, (client, request), progress, reads);
         self.advance(leader);
     }
 
-    fn progress(&mut self, leader: usize, client: usize, request: u64, progress: Progress) {
-        match progress {
-            Progress::Done(replies, _) => {
+    /// What came of a batch, or of the confirmation for these reads.
+    fn progress(
+        &mut self,
+        leader: usize,
+        (client, request): (usize, u64),
+        progress: Progress,
+        reads: Option<(Batch, Instant)>,
+    ) {
+        match (progress, reads) {
+            (Progress::Done(replies, _), Some((batch, since))) => {
+                let epoch = self.leaders[leader].epoch;
+                let progress = match (replies.first(), self.leader(leader, epoch)) {
+                    (Some(reply), _) => Progress::done(vec![reply.clone(); batch.reply_count()]),
+                    (None, Some(running)) => running.handler.begin_confirmed(batch, 1, since),
+                    (None, None) => return,
+                };
+                self.progress(leader, (client, request), progress, None);
+            }
+            (Progress::Done(replies, _), None) => {
                 self.check_replies(leader, &replies);
                 let node = self.client_node(client);
                 if self.net.blocked_until(leader, node) > self.now {
@@ -375,12 +400,20 @@ impl World {
                 };
                 self.schedule(at, event);
             }
-            Progress::Subscribed(..) => unreachable!("no client of the simulation subscribes"),
-            Progress::Parked(batch) => self.park(leader, client, request, batch),
+            (Progress::Subscribed(..), _) => {
+                unreachable!("no client of the simulation subscribes")
+            }
+            (Progress::Parked(batch), reads) => self.park(leader, (client, request), batch, reads),
         }
     }
 
-    fn park(&mut self, leader: usize, client: usize, request: u64, mut batch: Box<dyn Parked>) {
+    fn park(
+        &mut self,
+        leader: usize,
+        (client, request): (usize, u64),
+        mut batch: Box<dyn Parked>,
+        reads: Option<(Batch, Instant)>,
+    ) {
         let ticket = self.number();
         let epoch = self.leaders[leader].epoch;
         let outbox = self.outbox.clone();
@@ -399,6 +432,7 @@ impl World {
             client,
             request,
             batch,
+            reads,
         };
         running.parked.insert(ticket, waiting);
         let event = Event::Resume {

@@ -44,6 +44,18 @@ pub(super) struct Gathered {
     since: Instant,
 }
 
+/// Reads of a connection that wait for a confirmation, which is shared.
+pub(super) struct Reading {
+    /// The place of the connection.
+    pub(super) place: usize,
+    /// The reads.
+    pub(super) batch: Batch,
+    /// As for [`Handler::begin`](crate::net::Handler::begin).
+    pub(super) reply_growth: usize,
+    /// When they arrived.
+    pub(super) since: Instant,
+}
+
 /// A batch that waits for an event or its deadline.
 pub(super) struct Waiting {
     owner: Owner,
@@ -60,17 +72,23 @@ pub(super) enum Owner {
     Connection(usize),
     /// Connections, in the order of their writes.
     Shares(Vec<Share>),
+    /// Connections, for whose reads it is the confirmation.
+    Readings(Vec<Reading>),
     /// Another way than connections.
     Call(CallDone),
 }
 
 impl Worker {
     pub(super) fn begin(&self, batch: Batch, reply_growth: usize) -> Progress {
-        if self.shared.under_way.load(Ordering::Relaxed) >= self.shared.limits.under_way_max {
+        if self.is_full() {
             let busy = Reply::Failed(Failure::Busy);
             return Progress::done(vec![busy; batch.reply_count()]);
         }
         self.shared.handler.begin(batch, reply_growth)
+    }
+
+    fn is_full(&self) -> bool {
+        self.shared.under_way.load(Ordering::Relaxed) >= self.shared.limits.under_way_max
     }
 
     /// Adds small writes to those that will be one batch.
@@ -115,15 +133,56 @@ impl Worker {
         }
         let now = self.shared.clock.now();
         for share in &shares {
-            if let Some(entry) = self.entry(share.place) {
-                let _ = entry.connection.flush(now);
-                if entry.connection.has_more_to_write() {
-                    self.unsent.push_back(share.place);
-                }
-            }
+            self.write_before_batch(share.place, now);
         }
         let progress = self.begin(Batch::Writes(writes), 1);
         self.follow(Owner::Shares(shares), progress);
+    }
+
+    /// Earlier replies of a connection do not wait for its batch that begins. If the client is gone
+    /// the batch is finished all the same.
+    fn write_before_batch(&mut self, place: usize, now: Instant) {
+        let Some(entry) = self.entry(place) else {
+            return;
+        };
+        let _ = entry.connection.flush(now);
+        if entry.connection.has_more_to_write() {
+            self.unsent.push_back(place);
+        }
+    }
+
+    /// Has the reads of this turn confirmed that wait for that.
+    pub(super) fn confirm_readings(&mut self, now: Instant) {
+        if self.readings.is_empty() {
+            return;
+        }
+        let readings = std::mem::take(&mut self.readings);
+        for reading in &readings {
+            self.write_before_batch(reading.place, now);
+        }
+        let progress = match self.is_full() {
+            true => Progress::done(vec![Reply::Failed(Failure::Busy)]),
+            false => self.shared.handler.confirm(),
+        };
+        self.follow(Owner::Readings(readings), progress);
+    }
+
+    /// Executes a connection's reads, or answers them as the confirmation says.
+    fn read(&mut self, reading: Reading, refusal: Option<&Reply>) {
+        let Reading {
+            place,
+            batch,
+            reply_growth,
+            since,
+        } = reading;
+        let progress = match refusal {
+            Some(reply) => Progress::done(vec![reply.clone(); batch.reply_count()]),
+            None => {
+                let handler = &self.shared.handler;
+                handler.begin_confirmed(batch, reply_growth, since)
+            }
+        };
+        self.follow(Owner::Connection(place), progress);
     }
 
     /// Begins the batch of a call.
@@ -181,7 +240,9 @@ impl Worker {
                     self.subscribe(place, &mut entry.connection, (replies, subscriber), now);
                     return self.make_ready(place, entry);
                 }
-                Owner::Shares(_) => panic!("writes of several connections subscribe none"),
+                Owner::Shares(_) | Owner::Readings(_) => {
+                    panic!("what is of several connections subscribes none")
+                }
                 Owner::Call(_) => (replies, None),
             },
         };
@@ -193,6 +254,11 @@ impl Worker {
                 for Share { place, requests } in shares {
                     let own = replies.by_ref().take(requests).collect();
                     self.answer(place, (own, None), now);
+                }
+            }
+            Owner::Readings(readings) => {
+                for reading in readings {
+                    self.read(reading, replies.first());
                 }
             }
             Owner::Call(done) => {
