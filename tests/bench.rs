@@ -79,6 +79,21 @@ fn a_load_over_http_stores_what_hatokuse_reads() {
 }
 
 #[test]
+#[ignore = "slow: starts a cluster"]
+fn what_an_earlier_run_stored_is_read_without_being_stored_again() {
+    let cluster = Cluster::start(&[]);
+    let flags = "--connections 4 --keys 30 --count 300";
+    assert_eq!(cluster.bench(flags)["errors"], 0);
+    let read = format!("{flags} --get-ratio 1 --stored");
+    assert_eq!(cluster.bench(&read)["errors"], 0);
+    let mut client = Client::connect(cluster.address());
+    assert_eq!(client.command("DEL 9000000000000007"), "OK");
+    let found = cluster.bench(&read);
+    assert!(found["errors"].as_u64() > Some(0), "{found}");
+    assert_eq!(client.command("COUNT"), "29");
+}
+
+#[test]
 fn nobody_there_and_nonsense_have_their_exit_codes() {
     for (args, expected) in [
         (&["bench", "--addr", "127.0.0.1:1"][..], 4),

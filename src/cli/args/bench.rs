@@ -47,6 +47,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "K", default_value_t = 100_000,
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub keys: u64,
+    /// Read what an earlier run stored with as many keys, instead of storing it first.
+    #[arg(long)]
+    pub stored: bool,
     /// One JSON object on one line.
     #[arg(long)]
     pub json: bool,

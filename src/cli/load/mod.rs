@@ -95,7 +95,11 @@ pub fn run(args: &BenchArgs) -> Result<(), ToolError> {
         address: &address,
         at: &args.at,
     };
-    let result = fill(target, &load, &shared).and_then(|()| {
+    let filled = match args.stored {
+        true => Ok(()),
+        false => fill(target, &load, &shared),
+    };
+    let result = filled.and_then(|()| {
         let warmup = match load.end {
             End::After(time) => time.mul_f64(WARMUP_SHARE).min(WARMUP_MAX),
             End::Count(_) => Duration::ZERO,
@@ -122,6 +126,9 @@ fn load(args: &BenchArgs) -> Result<Load, ToolError> {
     let refuse = |text: String| Err(ToolError::usage(text));
     if !(0.0..=1.0).contains(&args.get_ratio) {
         return refuse(format!("--get-ratio {}: accepted: 0 to 1", args.get_ratio));
+    }
+    if args.stored && args.get_ratio == 0.0 {
+        return refuse("--stored: needs a --get-ratio above 0".to_owned());
     }
     if let Some(rate) = args.rate
         && !(0.001..=1e9).contains(&rate)
@@ -410,6 +417,7 @@ mod tests {
             "--get-ratio NaN",
             "--rate 0",
             "--seconds 0",
+            "--stored",
         ] {
             assert_eq!(
                 parse(flags).map_err(|error| error.exit),
