@@ -254,7 +254,9 @@ fn a_million_messages_take_little_memory_and_no_speed() {
     }
     let what = format!("GET, 64 connections x pipeline 16, of {MESSAGES} keys, beyond the cache");
     // Once: stored again for each run, they would be read while members compact what was replaced.
-    let stored = full.bench(&format!("--pipeline 16 --count {MESSAGES} --keys {MESSAGES}"));
+    let stored = full.bench(&format!(
+        "--pipeline 16 --count {MESSAGES} --keys {MESSAGES}"
+    ));
     assert_eq!(stored["errors"], 0, "{stored}");
     let flags = "--connections 64 --pipeline 16 --get-ratio 1 --stored";
     let flags = format!("{flags} --keys {MESSAGES}");

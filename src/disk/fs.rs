@@ -12,6 +12,8 @@
 
 use std::fs;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::io::IoSliceMut;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -67,6 +69,10 @@ pub trait FileSystem: Send + Sync {
 pub trait File: Send + Sync {
     /// Reads at `offset`; fewer bytes than asked for, or none, at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Fills `buffer` from `offset` on if all of that is in memory. Otherwise, and where the system
+    /// cannot tell, returns false, without waiting for the disk; what `buffer` holds means nothing
+    /// then.
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool;
     /// Writes all of `data` at `offset`. After an error any part of it may be there.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts the file, or extends it with zeros.
@@ -243,6 +249,19 @@ struct OsFile(fs::File);
 impl File for OsFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(&self.0, buffer, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
+        use rustix::io::ReadWriteFlags;
+        let (length, flags) = (buffer.len(), ReadWriteFlags::NOWAIT);
+        let read = rustix::io::preadv2(&self.0, &mut [IoSliceMut::new(buffer)], offset, flags);
+        read == Ok(length)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read_cached_at(&self, _buffer: &mut [u8], _offset: u64) -> bool {
+        false
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {

@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 
 use super::error::LogError;
 use super::fs::{read_all, read_full_at};
-use super::record::{Location, OwnedRecord, RECORD_HEADER_BYTES, Record};
+use super::record::{BadRecord, Location, OwnedRecord, RECORD_HEADER_BYTES, Record};
 use super::recovery::{Damage, Fate, read_header, scan, walk};
 use super::segment::{DATA_START, SealedSegment, Segment, file_name};
 
@@ -92,7 +92,7 @@ impl LogReader {
     /// The record at a location that `Log::stage` or `visit` gave, its checksum verified (A5).
     /// One that is staged only is not there yet: it reads as damage.
     pub fn read(&self, location: Location) -> Result<OwnedRecord, LogError> {
-        let segment = self.segments.read().get(&location.segment).cloned();
+        let segment = self.segment(location);
         let offset = u64::from(location.offset);
         let damaged = |file: &str, what: String| LogError::Damaged {
             file: file.to_owned(),
@@ -109,23 +109,38 @@ impl LogReader {
         if read < bytes.len() {
             return Err(damaged(&segment.path, "the file ends here".to_owned()));
         }
-        let record = Record::decode(segment.seed, &bytes)
-            .map_err(|bad| damaged(&segment.path, bad.to_string()))?;
-        let Record {
-            kind,
-            number,
-            key,
-            payload,
-        } = record;
-        let (key_end, payload_len) = (RECORD_HEADER_BYTES + key.len(), payload.len());
-        let bytes = Bytes::from(bytes);
-        Ok(OwnedRecord {
-            kind,
-            number,
-            key: bytes.slice(RECORD_HEADER_BYTES..key_end),
-            payload: bytes.slice(key_end..key_end + payload_len),
-        })
+        decode(&segment, bytes).map_err(|bad| damaged(&segment.path, bad.to_string()))
     }
+
+    /// The same, if the record is in memory and intact; it does not wait for the disk.
+    pub fn read_cached(&self, location: Location) -> Option<OwnedRecord> {
+        let segment = self.segment(location)?;
+        let mut bytes = vec![0; location.length as usize];
+        let offset = u64::from(location.offset);
+        let is_cached = segment.file.read_cached_at(&mut bytes, offset);
+        is_cached.then(|| decode(&segment, bytes).ok())?
+    }
+
+    fn segment(&self, location: Location) -> Option<Arc<Segment>> {
+        self.segments.read().get(&location.segment).cloned()
+    }
+}
+
+fn decode(segment: &Segment, bytes: Vec<u8>) -> Result<OwnedRecord, BadRecord> {
+    let Record {
+        kind,
+        number,
+        key,
+        payload,
+    } = Record::decode(segment.seed, &bytes)?;
+    let (key_end, payload_len) = (RECORD_HEADER_BYTES + key.len(), payload.len());
+    let bytes = Bytes::from(bytes);
+    Ok(OwnedRecord {
+        kind,
+        number,
+        key: bytes.slice(RECORD_HEADER_BYTES..key_end),
+        payload: bytes.slice(key_end..key_end + payload_len),
+    })
 }
 
 fn failed(action: &'static str, segment: &Segment) -> impl FnOnce(std::io::Error) -> LogError {

@@ -196,6 +196,11 @@ impl Connection {
         Ok(Received::Bytes)
     }
 
+    /// Whether there is output, and the socket was emptied.
+    pub fn has_only_to_write(&mut self) -> bool {
+        !self.may_have_input && self.has_output()
+    }
+
     /// The poll reported something of the socket, or may have done so while nobody looked. With
     /// `is_special` that was perhaps the end of the client's side, or urgent data.
     pub fn may_be_ready(&mut self, is_special: bool) {

@@ -7,13 +7,17 @@
 //! # Turns
 //!
 //! A turn of the worker is what it does between two polls. In it connections that are ready have
-//! their turns, one after the other: the worker reads, executes and writes for one of them until
-//! there is nothing to do, or the bounds of such a turn are reached; then the connection queues
-//! again after the others. So no client keeps the others waiting for longer than a turn. What takes
-//! longer than that, such as large requests and replies in JSON, is done by
-//! [`helpers`](super::helpers). When the time of the worker's turn is over, it polls and opens its
-//! letters before it serves the connections that are left. A pass is over when all connections
-//! that were ready at its beginning have had their turns; it takes one or more turns of the worker.
+//! their turns, one after the other: the worker reads and executes for one of them until there is
+//! nothing to do, or the bounds of such a turn are reached; then the connection queues again after
+//! the others. So no client keeps the others waiting for longer than a turn. What takes longer than
+//! that, such as large requests and replies in JSON, is done by [`helpers`](super::helpers). When
+//! the time of the worker's turn is over, it polls and opens its letters before it serves the
+//! connections that are left. A pass is over when all connections that were ready at its beginning
+//! have had their turns; it takes one or more turns of the worker.
+//!
+//! Replies are written after the turns of up to 64 connections, and what a turn of the worker has
+//! for members and for other threads leaves at its end: who waits for several of these things is
+//! woken once and finds them together, which spares both sides system calls and thread switches.
 //!
 //! The small writes of the connections that are ready in one pass are one batch: each batch costs
 //! its members a sync and the journal another, whatever its size. While two such batches are
@@ -30,6 +34,7 @@ mod balance;
 mod batches;
 mod coming;
 mod pushes;
+mod serving;
 mod turn;
 
 use std::collections::VecDeque;
@@ -41,19 +46,14 @@ use mio::{Events, Poll, Token};
 use rustc_hash::FxHashMap;
 
 use self::balance::{Balance, Stay};
-use self::batches::{Gathered, Owner, Reading, SHARED_BYTES_MAX, Waiting, bytes_of};
-use self::turn::{Next, Turn};
-use super::Progress;
-use super::budget::Reservation;
+use self::batches::{Gathered, Reading, Waiting};
 use super::connection::Connection;
 use super::mailbox::{Letter, Mailbox, WAKER};
-use super::places::Place;
 use super::shared::Shared;
-use super::timers::{Of, SHORTAGE_POLL, Timer, Timers};
+use super::timers::{Of, Timer, Timers};
 use super::turns::Beginning;
 use crate::clock::Instant;
-use crate::protocol::reply::Reply;
-use crate::protocol::request::Batch;
+use crate::threads::wakeups;
 
 /// The size of one read. It holds a turn's worth of pipelined small commands; more would only be
 /// more to keep in the cache.
@@ -61,11 +61,6 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// Events taken from one poll; more come with the next.
 const EVENTS_MAX: usize = 1024;
-
-/// The time of a worker's turn in which it serves connections; the one that is served when it is
-/// over has its turn to the end. With that, and with letters, timers and batches to begin, a turn
-/// seldom takes more than a millisecond. Half of it would mean more polls beside many connections.
-const TURN_TIME: Duration = Duration::from_micros(500);
 
 /// Timers are looked at no more often than this. A batch whose deadline has passed and that still
 /// waits is asked again so soon. The poll cannot wait for less.
@@ -92,14 +87,6 @@ enum State {
     Busy,
 }
 
-/// What helpers do.
-enum Work {
-    /// Parses a large request.
-    Parse,
-    /// Encodes large replies.
-    Encode(Vec<Reply>, Option<Reservation>),
-}
-
 /// One worker.
 pub struct Worker {
     shared: Arc<Shared>,
@@ -112,6 +99,8 @@ pub struct Worker {
     ready: VecDeque<usize>,
     /// How many of them, from the front, are still to be served in this pass.
     pass_left: usize,
+    /// The places of connections that had their turns, and whose replies are to be written.
+    answered: Vec<usize>,
     /// The places of connections that wait for their batches and perhaps have output of earlier
     /// ones or pushes to write. Some may be there twice, or have nothing to write any more.
     unsent: VecDeque<usize>,
@@ -143,6 +132,7 @@ impl Worker {
             entries: Vec::new(),
             ready: VecDeque::new(),
             pass_left: 0,
+            answered: Vec::new(),
             unsent: VecDeque::new(),
             due: Vec::new(),
             gathered: Gathered::default(),
@@ -172,8 +162,14 @@ impl Worker {
             if self.shared.has_stopped(now) {
                 return;
             }
+            // What this turn has for other threads and for members leaves at its end, together.
+            let held = wakeups::hold();
+            for letter in letters.drain(..) {
+                self.open(letter);
+            }
             self.serve_ready(now);
             let wake_at = self.look_at_time();
+            drop(held);
             let is_idle = self.ready.is_empty() && self.unsent.is_empty();
             let is_busy = !is_idle || !self.mailbox.may_sleep();
             let before = self.shared.clock.now();
@@ -205,17 +201,18 @@ impl Worker {
                 let is_special = event.is_read_closed() || event.is_priority();
                 self.report(place, is_input, is_special);
             }
-            for letter in letters.drain(..) {
-                match letter {
-                    Letter::Own(newcomer) => self.own(newcomer),
-                    Letter::Call(call) => self.call(call),
-                    Letter::Resume(ticket) => self.resume(ticket),
-                    Letter::Serve(place) => self.wake(place),
-                    Letter::Look(place, accepted_at) => self.look(place, accepted_at),
-                    Letter::TakeOver(place, entry) => self.take_over(place, entry),
-                    Letter::TakeBack(place, entry) => self.take_back(place, entry),
-                }
-            }
+        }
+    }
+
+    fn open(&mut self, letter: Letter) {
+        match letter {
+            Letter::Own(newcomer) => self.own(newcomer),
+            Letter::Call(call) => self.call(call),
+            Letter::Resume(ticket) => self.resume(ticket),
+            Letter::Serve(place) => self.wake(place),
+            Letter::Look(place, accepted_at) => self.look(place, accepted_at),
+            Letter::TakeOver(place, entry) => self.take_over(place, entry),
+            Letter::TakeBack(place, entry) => self.take_back(place, entry),
         }
     }
 
@@ -239,49 +236,6 @@ impl Worker {
             State::Idle { .. } if is_input || has_output => self.wake(place),
             State::Busy if was_blocked => self.unsent.push_back(place),
             State::Idle { .. } | State::Busy | State::Ready => {}
-        }
-    }
-
-    /// Serves connections that are ready, as far as the time of a turn goes. Those that are not
-    /// reached come first in the next one.
-    fn serve_ready(&mut self, mut now: Instant) {
-        let until = now + TURN_TIME;
-        for _ in 0..self.unsent.len() {
-            let place = self.unsent.pop_front().expect("as many are there");
-            self.write_unsent(place, now);
-            now = self.shared.clock.now();
-            if now >= until {
-                break;
-            }
-        }
-        if self.pass_left == 0 {
-            self.pass_left = self.ready.len();
-        }
-        while self.pass_left > 0 {
-            self.pass_left -= 1;
-            let place = self.ready.pop_front().expect("as many are ready");
-            self.serve(place, now);
-            now = self.shared.clock.now();
-            if now >= until {
-                break;
-            }
-        }
-    }
-
-    /// Writes what a connection has to write that waits for its batch. Should its client be gone,
-    /// the batch is finished all the same.
-    fn write_unsent(&mut self, place: usize, now: Instant) {
-        let Some(entry) = self.entry(place) else {
-            return;
-        };
-        if let State::Busy = entry.state {
-            let connection = &mut entry.connection;
-            connection.begin_turn();
-            connection.take_pushes();
-            let result = connection.flush(now);
-            if result.is_ok() && (connection.has_more_to_write() || connection.has_pushes()) {
-                self.unsent.push_back(place);
-            }
         }
     }
 
@@ -331,161 +285,6 @@ impl Worker {
         if let Some(since) = since {
             self.shared.ends_to_wait(place, since);
         }
-    }
-
-    /// Serves a connection for a turn, which begins `now`.
-    fn serve(&mut self, place: usize, now: Instant) {
-        let Some(mut entry) = self.entries.get_mut(place).and_then(Option::take) else {
-            return;
-        };
-        self.note_served(&mut entry);
-        entry.connection.begin_turn();
-        entry.connection.take_pushes();
-        let mut turn = Turn::new(now);
-        entry.state = loop {
-            match self.go_on(place, &mut entry.connection, &mut turn) {
-                Next::Execute(batch) => {
-                    let growth = entry.connection.session.reply_growth();
-                    let batch = match batch {
-                        Batch::Writes(writes) if bytes_of(&writes) <= SHARED_BYTES_MAX => {
-                            self.gather(place, writes);
-                            break State::Busy;
-                        }
-                        Batch::Reads(_) if self.shared.handler.confirms_reads() => {
-                            self.readings.push(Reading {
-                                place,
-                                batch,
-                                reply_growth: growth,
-                                since: turn.now,
-                            });
-                            break State::Busy;
-                        }
-                        batch => batch,
-                    };
-                    let progress = self.begin(batch, growth);
-                    turn.now = self.shared.clock.now();
-                    match progress {
-                        Progress::Done(replies, room) => {
-                            match self.complete(place, entry, (replies, room), turn.now) {
-                                Some(back) => entry = back,
-                                None => return,
-                            }
-                        }
-                        Progress::Subscribed(replies, subscriber) => {
-                            let connection = &mut entry.connection;
-                            self.subscribe(place, connection, (replies, subscriber), turn.now);
-                        }
-                        Progress::Parked(batch) => {
-                            // Earlier replies do not wait for a batch that waits. If the client is
-                            // gone the batch is finished all the same.
-                            let _ = entry.connection.flush(turn.now);
-                            if entry.connection.has_more_to_write() {
-                                self.unsent.push_back(place);
-                            }
-                            self.park(Owner::Connection(place), batch);
-                            break State::Busy;
-                        }
-                    }
-                }
-                Next::Parse => return self.help(place, entry, Work::Parse),
-                Next::Again => {
-                    self.ready.push_back(place);
-                    break State::Ready;
-                }
-                Next::Close => return self.close(place, *entry),
-                Next::Idle if entry.connection.has_pushes() => {
-                    self.ready.push_back(place);
-                    break State::Ready;
-                }
-                Next::Idle => return self.rest(place, entry, turn.now),
-            }
-        };
-        self.entries[place] = Some(entry);
-    }
-
-    /// Lets a connection wait for its socket, for room, or for its time.
-    fn rest(&mut self, place: usize, mut entry: Box<Entry>, now: Instant) {
-        let is_stopping = self.shared.is_stopping();
-        let connection = &mut entry.connection;
-        if is_stopping && !connection.has_output() {
-            return self.close(place, *entry);
-        }
-        connection.session.release_buffers();
-        let is_ordinary = self.shared.places.of(place) == Place::Ordinary;
-        if is_ordinary && connection.is_idle() && !is_stopping {
-            match self.hand_over(place, entry) {
-                Some(back) => entry = back,
-                None => return,
-            }
-        }
-        let connection = &mut entry.connection;
-        let timeout = self.shared.stall_timeout();
-        let stalled = connection.stalled_since().map(|since| since + timeout);
-        let input = connection.input_deadline(now);
-        let timer = |at, is_of_stall| {
-            let of = Of::Connection(place);
-            Some(Timer {
-                at,
-                of,
-                is_of_stall,
-            })
-        };
-        // A time that has passed changed nothing just now: for another look it is soon enough when
-        // it is looked whether the budget is short.
-        let coming = |at: Instant| if at > now { at } else { now + SHORTAGE_POLL };
-        let timer = match (connection.lingers_until(), stalled, input) {
-            (Some(at), ..) | (None, None, Some(at)) => timer(coming(at), false),
-            (None, Some(stalled), Some(input)) => timer(coming(stalled).min(coming(input)), false),
-            (None, Some(at), None) => {
-                let is_certain = connection.session.wants_close() || is_stopping;
-                timer(coming(at), !is_certain)
-            }
-            (None, None, None) => None,
-        };
-        if let Some(timer) = timer {
-            self.timers.insert(timer);
-        }
-        let since = match self.shared.places.of(place) {
-            // A client that is pushed to says nothing for long, and is served all the same.
-            Place::Ordinary if connection.is_subscribed() => None,
-            Place::Ordinary => connection.is_idle().then_some(now),
-            Place::Reserved => Some(connection.accepted_at()),
-            Place::Refusal => None,
-        };
-        if let Some(since) = since {
-            self.shared.begins_to_wait(place, since);
-        }
-        entry.state = State::Idle { timer, since };
-        self.put(place, entry);
-    }
-
-    /// Has a helper do what takes long with a connection, which comes back by a letter.
-    fn help(&mut self, place: usize, mut entry: Box<Entry>, work: Work) {
-        // Replies to what was asked before do not wait for it. If the client is gone, that is found
-        // when the connection is back.
-        let _ = entry.connection.flush(self.shared.clock.now());
-        let mailbox = Arc::clone(&self.mailbox);
-        self.shared.helpers.run(move || {
-            match work {
-                Work::Parse => entry.connection.prepare(),
-                Work::Encode(replies, room) => entry.connection.complete(replies, room),
-            }
-            mailbox.put(Letter::TakeBack(place, entry));
-        });
-    }
-
-    /// A connection is back from a helper.
-    fn take_back(&mut self, place: usize, mut entry: Box<Entry>) {
-        // What the poll reported meanwhile was missed.
-        entry.connection.may_be_ready(true);
-        self.make_ready(place, entry);
-    }
-
-    /// Has a connection served soon.
-    fn make_ready(&mut self, place: usize, mut entry: Box<Entry>) {
-        entry.state = State::Ready;
-        self.put(place, entry);
-        self.ready.push_back(place);
     }
 
     /// Keeps a connection in its place.

@@ -167,6 +167,25 @@ pub fn holds(reader: &dyn Reader, highest: Fence, request: &HoldsRequest) -> Res
     Response::Holds(held.collect())
 }
 
+/// The answer to a fetch if all of its records are in memory and have payloads of at most
+/// `bytes_max` bytes in all; it does not wait for the disk. Otherwise [`fetch`] says what is wrong.
+pub fn fetch_at_hand(
+    reader: &dyn Reader,
+    highest: Fence,
+    request: &FetchRequest,
+    bytes_max: usize,
+) -> Option<Response> {
+    fence::check(highest, request.fence).ok()?;
+    let mut bytes_left = bytes_max;
+    let find = |revision: &Revision| {
+        let (key, payload) = reader.at_hand(*revision, bytes_left)?;
+        bytes_left -= payload.len();
+        Some(FetchResult::Found { key, payload })
+    };
+    let results: Option<Vec<FetchResult>> = request.revisions.iter().map(find).collect();
+    results.map(Response::Fetch)
+}
+
 /// Answers a fetch. Its fence is compared with `highest`, the highest executed, and raises nothing.
 /// The answer's records take `bytes_max` at most, except that the first one found is always in it;
 /// from the first that does not fit the rest is `Omitted`. Copies that cannot be read go to

@@ -362,6 +362,15 @@ impl Reader for Shared {
         self.written.fetch(revision)
     }
 
+    fn at_hand(&self, revision: Revision, bytes_max: usize) -> Option<(Key, Bytes)> {
+        if let Some(record) = self.buffer.read().records.get(&revision) {
+            return record
+                .clone()
+                .filter(|(_, payload)| payload.len() <= bytes_max);
+        }
+        self.written.at_hand(revision, bytes_max)
+    }
+
     fn length(&self, revision: Revision) -> Option<u32> {
         if let Some(record) = self.buffer.read().records.get(&revision) {
             return record.as_ref().map(|(_, payload)| length_of(payload));

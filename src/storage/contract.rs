@@ -154,7 +154,14 @@ impl Pair {
         let (reader, model) = (self.engine.reader(), self.model.reader());
         assert_eq!(reader.counters(), model.counters());
         for revision in (0..NUMBERS).map(Revision::from_u64) {
-            assert_eq!(reader.length(revision), model.length(revision));
+            let length = model.length(revision);
+            assert_eq!(reader.length(revision), length);
+            if let Some(record) = reader.at_hand(revision, usize::MAX) {
+                assert_eq!(model.fetch(revision).unwrap(), Some(record));
+            }
+            let less = length.and_then(|length| length.checked_sub(1));
+            let at_hand = less.and_then(|less| reader.at_hand(revision, less as usize));
+            assert_eq!(at_hand, None);
         }
     }
 

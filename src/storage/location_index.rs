@@ -25,6 +25,9 @@ use crate::storage::Counters;
 /// memory (20 KiB at worst now); at fewer, the chunks themselves cost more than their entries.
 const CHUNK_BITS: u32 = 10;
 
+/// How many slots before and behind the expected one are looked at first.
+const NEAR: usize = 16;
+
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -68,7 +71,7 @@ impl LocationIndex {
     pub fn find(&self, revision: Revision) -> Option<Place> {
         let (high, low) = split(revision);
         let chunk = self.chunks.get(&high)?;
-        let at = chunk.binary_search_by_key(&low, |slot| slot.low).ok()?;
+        let at = position(chunk, low).ok()?;
         chunk.get(at).map(|slot| slot.place)
     }
 
@@ -99,7 +102,7 @@ impl LocationIndex {
     pub fn remove(&mut self, revision: Revision) -> Option<Place> {
         let (high, low) = split(revision);
         let chunk = self.chunks.get_mut(&high)?;
-        let at = chunk.binary_search_by_key(&low, |slot| slot.low).ok()?;
+        let at = position(chunk, low).ok()?;
         let old = chunk.remove(at).place;
         if chunk.is_empty() {
             self.chunks.remove(&high);
@@ -212,8 +215,22 @@ fn search(chunk: &mut [Slot], low: u16) -> Result<&mut Slot, usize> {
     if chunk.last().is_none_or(|last| last.low < low) {
         return Err(chunk.len());
     }
-    let at = chunk.binary_search_by_key(&low, |slot| slot.low)?;
+    let at = position(chunk, low)?;
     Ok(&mut chunk[at])
+}
+
+/// Where the slot of `low` is, or where to insert it. Looks first around where it would be if the
+/// chunk's revisions were evenly spread, as they mostly are: that touches two or three lines of the
+/// processor's cache. A search of the whole chunk waits for memory at about half of its ten steps.
+fn position(chunk: &[Slot], low: u16) -> Result<usize, usize> {
+    let expected = (usize::from(low) * chunk.len()) >> CHUNK_BITS;
+    let start = expected.saturating_sub(NEAR);
+    let near = &chunk[start..(expected + NEAR).min(chunk.len())];
+    let is_near = near.first().is_some_and(|slot| slot.low <= low)
+        && near.last().is_some_and(|slot| slot.low >= low);
+    let (slots, offset) = if is_near { (near, start) } else { (chunk, 0) };
+    let found = slots.binary_search_by_key(&low, |slot| slot.low);
+    found.map(|at| at + offset).map_err(|at| at + offset)
 }
 
 #[cfg(test)]

@@ -289,6 +289,17 @@ impl Reader for Shared {
         Ok(Some((key, record.payload)))
     }
 
+    fn at_hand(&self, revision: Revision, bytes_max: usize) -> Option<(Key, Bytes)> {
+        let place = self.index.read().find(revision)?;
+        if place.payload_bytes as usize > bytes_max {
+            return None;
+        }
+        let record = self.records.read_cached(place.location)?;
+        let is_it = (record.kind, record.number) == (KIND_STORE, revision.as_u64());
+        let key = Key::parse(&record.key).ok().filter(|_| is_it)?;
+        Some((key, record.payload))
+    }
+
     fn length(&self, revision: Revision) -> Option<u32> {
         let place = self.index.read().find(revision)?;
         Some(place.payload_bytes)

@@ -134,6 +134,14 @@ pub trait Reader: Send + Sync {
     /// The record of a revision, its checksum verified (A5).
     fn fetch(&self, revision: Revision) -> Result<Option<(Key, Bytes)>, ReadError>;
 
+    /// The same, if the record is there, intact, and in memory, and its payload has at most
+    /// `bytes_max` bytes. Otherwise, or where that is not known, `None`, without waiting for the
+    /// disk.
+    fn at_hand(&self, revision: Revision, bytes_max: usize) -> Option<(Key, Bytes)> {
+        _ = (revision, bytes_max);
+        None
+    }
+
     /// The length of a live record's payload, known without reading it; `None` if there is no such
     /// record. One that is damaged has a length.
     fn length(&self, revision: Revision) -> Option<u32>;

@@ -82,6 +82,9 @@ impl File for WatchedFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
         self.file.read_at(buffer, offset)
     }
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
+        self.file.read_cached_at(buffer, offset)
+    }
     fn write_all_at(&self, data: &[u8], offset: u64) -> std::io::Result<()> {
         if self.disk.is_full.load(Ordering::SeqCst) {
             return Err(std::io::ErrorKind::StorageFull.into());

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Entry, Work, Worker};
+use super::serving::Work;
+use super::{Entry, Worker};
 use crate::clock::Instant;
 use crate::error::Failure;
 use crate::net::budget::Reservation;

@@ -28,6 +28,8 @@ pub(super) struct Turn {
     batches_left: usize,
     /// When it is over.
     until: Instant,
+    /// When replies are written.
+    replies: Replies,
     /// The time at the last look at the clock, which is after each read and each batch: a look for
     /// each step would be a twentieth of the time that a cached GET takes.
     pub(super) now: Instant,
@@ -35,14 +37,28 @@ pub(super) struct Turn {
 
 impl Turn {
     /// A turn that begins at `now`.
-    pub(super) fn new(now: Instant) -> Turn {
+    pub(super) fn new(now: Instant, replies: Replies) -> Turn {
         Turn {
             reads_left: TURN_READS,
             batches_left: TURN_BATCHES,
             until: now + TURN_TIME,
+            replies,
             now,
         }
     }
+
+    fn has_begun_a_batch(&self) -> bool {
+        self.batches_left < TURN_BATCHES
+    }
+}
+
+/// When the replies to what a turn executed are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replies {
+    /// In the turn.
+    Now,
+    /// After the turns of other connections, if all that the client has sent is answered.
+    Later,
 }
 
 /// Where a turn has come to.
@@ -55,6 +71,8 @@ pub(super) enum Next {
     Parse,
     /// It has more to do in another turn.
     Again,
+    /// Its replies are to be written; see [`Replies::Later`].
+    Write,
     /// It is over.
     Close,
 }
@@ -94,7 +112,12 @@ impl Worker {
                     return Next::Execute(batch);
                 }
                 Found::Long => return Next::Parse,
-                Found::Nothing => {}
+                Found::Nothing => {
+                    let is_later = turn.replies == Replies::Later && turn.has_begun_a_batch();
+                    if is_later && connection.has_only_to_write() {
+                        return Next::Write;
+                    }
+                }
                 Found::Choked => is_choked = true,
                 Found::TurnOver => {
                     if connection.flush(turn.now).is_err() {
