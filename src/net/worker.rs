@@ -15,9 +15,10 @@
 //! connections that are left. A pass is over when all connections that were ready at its beginning
 //! have had their turns; it takes one or more turns of the worker.
 //!
-//! Replies are written after the turns of up to 64 connections, and what a turn of the worker has
-//! for members and for other threads leaves at its end: who waits for several of these things is
-//! woken once and finds them together, which spares both sides system calls and thread switches.
+//! Replies are written after the turns of up to 64 connections, and what these turns have for members
+//! leaves after them: who waits for several of these things is woken once and finds them together,
+//! which spares both sides system calls and thread switches. A batch that goes on because of a letter
+//! is not held up so: with it writes took a tenth longer.
 //!
 //! The small writes of the connections that are ready in one pass are one batch: each batch costs
 //! its members a sync and the journal another, whatever its size. While two such batches are
@@ -53,7 +54,6 @@ use super::shared::Shared;
 use super::timers::{Of, Timer, Timers};
 use super::turns::Beginning;
 use crate::clock::Instant;
-use crate::threads::wakeups;
 
 /// The size of one read. It holds a turn's worth of pipelined small commands; more would only be
 /// more to keep in the cache.
@@ -162,14 +162,11 @@ impl Worker {
             if self.shared.has_stopped(now) {
                 return;
             }
-            // What this turn has for other threads and for members leaves at its end, together.
-            let held = wakeups::hold();
             for letter in letters.drain(..) {
                 self.open(letter);
             }
             self.serve_ready(now);
             let wake_at = self.look_at_time();
-            drop(held);
             let is_idle = self.ready.is_empty() && self.unsent.is_empty();
             let is_busy = !is_idle || !self.mailbox.may_sleep();
             let before = self.shared.clock.now();

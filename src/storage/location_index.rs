@@ -84,9 +84,9 @@ impl LocationIndex {
             segment, length, ..
         } = place.location;
         *self.live_bytes.entry(segment).or_default() += u64::from(length);
-        match search(chunk, low) {
-            Ok(slot) => {
-                let old = std::mem::replace(&mut slot.place, place);
+        match position(chunk, low) {
+            Ok(at) => {
+                let old = std::mem::replace(&mut chunk[at].place, place);
                 self.bury(revision, old);
                 Some(old)
             }
@@ -210,19 +210,14 @@ fn shrink<T>(chunk: &mut Vec<T>) {
     }
 }
 
-/// The slot of `low`, or where to insert it. Looks at the end first, where most of them belong.
-fn search(chunk: &mut [Slot], low: u16) -> Result<&mut Slot, usize> {
+/// Where the slot of `low` is, or where to insert it. Looks first at the end, where most are inserted,
+/// then around where it would be if the chunk's revisions were evenly spread, as they mostly are:
+/// that touches two or three lines of the processor's cache. A search of the whole chunk waits for
+/// memory at about half of its ten steps.
+fn position(chunk: &[Slot], low: u16) -> Result<usize, usize> {
     if chunk.last().is_none_or(|last| last.low < low) {
         return Err(chunk.len());
     }
-    let at = position(chunk, low)?;
-    Ok(&mut chunk[at])
-}
-
-/// Where the slot of `low` is, or where to insert it. Looks first around where it would be if the
-/// chunk's revisions were evenly spread, as they mostly are: that touches two or three lines of the
-/// processor's cache. A search of the whole chunk waits for memory at about half of its ten steps.
-fn position(chunk: &[Slot], low: u16) -> Result<usize, usize> {
     let expected = (usize::from(low) * chunk.len()) >> CHUNK_BITS;
     let start = expected.saturating_sub(NEAR);
     let near = &chunk[start..(expected + NEAR).min(chunk.len())];

@@ -14,6 +14,7 @@ use crate::net::places::Place;
 use crate::net::timers::{Of, SHORTAGE_POLL, Timer};
 use crate::protocol::reply::Reply;
 use crate::protocol::request::Batch;
+use crate::threads::wakeups;
 
 /// The time of a worker's turn in which it serves connections; the one that is served when it is
 /// over has its turn to the end. With that, and with letters, timers and batches to begin, a turn
@@ -50,6 +51,7 @@ impl Worker {
         if self.pass_left == 0 {
             self.pass_left = self.ready.len();
         }
+        let held = wakeups::hold();
         while self.pass_left > 0 && now < until {
             self.pass_left -= 1;
             let place = self.ready.pop_front().expect("as many are ready");
@@ -59,6 +61,7 @@ impl Worker {
                 now = self.write_answered(now);
             }
         }
+        drop(held);
         self.write_answered(now);
     }
 
