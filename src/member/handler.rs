@@ -309,3 +309,72 @@ impl FetchWorker {
         responder.send(response);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::disk::mem::MemFileSystem;
+    use crate::ids::{Key, Revision};
+    use crate::member::append::Appender;
+    use crate::storage::Engine;
+    use crate::storage::model::ModelEngine;
+
+    /// Nothing runs but what the test calls: neither the append thread nor readers.
+    #[test]
+    fn a_fetch_is_answered_by_the_thread_that_read_it_if_its_records_are_in_memory() {
+        let mut engine = ModelEngine::default();
+        let revision = Revision::from_u64(7);
+        engine
+            .store(revision, &Key::Id(1), &Bytes::from_static(b"x"))
+            .unwrap();
+        engine.commit().unwrap();
+        let (reader, fence) = (engine.reader(), Fence { term: 1, link: 1 });
+        let (appender, queue) = Appender::new(
+            Box::new(engine),
+            fence,
+            (Arc::new(MemFileSystem::new()), PathBuf::from("fence")),
+            Arc::new(ManualClock::default()),
+            (8, 1 << 20),
+        );
+        let (handler, small, _large) = Handler::new(queue, reader, appender.shared_fence(), 8);
+        let peer = PeerInfo {
+            connection: 1,
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            name: "leader-1".to_owned(),
+            node_id: 1,
+            incarnation: 1,
+            nonce: 1,
+            link: 1,
+            role: Role::Leader,
+            purpose: Purpose::All,
+            separates_fetches: false,
+        };
+        let (sender, answers) = crossbeam_channel::unbounded();
+        let ask = |revisions: Vec<Revision>| {
+            let (id, sender) = (CallId(1), sender.clone());
+            let responder = Responder::calling(id, move |answer| _ = sender.send(answer));
+            let call = CallInfo {
+                id,
+                term: 1,
+                bytes: 10,
+            };
+            let request = Request::Fetch(FetchRequest { fence, revisions });
+            handler.handle(&peer, call, request, responder);
+            answers.try_recv().ok()
+        };
+        let (key, payload) = (Key::Id(1), Bytes::from_static(b"x"));
+        let found = vec![FetchResult::Found { key, payload }];
+        assert_eq!(ask(vec![revision]), Some(Response::Fetch(found)));
+        assert_eq!(ask(vec![Revision::from_u64(8)]), None, "a reader says so");
+        assert!(small.step());
+        let missing = Response::Fetch(vec![FetchResult::Missing]);
+        assert_eq!(answers.try_recv(), Ok(missing));
+        handler.close();
+    }
+}

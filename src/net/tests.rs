@@ -59,6 +59,8 @@ struct FakeHandler {
 #[derive(Default)]
 struct Gate {
     blocked: usize,
+    /// So many of those that were blocked first are let through.
+    let_through: usize,
     is_open: bool,
     wakers: Vec<Waker>,
 }
@@ -132,11 +134,13 @@ impl FakeHandler {
     }
 }
 
-/// Holds up this thread until the gate is open.
+/// Holds up this thread until the gate is open, or lets it through.
 fn block(gate: &(Mutex<Gate>, Condvar)) {
     let mut state = gate.0.lock();
     state.blocked += 1;
-    gate.1.wait_while(&mut state, |state| !state.is_open);
+    let number = state.blocked;
+    let is_held = |state: &mut Gate| !state.is_open && state.let_through < number;
+    gate.1.wait_while(&mut state, is_held);
 }
 
 impl Parked for FakeParked {
@@ -282,6 +286,12 @@ impl Fixture {
             assert!(self.clock.now() < deadline, "waited too long until {what}");
             sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Lets those through the gate that were blocked first, so many of them.
+    fn let_through(&self, count: usize) {
+        self.gate.0.lock().let_through = count;
+        self.gate.1.notify_all();
     }
 
     fn open_gate(&self) {

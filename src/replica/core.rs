@@ -294,6 +294,27 @@ mod tests {
     }
 
     #[test]
+    fn a_fetch_is_answered_at_hand_as_otherwise_or_not_at_all() {
+        let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(2, 1)));
+        let stored = store_request(fence(2, 1), &[1, 2, 3], "four");
+        replica.store(&mut engine, &stored, &leader(), ()).unwrap();
+        commit(&mut replica, &mut engine);
+        let at_hand = |at: Fence, revisions: &[u64], max: usize| {
+            let revisions = revisions.iter().copied().map(Revision::from_u64).collect();
+            let request = FetchRequest {
+                fence: at,
+                revisions,
+            };
+            fetch_at_hand(engine.reader().as_ref(), fence(2, 1), &request, max)
+        };
+        let all = fetch_all(&engine, fence(2, 1), &[3, 1, 2], usize::MAX);
+        assert_eq!(at_hand(fence(2, 1), &[3, 1, 2], 12), Some(all));
+        assert_eq!(at_hand(fence(2, 1), &[3, 1, 2], 11), None, "too many bytes");
+        assert_eq!(at_hand(fence(2, 1), &[3, 4], 12), None, "one is missing");
+        assert_eq!(at_hand(fence(1, 1), &[3], 12), None, "a stale fence");
+    }
+
+    #[test]
     fn a_stale_request_in_a_group_is_refused_and_the_others_take_effect() {
         let (mut engine, mut replica) = (ModelEngine::default(), Replica::new(fence(1, 1)));
         let stored = store_request(fence(2, 1), &[1, 2], "x");

@@ -134,6 +134,11 @@ impl Reader for ModelReader {
         Ok(self.records.read().get(&revision).cloned())
     }
 
+    fn at_hand(&self, revision: Revision, bytes_max: usize) -> Option<(Key, Bytes)> {
+        let record = self.records.read().get(&revision).cloned();
+        record.filter(|(_, payload)| payload.len() <= bytes_max)
+    }
+
     fn length(&self, revision: Revision) -> Option<u32> {
         let records = self.records.read();
         let (_, payload) = records.get(&revision)?;

@@ -258,14 +258,14 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::ReplayReleases, 1),
         (Fault::SnapshotWithoutLastEntry, 1),
         (Fault::TornTailKept, 21),
-        (Fault::UnknownAsFailed, 3),
-        (Fault::CompareWhenProposed, 40),
+        (Fault::UnknownAsFailed, 206),
+        (Fault::CompareWhenProposed, 7),
         (Fault::RefusedTransactionInPart, 2),
         (Fault::TransactionTokenForgotten, 1),
         (Fault::OldExpiryOfNewMessage, 11),
-        (Fault::SnapshotWithoutExpiry, 16),
+        (Fault::SnapshotWithoutExpiry, 4),
         (Fault::NewIdRetiresHolder, 7),
-        (Fault::OlderCopyVotes, 415),
+        (Fault::OlderCopyVotes, 735),
     ]
 };
 

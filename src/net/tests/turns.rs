@@ -100,6 +100,28 @@ fn replies_leave_while_the_next_batch_waits() {
     }
 }
 
+/// A client that waits for several connections is woken once for them.
+#[test]
+fn replies_are_written_after_the_turns_of_the_connections_that_were_ready_together() {
+    let fixture = Fixture::new(limits(1));
+    let [mut first, mut quick, mut blocking] = [(); 3].map(|()| fixture.program());
+    first.send("SET block x\n");
+    fixture.wait("it is held up", |f| f.gate.0.lock().blocked == 1);
+    quick.send("GET 1\n");
+    // It shares no batch, so its turn is held up before it ends.
+    blocking.send(&format!("SETB block 70000\n{}\n", "x".repeat(70_000)));
+    fixture.let_through(1);
+    fixture.wait("it is held up again", |f| f.gate.0.lock().blocked == 2);
+    quick.stream.set_nonblocking(true).expect("it is set");
+    let early = quick.stream.read(&mut [0]);
+    assert!(early.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    quick.stream.set_nonblocking(false).expect("it is set");
+    fixture.open_gate();
+    assert_eq!(quick.line(), "NOT_FOUND");
+    assert_eq!([first.line(), blocking.line()], ["OK", "OK"]);
+    fixture.stop();
+}
+
 /// Repeats something until told to end.
 fn again_and_again(
     is_over: &Arc<std::sync::atomic::AtomicBool>,
