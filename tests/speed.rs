@@ -254,26 +254,19 @@ fn a_million_messages_take_little_memory_and_no_speed() {
     }
     let what = format!("GET, 64 connections x pipeline 16, of {MESSAGES} keys, beyond the cache");
     // Once: stored again for each run, they would be read while members compact what was replaced.
-    let stored = full.bench(&format!(
-        "--pipeline 16 --count {MESSAGES} --keys {MESSAGES}"
-    ));
+    let many = format!("--connections 64 --pipeline 16 --keys {MESSAGES}");
+    let stored = full.bench(&format!("{many} --count {MESSAGES}"));
     assert_eq!(stored["errors"], 0, "{stored}");
-    let flags = "--connections 64 --pipeline 16 --get-ratio 1 --stored";
-    let flags = format!("{flags} --keys {MESSAGES}");
+    let flags = format!("{many} --get-ratio 1 --stored");
     let cached = format!("--connections 64 --pipeline 16 --get-ratio 1 --keys {FEW_KEYS}");
     let compared = format!("{what}: rate over that from the cache");
+    let limit = Limit::AtLeast(0.6, 0.8);
     rows.extend(best_of(TRIES, || {
         let runs = by_turns([(&full, flags.as_str()), (&full, cached.as_str())]);
         let rate = number(&runs[0], "ops_per_s");
         vec![
             Row::new(&what, rate, "/s", Limit::None).with(&runs[0]),
-            Row::new(
-                &compared,
-                over(&compared, &runs),
-                "x",
-                Limit::AtLeast(0.6, 0.8),
-            )
-            .open(),
+            Row::new(&compared, over(&compared, &runs), "x", limit).open(),
         ]
     }));
     publish("speed-3-many-messages", COMMAND, &rows);

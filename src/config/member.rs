@@ -137,7 +137,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "4",
         originals: &[],
         short_flags: &[],
-        meaning: "threads that read payloads",
+        meaning: "threads that read payloads which are not in memory",
     },
     LOG_LEVEL,
     Setting {

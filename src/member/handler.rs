@@ -1,7 +1,8 @@
 //! What becomes of a leader's call: stores and releases go to the append thread, fetches to the
-//! readers, through bounded queues; a full one refuses the call as busy. A fetch of records that the
-//! system has in memory is answered at once: the way to a reader and back costs more. Large fetches, which come
-//! on a link of their own, have a queue and a reader of their own: small ones do not wait for them.
+//! readers, through bounded queues; a full one refuses the call as busy. A fetch of records that
+//! the system has in memory is answered at once: the way to a reader and back costs more. Large
+//! fetches, which come on a link of their own, have a queue and a reader of their own: small ones
+//! do not wait for them.
 //!
 //! Calls arrive on their connection's thread in the order in which the leader sent them, and enter
 //! the append queue in that order. Those of one read are executed together; where they are few, by
@@ -30,9 +31,12 @@ use crate::threads::pace::Pace;
 /// frame, at a fraction reading many large messages takes more calls.
 const FETCH_ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
 
-/// Records of a fetch that the thread which read it answers itself, and the bytes of their payloads.
-/// Reading so many takes less than a millisecond, for which stores behind it wait.
+/// The most records of a fetch that the thread which read the fetch answers itself. Reading so many
+/// takes less than a millisecond, for which stores behind it wait; with a quarter of it the reads
+/// of a pipeline would go to the readers.
 const AT_HAND_RECORDS_MAX: usize = 512;
+
+/// The most bytes of their payloads, for the same reasons.
 const AT_HAND_BYTES_MAX: usize = 256 << 10;
 
 /// The member's side of its leaders' calls.
@@ -355,7 +359,7 @@ mod tests {
             purpose: Purpose::All,
             separates_fetches: false,
         };
-        let (sender, answers) = crossbeam_channel::unbounded();
+        let (sender, answers) = crossbeam_channel::bounded(1);
         let ask = |revisions: Vec<Revision>| {
             let (id, sender) = (CallId(1), sender.clone());
             let responder = Responder::calling(id, move |answer| _ = sender.send(answer));

@@ -3,14 +3,15 @@
 //!
 //! # Threads
 //!
-//! Started and joined by [`server::run`], beside those of `rpc` (`accept-rpc`, `rx-`, `tx-`):
+//! Started and joined by [`server::run`], beside those of `rpc` (`accept-rpc`, `rx-`, `tx-`). An
+//! `rx-` answers a small fetch itself if all of it is in memory.
 //!
 //! | thread | owns | waits on | stopped by |
 //! |---|---|---|---|
 //! | `append` | engine, fence file | append queue, timer | queue closed, after a last sync |
 //! | `fill` (engine `log`) | the segment being zero-filled | request | stop signal |
 //! | `compact` (engine `log`) | the segment it reads, hint files | timer | stop, between steps |
-//! | `read-N` | one fetch at a time | read queue | queue closed |
+//! | `read-N` | one fetch at a time, of what is not in memory | read queue | queue closed |
 //! | `read-large` | one large fetch at a time | its queue | queue closed |
 //! | `beat-N` | registration with the N-th leader address | timer, call | stop signal |
 //! | `trim` (`resources::allocator`) | nothing | timer | stop signal |

@@ -15,10 +15,10 @@
 //! connections that are left. A pass is over when all connections that were ready at its beginning
 //! have had their turns; it takes one or more turns of the worker.
 //!
-//! Replies are written after the turns of up to 64 connections, and what these turns have for members
-//! leaves after them: who waits for several of these things is woken once and finds them together,
-//! which spares both sides system calls and thread switches. A batch that goes on because of a letter
-//! is not held up so: with it writes took a tenth longer.
+//! Replies are written after the turns of up to 64 connections, and what these turns have for
+//! members leaves after them: who waits for several of these things is woken once and finds them
+//! together, which spares both sides system calls and thread switches. A batch that goes on because
+//! of a letter is not held up so: with it writes took a tenth longer.
 //!
 //! The small writes of the connections that are ready in one pass are one batch: each batch costs
 //! its members a sync and the journal another, whatever its size. While two such batches are

@@ -210,10 +210,10 @@ fn shrink<T>(chunk: &mut Vec<T>) {
     }
 }
 
-/// Where the slot of `low` is, or where to insert it. Looks first at the end, where most are inserted,
-/// then around where it would be if the chunk's revisions were evenly spread, as they mostly are:
-/// that touches two or three lines of the processor's cache. A search of the whole chunk waits for
-/// memory at about half of its ten steps.
+/// Where the slot of `low` is, or where to insert it. Looks first at the end, where most are
+/// inserted, then around where it would be if the chunk's revisions were evenly spread, as they
+/// mostly are: that touches two or three lines of the processor's cache. A search of the whole
+/// chunk waits for memory at about half of its ten steps.
 fn position(chunk: &[Slot], low: u16) -> Result<usize, usize> {
     if chunk.last().is_none_or(|last| last.low < low) {
         return Err(chunk.len());
