@@ -54,7 +54,7 @@ const PAYLOAD_BYTES: usize = 100;
 const KEYS: u64 = 100;
 const CONNECTIONS_MAX: usize = 64;
 
-/// What one read takes.
+/// The most bytes that are read from a socket at once.
 const SCRATCH_BYTES: usize = 64 << 10;
 
 const GENERATORS: [Generator; 2] = [Generator::Epoll, Generator::Blocking];

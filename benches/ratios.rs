@@ -1,11 +1,10 @@
-//! What was promised beside Redis.
+//! The figures of Tolerex divided by those of Redis, and the limits that each quotient must keep.
 
 use serde_json::Value;
 
 use crate::support::figures::{Limit, Row};
 
-/// What Tolerex comes to over Redis, with what must be reached: for each load and generator the
-/// figures for which something was promised.
+/// The quotients, one row each: for each load and generator those that have a limit.
 pub fn of(rows: &[Value]) -> Vec<Row> {
     use Limit::{AtLeast, AtMost};
     // Each measured row of Tolerex stands before that of Redis under the same load.

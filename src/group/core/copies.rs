@@ -85,7 +85,7 @@ pub enum Obstacle {
     Conflict(Conflict),
     /// Its log ends below what members know to be committed, and none that has more leads.
     Lacks {
-        /// What members know.
+        /// The furthest entry that members know to be committed.
         committed: LogPosition,
         /// Its last entry.
         last: LogPosition,

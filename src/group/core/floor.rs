@@ -1,4 +1,4 @@
-//! Nobody is elected below what members know to be committed. Pure.
+//! No participant becomes leader without the entries that members know to be committed. Pure.
 //!
 //! Each member remembers the furthest entry that a leader told it is committed, and tells all
 //! leaders: the highest of these is the **floor**. A log whose last entry is below it, in the order
@@ -9,8 +9,9 @@
 //! entries, and nothing is overwritten meanwhile; what peers know of each other ([`super::copies`])
 //! is not needed for that.
 //!
-//! One that has just started knows no floor. It neither votes nor asks for votes until enough
-//! members have told, or for [`HOLD_TICKS`]: members that are up tell within half a second.
+//! A participant that has just started knows no floor. It neither votes nor asks for votes until
+//! enough members have told it, or for [`HOLD_TICKS`]: members that are up tell within half a
+//! second.
 //!
 //! A participant that is alone elects itself: nobody else can have the entries.
 //!
@@ -26,16 +27,16 @@ use super::copies::Obstacle;
 use super::{Core, MessageDropped, Outgoing, messages};
 use crate::ids::LogPosition;
 
-/// Ticks for which one that has just started waits for members: 2 s. Half of it is what members
-/// take to dial again; with ten times as much, members that are down would delay each election
-/// after a start of all leaders by many seconds.
+/// Ticks for which a participant that has just started waits for members: 2 s. Half of it is what
+/// members take to dial again; with ten times as much, members that are down would delay each
+/// election after a start of all leaders by many seconds.
 const HOLD_TICKS: u32 = 40;
 
 /// Candidacies in a row that are given up before people are told: until then another one, which
 /// has the entries, may be elected.
 const CANDIDACIES_MIN: u32 = 4;
 
-/// What members have told, and what follows.
+/// The floor as far as members have told it, and what follows from it.
 #[derive(Default)]
 pub(super) struct Floor {
     floor: LogPosition,
