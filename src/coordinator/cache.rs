@@ -59,7 +59,10 @@ impl PayloadCache {
     /// The payload of a revision.
     pub fn get(&mut self, revision: Revision) -> Option<Bytes> {
         let slot = &mut self.slots[*self.positions.get(&revision)?];
-        slot.was_read = true;
+        // Written only when it changes: several processors read the entry.
+        if !slot.was_read {
+            slot.was_read = true;
+        }
         Some(slot.payload.clone())
     }
 

@@ -78,6 +78,12 @@ impl ClientHandler {
     /// [`LEADER_WAIT`] from now on.
     fn serve(&self, batch: Batch, reply_growth: usize, give_up: Option<Instant>) -> Progress {
         let shared = &self.shared;
+        // They end here, so nobody who hands over has to wait for them.
+        if let (Batch::Reads(keys), Standing::Serves(_)) = (&batch, shared.standing())
+            && let Some(replies) = self.read_at_hand(keys, reply_growth)
+        {
+            return Progress::done(replies);
+        }
         // First: whoever hands over says so, then looks whether batches run.
         let running = shared.batch_runs();
         let term = match shared.standing() {
@@ -98,11 +104,6 @@ impl ClientHandler {
             }
             Standing::Follows => return self.redirect(batch, reply_growth),
         };
-        if let Batch::Reads(keys) = &batch
-            && let Some(replies) = self.read_at_hand(keys, reply_growth)
-        {
-            return Progress::done(replies);
-        }
         let Some(tolerance) = shared.view.metadata.tolerance() else {
             return failed(&batch, Failure::Busy);
         };
@@ -141,13 +142,12 @@ impl ClientHandler {
         let shared = &self.shared;
         let mut bytes_left = self.limits.unreserved_bytes_max;
         let read = |key| {
-            let Some(entry) = shared.view.metadata.find(key) else {
+            let Some((revision, length)) = shared.view.metadata.record(key) else {
                 return Some(Reply::NotFound);
             };
-            let reply_bytes = u64::from(entry.length).saturating_mul(reply_growth as u64);
+            let reply_bytes = u64::from(length).saturating_mul(reply_growth as u64);
             bytes_left = bytes_left.checked_sub(reply_bytes)?;
-            let payload = shared.cache.get(entry.revision)?;
-            let revision = entry.revision;
+            let payload = shared.cache.get(revision)?;
             Some(Reply::Value { revision, payload })
         };
         keys.iter().map(read).collect()
@@ -194,13 +194,15 @@ impl Handler for ClientHandler {
 
     fn begin_confirmed(&self, batch: Batch, reply_growth: usize, since: Instant) -> Progress {
         let shared = &self.shared;
-        let running = shared.batch_runs();
-        let (Batch::Reads(keys), Standing::Serves(term)) = (&batch, shared.standing()) else {
-            return self.begin(batch, reply_growth);
-        };
-        if let Some(replies) = self.look_at_hand(keys, reply_growth) {
+        if let (Batch::Reads(keys), Standing::Serves(_)) = (&batch, shared.standing())
+            && let Some(replies) = self.look_at_hand(keys, reply_growth)
+        {
             return Progress::done(replies);
         }
+        let running = shared.batch_runs();
+        let (Batch::Reads(_), Standing::Serves(term)) = (&batch, shared.standing()) else {
+            return self.begin(batch, reply_growth);
+        };
         let number = shared.next_batch();
         debug!("batch {number}: {}", describe(&batch));
         let Batch::Reads(keys) = batch else {

@@ -22,10 +22,10 @@ use parking_lot::RwLock;
 
 use crate::coordinator::release::releases_unserved;
 use crate::group::{Configuration, Leadership, Piece, SnapshotCheck, SnapshotSource, StateMachine};
-use crate::ids::Key;
+use crate::ids::{Key, Revision};
 use crate::leader::state::View;
 use crate::metadata::command::{Applied, Change, Command};
-use crate::metadata::message_index::{Entry, Shard};
+use crate::metadata::message_index::{Entry, Shard, shard_of};
 use crate::metadata::replica_sets::ReplicaSets;
 use crate::metadata::snapshot::{Capture, Restore, ShardCell};
 use crate::metadata::state::{PlainShards, Shards, State};
@@ -82,6 +82,15 @@ impl Metadata {
     /// The current record of a message.
     pub fn find(&self, key: &Key) -> Option<Entry> {
         self.entry(key)
+    }
+
+    /// The revision of the message and the length of its payload in bytes, `None` if there is no
+    /// such message. Unlike [`Metadata::find`] it reads nothing that all lookups share.
+    pub fn record(&self, key: &Key) -> Option<(Revision, u32)> {
+        self.read_shard(shard_of(key, self.shard_count()), |shard| {
+            let slot = shard.find(key)?;
+            Some((slot.revision, slot.length))
+        })
     }
 
     /// How many messages there are.

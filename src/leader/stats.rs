@@ -1,14 +1,15 @@
 //! Counters and latencies of this node's batches, by kind: what `/stats` says.
 //!
 //! [`Stats`] is the [`Admission`] of the client server, so the batches of all client protocols are
-//! counted, each for its own connection. A batch costs a few relaxed additions. Its latency is from
+//! counted, each for its own connection. A batch costs a few relaxed additions, in counters that
+//! few other threads write. Its latency is from
 //! when its session offered it until its replies are known, so the time in which small writes of
 //! several connections wait for each other is part of it.
 //!
 //! Latencies are kept in buckets of a quarter of a power of two, from 1 µs on, so a quantile is at
 //! most a quarter above the true one. Known limit: they are of all the time since the start.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -30,9 +31,28 @@ const PARTS: usize = 4;
 /// Powers of two of microseconds: the last bucket begins at some two minutes.
 const POWERS: usize = 28;
 
-/// What was counted since the start.
+/// Threads count in so many parts by turns, so that workers on several processors seldom write the
+/// same counters: then each would wait for the other's cache.
+const SHARES: usize = 8;
+
+/// What was counted since the start: the sum of all shares.
 pub struct Stats {
+    shares: [Share; SHARES],
+}
+
+/// What some threads have counted. Aligned, so that no two are in one line of a cache.
+#[repr(align(128))]
+#[derive(Default)]
+struct Share {
     kinds: [Counters; KINDS.len()],
+}
+
+thread_local! {
+    /// The share in which this thread counts.
+    static SHARE: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        THREADS.fetch_add(1, Ordering::Relaxed) % SHARES
+    };
 }
 
 struct Counters {
@@ -109,7 +129,7 @@ impl Default for Counters {
 impl Default for Stats {
     fn default() -> Stats {
         Stats {
-            kinds: std::array::from_fn(|_| Counters::default()),
+            shares: std::array::from_fn(|_| Share::default()),
         }
     }
 }
@@ -133,7 +153,7 @@ fn bucket_end(bucket: usize) -> u64 {
 
 impl Stats {
     fn record(&self, kind: Kind, bytes_in: u64, latency: Duration, replies: &[Reply]) {
-        let counters = &self.kinds[kind as usize];
+        let counters = &self.shares[SHARE.with(|share| *share)].kinds[kind as usize];
         let mut counts = [0u64; 5];
         let mut bytes_out = 0;
         for reply in replies {
@@ -154,19 +174,30 @@ impl Stats {
 
     /// All kinds that there were any of.
     pub fn all(&self) -> Vec<KindStats> {
-        let shown = KINDS.iter().zip(&self.kinds).map(|(kind, counters)| {
-            let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-            let latencies: Vec<u64> = counters.latencies.iter().map(read).collect();
+        let shown = KINDS.iter().enumerate().map(|(at, kind)| {
+            let read = |counter: fn(&Counters) -> &AtomicU64| {
+                let counts = self.shares.iter().map(|share| counter(&share.kinds[at]));
+                counts.map(|count| count.load(Ordering::Relaxed)).sum()
+            };
+            let latencies: Vec<u64> = (0..PARTS * POWERS)
+                .map(|bucket| {
+                    let counts = self
+                        .shares
+                        .iter()
+                        .map(|share| &share.kinds[at].latencies[bucket]);
+                    counts.map(|count| count.load(Ordering::Relaxed)).sum()
+                })
+                .collect();
             KindStats {
                 kind,
-                requests: read(&counters.requests),
-                bytes_in: read(&counters.bytes_in),
-                bytes_out: read(&counters.bytes_out),
-                done: read(&counters.done),
-                not_found: read(&counters.not_found),
-                mismatch: read(&counters.mismatch),
-                failed: read(&counters.failed),
-                unknown: read(&counters.unknown),
+                requests: read(|counters| &counters.requests),
+                bytes_in: read(|counters| &counters.bytes_in),
+                bytes_out: read(|counters| &counters.bytes_out),
+                done: read(|counters| &counters.done),
+                not_found: read(|counters| &counters.not_found),
+                mismatch: read(|counters| &counters.mismatch),
+                failed: read(|counters| &counters.failed),
+                unknown: read(|counters| &counters.unknown),
                 batches: latencies.iter().sum(),
                 p50_us: quantile(&latencies, 500),
                 p90_us: quantile(&latencies, 900),
@@ -260,5 +291,24 @@ mod tests {
         );
         assert_eq!(outcomes, (1, 1, 1, 1, 1));
         assert_eq!((kind.bytes_in, kind.p50_us, kind.p99_us), (7, 12, 112));
+    }
+
+    #[test]
+    fn what_several_threads_counted_is_added_up() {
+        let stats = Stats::default();
+        std::thread::scope(|scope| {
+            for _ in 0..2 * SHARES {
+                scope.spawn(|| {
+                    let time = Duration::from_micros(10);
+                    stats.record(Kind::Read, 3, time, &[Reply::NotFound, Reply::Deleted]);
+                });
+            }
+        });
+        let [read] = &stats.all()[..] else {
+            panic!("one kind");
+        };
+        let count = 2 * SHARES as u64;
+        assert_eq!((read.requests, read.not_found), (2 * count, count));
+        assert_eq!((read.batches, read.bytes_in), (count, 3 * count));
     }
 }

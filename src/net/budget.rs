@@ -1,7 +1,8 @@
 //! One budget of bytes for the buffers of all clients together.
 //!
 //! Each connection charges what its session holds: unfinished input, the batch being executed, and
-//! unread output; and what waits in its outbox ([`pusher`](super::pusher)).
+//! unread output, if that is more than [`UNCHARGED_BYTES`]; and what waits in its outbox
+//! ([`pusher`](super::pusher)).
 //!
 //! The replies to a read are reserved before their payloads are fetched, as large as they are
 //! encoded, and stay reserved until the client has taken them. While there is no room for them, the
@@ -44,6 +45,10 @@ use crate::clock::Instant;
 /// What a connection may hold of an unfinished request in any case. One read fits; twice as much
 /// for each of 10,000 connections would be five times the default budget.
 pub const INPUT_ALLOWANCE_BYTES: usize = 64 * 1024;
+
+/// So much is not charged: what a connection holds while it has one small request executed. All
+/// workers would write the sum for each such request, and wait for each other's caches.
+pub const UNCHARGED_BYTES: usize = 1024;
 
 /// What a connection may hold of unread output in any case.
 pub const OUTPUT_ALLOWANCE_BYTES: usize = 64 * 1024;
@@ -360,6 +365,12 @@ pub struct Charge {
 }
 
 impl Charge {
+    /// As [`Charge::set`], but nothing for [`UNCHARGED_BYTES`] or less.
+    pub fn set_unless_small(&mut self, bytes: usize) {
+        let is_small = bytes <= UNCHARGED_BYTES;
+        self.set(if is_small { 0 } else { bytes });
+    }
+
     /// Charges `bytes` from now on, instead of what was charged before.
     pub fn set(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.bytes, bytes);

@@ -375,7 +375,7 @@ impl Connection {
         let replies: usize = self.reserved.iter().map(|(_, room)| room.bytes()).sum();
         let held = self.session.bytes_held();
         let reserved = replies + self.input_room.bytes();
-        self.charge.set(held.saturating_sub(reserved));
+        self.charge.set_unless_small(held.saturating_sub(reserved));
     }
 
     /// Whether the client has taken next to nothing for `timeout`, and the connection may be

@@ -30,6 +30,11 @@ use crate::protocol::admission::Admission;
 /// busy.
 const NEVER: u64 = u64::MAX;
 
+/// So many places with neighbouring numbers lie apart in memory. Their workers write what is said
+/// of them with each request; were they in one line of the processors' caches, they would slow each
+/// other down.
+const SPREAD: usize = 64;
+
 /// What the threads of one server share.
 pub struct Shared {
     /// Who permits and counts the batches of clients.
@@ -50,7 +55,7 @@ pub struct Shared {
     workers: Vec<WorkerHandle>,
     /// How busy each worker is.
     loads: Mutex<Loads>,
-    /// Of each place.
+    /// Of each place; see [`Shared::taken`].
     taken: Vec<Taken>,
     /// Numbers of free places, for each [`Place`].
     free: Mutex<[Vec<usize>; 3]>,
@@ -71,7 +76,9 @@ pub struct Shared {
     stop_at: AtomicU64,
 }
 
-/// A worker as others see it.
+/// A worker as others see it. Aligned, as each worker writes its own all the time: two of them in
+/// one line of the processors' caches would slow each other down.
+#[repr(align(128))]
 struct WorkerHandle {
     /// What the worker is told.
     mailbox: Arc<Mailbox>,
@@ -126,7 +133,9 @@ impl Shared {
             places,
             workers: mailboxes.into_iter().map(worker).collect(),
             loads: Mutex::new(loads),
-            taken: (0..places.count()).map(|_| taken()).collect(),
+            taken: (0..places.count().next_multiple_of(SPREAD))
+                .map(|_| taken())
+                .collect(),
             free: Mutex::new(free),
             returned: Mutex::default(),
             acceptor,
@@ -150,7 +159,7 @@ impl Shared {
             self.open.fetch_add(1, Ordering::SeqCst);
         }
         self.all.fetch_add(1, Ordering::SeqCst);
-        self.taken[number].worker.store(worker, Ordering::SeqCst);
+        self.taken(number).worker.store(worker, Ordering::SeqCst);
         self.workers[worker]
             .connections
             .fetch_add(1, Ordering::Relaxed);
@@ -160,7 +169,7 @@ impl Shared {
     /// Gives a place back.
     pub fn free(&self, number: usize) {
         let place = self.places.of(number);
-        let taken = &self.taken[number];
+        let taken = self.taken(number);
         taken.since.store(NEVER, Ordering::SeqCst);
         let worker = taken.worker.load(Ordering::SeqCst);
         self.workers[worker]
@@ -237,7 +246,7 @@ impl Shared {
 
     /// Hands a connection over from one worker to another.
     pub fn pass_on(&self, place: usize, from: usize, to: usize, entry: Box<Entry>) {
-        self.taken[place].worker.store(to, Ordering::SeqCst);
+        self.taken(place).worker.store(to, Ordering::SeqCst);
         let [from, to] = [from, to].map(|worker| &self.workers[worker]);
         from.connections.fetch_sub(1, Ordering::Relaxed);
         to.connections.fetch_add(1, Ordering::Relaxed);
@@ -252,7 +261,7 @@ impl Shared {
 
     /// Hands a newcomer to the worker of its place.
     pub fn hand_on(&self, newcomer: Newcomer) {
-        let worker = self.taken[newcomer.place].worker.load(Ordering::SeqCst);
+        let worker = self.taken(newcomer.place).worker.load(Ordering::SeqCst);
         self.workers[worker].mailbox.put(Letter::Own(newcomer));
     }
 
@@ -305,17 +314,22 @@ impl Shared {
         }
     }
 
+    fn taken(&self, number: usize) -> &Taken {
+        let apart = self.taken.len() / SPREAD;
+        &self.taken[number % SPREAD * apart + number / SPREAD]
+    }
+
     /// Changes the time of a place if it is `current`: the thread that accepts and the worker of
     /// the place both write it, and neither undoes what the other did meanwhile.
     fn replace_since(&self, number: usize, current: u64, new: u64) -> bool {
-        let since = &self.taken[number].since;
+        let since = &self.taken(number).since;
         let order = Ordering::SeqCst;
         since.compare_exchange(current, new, order, order).is_ok()
     }
 
     /// Connections in places of this kind that may give way.
     pub fn waiting(&self, place: Place) -> Vec<Waiting> {
-        let since = |number: usize| match self.taken[number].since.load(Ordering::SeqCst) {
+        let since = |number: usize| match self.taken(number).since.load(Ordering::SeqCst) {
             NEVER => None,
             since => Some((Instant::from_nanos(since), number)),
         };
