@@ -189,7 +189,7 @@ pub enum Effect {
         tag: Tag,
         /// To whom.
         member: MemberId,
-        /// What to store. Members that store the same records share this one list of them.
+        /// The records to store. All members that get the same records share one list of them.
         records: Arc<Vec<StoreRecord>>,
         /// Charged already; the driver ends it with the call.
         charge: Charge,

@@ -413,7 +413,8 @@ impl File for MemFile {
         })
     }
 
-    /// What begins in every fourth sector counts as not in memory, so that users meet both cases.
+    /// A read that begins in every fourth sector counts as one that has to wait for the disk, so
+    /// that tests meet both cases.
     fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> bool {
         if offset / SECTOR_BYTES as u64 % 4 == 3 {
             return false;

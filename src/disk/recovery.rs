@@ -437,8 +437,8 @@ mod tests {
         }
     }
 
-    /// A short write left the header of a mark and not the rest of its sector, then a sync failed.
-    /// What was written of the mark can be read, but it is in memory only and not on the disk.
+    /// A short write left the header of a mark and not the rest of its sector, then a sync failed:
+    /// reads find the header in the page cache, but it is not on the disk.
     #[test]
     fn a_mark_that_is_not_written_whole_is_written_again() {
         let fs = MemFileSystem::new();

@@ -11,7 +11,7 @@ use crate::leader::state::{RunningBatch, Shared};
 use crate::net::{Parked, Progress, Waker};
 use crate::protocol::reply::Reply;
 
-/// One that is under way.
+/// A confirmation that was asked for, for the worker that waits for it.
 pub struct Confirmation {
     shared: Arc<Shared>,
     slot: Arc<Mutex<Slot>>,
@@ -20,7 +20,8 @@ pub struct Confirmation {
     _running: RunningBatch,
 }
 
-/// What the Raft thread tells. Guards only itself.
+/// Where the Raft thread leaves the outcome of a confirmation, and whom it wakes then. Its lock is
+/// held alone.
 #[derive(Default)]
 struct Slot {
     outcome: Option<ReadOutcome>,

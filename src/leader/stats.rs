@@ -35,12 +35,13 @@ const POWERS: usize = 28;
 /// same counters: then each would wait for the other's cache.
 const SHARES: usize = 8;
 
-/// What was counted since the start: the sum of all shares.
+/// Counters of all batches since the start. What is shown is the sum of the shares.
 pub struct Stats {
     shares: [Share; SHARES],
 }
 
-/// What some threads have counted. Aligned, so that no two are in one line of a cache.
+/// The counters that a part of the threads add to. Aligned, so that no two shares are in one line
+/// of a processor's cache.
 #[repr(align(128))]
 #[derive(Default)]
 struct Share {

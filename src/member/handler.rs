@@ -31,12 +31,12 @@ use crate::threads::pace::Pace;
 /// frame, at a fraction reading many large messages takes more calls.
 const FETCH_ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - (1 << 20);
 
-/// The most records of a fetch that the thread which read the fetch answers itself. Reading so many
-/// takes less than a millisecond, for which stores behind it wait; with a quarter of it the reads
-/// of a pipeline would go to the readers.
+/// A link's thread answers a fetch of at most so many records itself. The stores that arrive behind
+/// the fetch wait meanwhile, for less than a millisecond. With a limit of 128 the fetches of a deep
+/// pipeline would go through the queue of the reader threads instead.
 const AT_HAND_RECORDS_MAX: usize = 512;
 
-/// The most bytes of their payloads, for the same reasons.
+/// The most payload bytes of such a fetch, for the same reasons.
 const AT_HAND_BYTES_MAX: usize = 256 << 10;
 
 /// The member's side of its leaders' calls.
