@@ -100,6 +100,17 @@ pub struct Cluster {
     placed: u64,
 }
 
+/// How well a member can be asked for a revision: the lesser, the better. Equals change places from
+/// one nanosecond to the next, so that reads spread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadRank {
+    /// Whether its copy counts as missing, and whether it owes an answer.
+    pub health: (bool, bool),
+    /// Bytes and records that are in flight to it.
+    busy: (u64, u64),
+    lot: u64,
+}
+
 impl Cluster {
     /// A view without members; `seed` decides all choices by chance.
     pub fn new(strategy: Strategy, seed: u64) -> Cluster {
@@ -395,31 +406,17 @@ impl Cluster {
             .map_or(0, |member| member.load.bytes_in_flight())
     }
 
-    /// The connected ones of `replicas` in the order in which to ask them for a revision: up and
-    /// least busy first, suspect later, those whose copy counts as missing last. Equals change
-    /// places from one nanosecond to the next, so that reads spread.
-    pub fn read_order(
-        &self,
-        revision: Revision,
-        replicas: &ReplicaSet,
-        now: Instant,
-    ) -> Vec<MemberId> {
-        let mut reachable: Vec<&MemberView> = replicas
-            .as_slice()
-            .iter()
-            .filter_map(|id| self.member(*id))
-            .filter(|member| member.is_reachable())
-            .collect();
-        reachable.sort_by_cached_key(|member| {
-            let busy = (
+    /// How well a member can be asked for a revision, if it is connected.
+    pub fn read_rank(&self, id: MemberId, revision: Revision, now: Instant) -> Option<ReadRank> {
+        let member = self.member(id).filter(|member| member.is_reachable())?;
+        Some(ReadRank {
+            health: (member.missing.contains(revision), member.liveness.is_late()),
+            busy: (
                 member.load.bytes_in_flight(),
                 member.load.records_in_flight(),
-            );
-            let lot = fastrand::Rng::with_seed(member.id.0 ^ now.as_nanos()).u64(..);
-            let is_missing = member.missing.contains(revision);
-            (is_missing, member.liveness.is_late(), busy, lot, member.id)
-        });
-        reachable.iter().map(|member| member.id).collect()
+            ),
+            lot: fastrand::Rng::with_seed(id.0 ^ now.as_nanos()).u64(..),
+        })
     }
 
     /// How many members could be written to: registered and connected.
@@ -503,10 +500,10 @@ mod tests {
             cluster.copy_missing(MemberId(missing), REVISION, 10);
             let state = cluster.copy_state(MemberId(missing), REVISION, NOW);
             assert_eq!(state, MemberState::Missing);
-            let order = cluster.read_order(REVISION, &both, NOW);
-            assert_eq!((order.len(), order[1]), (2, MemberId(missing)));
+            let order = read_order(&cluster, both.as_slice(), NOW);
+            assert_eq!((order.len(), order[1]), (2, missing));
             cluster.late(MemberId(3 - missing), NOW);
-            assert_eq!(cluster.read_order(REVISION, &both, NOW), order);
+            assert_eq!(read_order(&cluster, both.as_slice(), NOW), order);
             let present = cluster.member(MemberId(1)).map(MemberView::present);
             assert_eq!(
                 present,
@@ -544,6 +541,14 @@ mod tests {
         members.iter().map(|id| id.0).collect()
     }
 
+    /// The connected ones of these members, the one to be asked first at the front.
+    pub(super) fn read_order(cluster: &Cluster, replicas: &[MemberId], now: Instant) -> Vec<u64> {
+        let ranked = |id: &MemberId| Some((cluster.read_rank(*id, REVISION, now)?, id.0));
+        let mut ranked: Vec<_> = replicas.iter().filter_map(ranked).collect();
+        ranked.sort();
+        ranked.into_iter().map(|(_, id)| id).collect()
+    }
+
     fn choose(cluster: &mut Cluster, copies: usize, exclude: &[u64]) -> Vec<u64> {
         let exclude: Vec<MemberId> = exclude.iter().map(|id| MemberId(*id)).collect();
         ids(&cluster.choose(copies, &exclude, 1, 10, NOW))
@@ -569,8 +574,7 @@ mod tests {
         assert!(!cluster.isolate(MemberId(2), fence), "no news");
         assert_eq!(cluster.state(MemberId(2), NOW), MemberState::Down);
         assert_eq!(choose(&mut cluster, 3, &[]), [1, 3]);
-        let replicas = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two");
-        assert_eq!(cluster.read_order(REVISION, &replicas, NOW), [MemberId(1)]);
+        assert_eq!(read_order(&cluster, &[MemberId(1), MemberId(2)], NOW), [1]);
         assert_eq!(cluster.connected_count(), 2);
         cluster.connected(MemberId(2), NOW);
         assert_eq!(cluster.state(MemberId(2), NOW), MemberState::Down);
@@ -673,8 +677,7 @@ mod tests {
         let mut cluster = cluster(Strategy::P2c, &["", ""]);
         cluster.retire(MemberId(1));
         assert_eq!(choose(&mut cluster, 2, &[]), [2]);
-        let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
-        assert_eq!(ids(&cluster.read_order(REVISION, &both, NOW)), [2]);
+        assert_eq!(read_order(&cluster, &[MemberId(1), MemberId(2)], NOW), [2]);
         assert_eq!(
             cluster
                 .members()
@@ -692,27 +695,20 @@ mod tests {
     fn reads_ask_idle_members_first_and_suspects_last() {
         let mut cluster = cluster(Strategy::LeastLoaded, &["", "", "", ""]);
         let replicas: Vec<MemberId> = (1..=4).map(MemberId).collect();
-        let replicas = ReplicaSet::new(&replicas).expect("four members");
         cluster.late(MemberId(1), NOW);
         cluster.charge(MemberId(2), 1, 100);
         cluster.charge(MemberId(3), 1, 50);
-        assert_eq!(
-            ids(&cluster.read_order(REVISION, &replicas, NOW)),
-            [4, 3, 2, 1]
-        );
+        assert_eq!(read_order(&cluster, &replicas, NOW), [4, 3, 2, 1]);
         cluster.disconnected(MemberId(4), NOW);
-        assert_eq!(
-            ids(&cluster.read_order(REVISION, &replicas, NOW)),
-            [3, 2, 1]
-        );
+        assert_eq!(read_order(&cluster, &replicas, NOW), [3, 2, 1]);
     }
 
     #[test]
     fn reads_of_equals_spread() {
         let cluster = cluster(Strategy::LeastLoaded, &["", ""]);
-        let both = ReplicaSet::new(&[MemberId(1), MemberId(2)]).expect("two members");
-        let first = |step| cluster.read_order(REVISION, &both, NOW + Duration::from_nanos(step))[0];
-        let to_first = (0..1000).filter(|step| first(*step) == MemberId(1)).count();
+        let both = [MemberId(1), MemberId(2)];
+        let first = |step| read_order(&cluster, &both, NOW + Duration::from_nanos(step))[0];
+        let to_first = (0..1000).filter(|step| first(*step) == 1).count();
         assert!((400..600).contains(&to_first), "{to_first} of 1000");
     }
 }

@@ -4,11 +4,11 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::tests::read_order;
 use super::{Cluster, Strategy};
 use crate::clock::Instant;
-use crate::ids::{MemberId, Revision};
+use crate::ids::MemberId;
 use crate::metadata::command::Registration;
-use crate::metadata::replica_sets::ReplicaSet;
 use crate::rpc::message::HeartbeatRequest;
 
 /// What scripts say. Members are named by their id, a small number.
@@ -142,11 +142,9 @@ impl goldenscript::Runner for Runner {
             Command::Settle { id, records } => cluster.settle(MemberId(*id), *records, 0),
             Command::ReadOrder(ids) => {
                 let ids: Vec<MemberId> = ids.iter().map(|id| MemberId(*id)).collect();
-                let replicas = ReplicaSet::new(&ids).ok_or("members must be distinct")?;
-                return Ok(format!(
-                    "read: {}\n",
-                    names(&cluster.read_order(Revision::from_u64(0), &replicas, now))
-                ));
+                let order = read_order(cluster, &ids, now);
+                let order: Vec<MemberId> = order.into_iter().map(MemberId).collect();
+                return Ok(format!("read: {}\n", names(&order)));
             }
             Command::Status => return self.status(),
         }

@@ -1,9 +1,8 @@
 //! The fetches of a batch of reads: whom to ask, what an answer means. Pure.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Call, MESSAGE_WEIGHT, Missing, Outgoing, ReadBatch};
+use super::{Asked, Call, Missing, Outgoing, ReadBatch, Share, TOGETHER_WEIGHT_MAX, weight};
 use crate::clock::Instant;
 use crate::cluster::Cluster;
 use crate::coordinator::{Answer, Effect, Flaw, Tag, replica_statuses};
@@ -74,7 +73,7 @@ impl ReadBatch {
                 FetchResult::Omitted => {
                     self.copy_failed(at, revision);
                     if progress {
-                        self.slots[at].asked.retain(|member| *member != call.member);
+                        self.slots[at].may_ask_again(call.member);
                     }
                     continue;
                 }
@@ -124,7 +123,6 @@ impl ReadBatch {
     /// Asks the next replica for every slot that wants one.
     pub(super) fn fetch(&mut self, now: Instant, cluster: &Cluster, effects: &mut Vec<Effect>) {
         let mut outgoing = Outgoing::new();
-        let mut weights = BTreeMap::new();
         for at in 0..self.slots.len() {
             let slot = &mut self.slots[at];
             if !std::mem::take(&mut slot.wants_next) || slot.reply.is_some() {
@@ -133,12 +131,14 @@ impl ReadBatch {
             let Some(entry) = &slot.entry else {
                 continue;
             };
-            match next_replica(entry, &slot.asked, &weights, cluster, now) {
-                Some(member) => {
-                    *weights.entry(member).or_insert(0) += u64::from(entry.length) + MESSAGE_WEIGHT;
-                    slot.asked.push(member);
+            match next_replica(entry, slot.asked, &outgoing, cluster, now) {
+                Some(position) => {
+                    let member = entry.replicas.as_slice()[position];
+                    let share = outgoing.entry(member).or_default();
+                    share.add(entry);
+                    share.slots.push(at);
+                    slot.asked.insert(position);
                     slot.open_calls += 1;
-                    outgoing.entry(member).or_default().push(at);
                 }
                 None if slot.open_calls == 0 && slot.open_lookups == 0 => {
                     let statuses = replica_statuses(cluster, entry.revision, &entry.replicas, now);
@@ -149,26 +149,25 @@ impl ReadBatch {
                 None => {}
             }
         }
-        for (member, slots) in outgoing {
-            self.send(member, slots, now, effects);
+        for (member, share) in outgoing {
+            self.send(member, share.slots, now, effects);
         }
     }
 
     /// Payload bytes that [`ReadBatch::fetch`] would ask each member for now.
     pub(super) fn fetches_expected(&self, now: Instant, cluster: &Cluster) -> Vec<(MemberId, u64)> {
-        let mut weights = BTreeMap::new();
-        let mut bytes = BTreeMap::new();
+        let mut outgoing = Outgoing::new();
         let is_fetched = |slot: &&super::Slot| slot.reply.is_none() && slot.at_hand.is_none();
         for slot in self.slots.iter().filter(is_fetched) {
             if let Some(entry) = &slot.entry
-                && let Some(member) = next_replica(entry, &slot.asked, &weights, cluster, now)
+                && let Some(position) = next_replica(entry, slot.asked, &outgoing, cluster, now)
             {
-                let length = u64::from(entry.length);
-                *weights.entry(member).or_insert(0) += length + MESSAGE_WEIGHT;
-                *bytes.entry(member).or_insert(0) += length;
+                let member = entry.replicas.as_slice()[position];
+                outgoing.entry(member).or_default().add(entry);
             }
         }
-        bytes.into_iter().collect()
+        let bytes = |(member, share): (MemberId, Share)| (member, share.bytes);
+        outgoing.into_iter().map(bytes).collect()
     }
 
     fn length(&self, at: usize) -> u64 {
@@ -226,21 +225,26 @@ impl ReadBatch {
     }
 }
 
-/// The best connected replica that was not asked; among equally good ones the one with the least
-/// work in this step.
+/// The best connected replica that was not asked, by its position in the replica set. Among equally
+/// good ones small messages stay together; else the one with the least work in this step is taken.
 fn next_replica(
     entry: &Entry,
-    asked: &[MemberId],
-    weights: &BTreeMap<MemberId, u64>,
+    asked: Asked,
+    outgoing: &Outgoing,
     cluster: &Cluster,
     now: Instant,
-) -> Option<MemberId> {
-    let mut order = cluster.read_order(entry.revision, &entry.replicas, now);
-    order.retain(|member| !asked.contains(member));
-    let state = |member: &MemberId| cluster.copy_state(*member, entry.revision, now);
-    let best = state(order.first()?);
-    order
-        .into_iter()
-        .take_while(|member| state(member) == best)
-        .min_by_key(|member| weights.get(member).copied().unwrap_or(0))
+) -> Option<usize> {
+    let weight = weight(entry);
+    let rank = |(position, member): (usize, &MemberId)| {
+        let rank = cluster.read_rank(*member, entry.revision, now)?;
+        let work = match outgoing.get(member).map_or(0, |share| share.weight) {
+            begun if begun > 0 && begun + weight <= TOGETHER_WEIGHT_MAX => 0,
+            begun => 1 + begun,
+        };
+        Some((rank.health, work, rank, position))
+    };
+    let replicas = entry.replicas.as_slice().iter().enumerate();
+    let others = replicas.filter(|(position, _)| !asked.contains(*position));
+    let (_, _, _, position) = others.filter_map(rank).min()?;
+    Some(position)
 }
