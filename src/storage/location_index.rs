@@ -147,22 +147,25 @@ impl LocationIndex {
         dead.map_or(0, |dead| dead.copies)
     }
 
-    /// A dead copy of a revision went with its segment.
-    pub fn forget_copy(&mut self, revision: Revision) {
-        let (high, low) = split(revision);
-        let Some(chunk) = self.dead.get_mut(&high) else {
-            return;
-        };
-        let Ok(at) = chunk.binary_search_by_key(&low, |dead| dead.low) else {
-            return;
-        };
-        chunk[at].copies -= 1;
-        if chunk[at].copies == 0 {
-            chunk.remove(at);
+    /// A dead copy of each of these revisions went with its segment. Those of one chunk are best
+    /// given one after the other.
+    pub fn forget_copies(&mut self, revisions: &[Revision]) {
+        for run in revisions.chunk_by(|one, next| split(*one).0 == split(*next).0) {
+            let (high, _) = split(run[0]);
+            let Some(chunk) = self.dead.get_mut(&high) else {
+                continue;
+            };
+            for revision in run {
+                let (_, low) = split(*revision);
+                if let Ok(at) = chunk.binary_search_by_key(&low, |dead| dead.low) {
+                    chunk[at].copies = chunk[at].copies.saturating_sub(1);
+                }
+            }
+            chunk.retain(|dead| dead.copies > 0);
             shrink(chunk);
-        }
-        if chunk.is_empty() {
-            self.dead.remove(&high);
+            if chunk.is_empty() {
+                self.dead.remove(&high);
+            }
         }
     }
 
@@ -287,7 +290,7 @@ mod tests {
                     *copies += u32::from(old.is_some());
                     prop_assert_eq!(index.dead_copies(revision), *copies);
                     if value % 4 == 0 {
-                        index.forget_copy(revision);
+                        index.forget_copies(&[revision]);
                         *copies = copies.saturating_sub(1);
                     }
                     prop_assert_eq!(index.dead_copies(revision), *copies);
@@ -298,11 +301,9 @@ mod tests {
                 prop_assert_eq!(index.counters(), Counters { records, bytes });
                 prop_assert_eq!(index.highest(), index.iter().map(|(revision, _)| revision).max());
                 prop_assert!(index.iter().eq(map));
-                for (revision, copies) in dead {
-                    for _ in 0..copies {
-                        index.forget_copy(revision);
-                    }
-                }
+                let each = dead.into_iter();
+                let each = each.flat_map(|(revision, copies)| vec![revision; copies as usize]);
+                index.forget_copies(&each.collect::<Vec<_>>());
                 prop_assert!(index.dead.is_empty());
             }
         }
