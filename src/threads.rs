@@ -4,6 +4,8 @@
 //! them ends the process with [`PANIC_EXIT_CODE`]: half alive is worse than dead.
 
 pub mod pace;
+pub mod queue;
+pub mod scheduling;
 pub mod wakeups;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

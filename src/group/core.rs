@@ -53,6 +53,7 @@ use crate::group::proposals::Reason;
 use crate::group::window::{EntryKind, LogEntry, Position, Window};
 use crate::ids::{LogPosition, PeerId};
 
+mod asking;
 pub mod copies;
 mod floor;
 pub mod guard;
@@ -68,6 +69,7 @@ mod tests;
 mod waiting;
 mod wire;
 
+use self::asking::Answering;
 use self::copies::Recall;
 use self::floor::Floor;
 pub use self::membership::changed;
@@ -261,6 +263,7 @@ pub struct Core {
     elected: (u64, LogPosition),
     recall: Recall,
     floor: Floor,
+    answering: Answering,
     /// As in [`CoreConfig`].
     check: fn(&[u8]) -> Result<(), String>,
 }
@@ -314,6 +317,7 @@ impl Core {
             elected: (0, LogPosition::default()),
             recall: Recall::new(config.asks_peers),
             floor: Floor::new(config.asks_members),
+            answering: Answering::default(),
             check: config.check,
         };
         core.promised = core.promise();
@@ -348,11 +352,6 @@ impl Core {
             // The limit of uncommitted bytes, or leadership is being handed over.
             Err(_) => Err(Reason::Busy),
         }
-    }
-
-    /// Asks for a confirmation that this participant leads (R4). It may never be answered.
-    pub fn read_index(&mut self, context: u64) {
-        self.node.read_index(context.to_be_bytes().to_vec());
     }
 
     /// What there is to do, if anything. The caller asks again until there is nothing.

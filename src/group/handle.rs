@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam_channel::{Sender, TrySendError};
+use crossbeam_channel::TrySendError;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::faults::{self, Fault};
@@ -26,6 +26,7 @@ use crate::group::snapshots::incoming::{IncomingChunk, TransferError};
 use crate::group::snapshots::{ChunkDone, Task};
 use crate::ids::{LogPosition, PeerId};
 use crate::logging;
+use crate::threads::queue::Sender;
 
 mod requests;
 
@@ -101,7 +102,7 @@ impl<O> Clone for GroupHandle<O> {
     }
 }
 
-impl<O> GroupHandle<O> {
+impl<O: Send + 'static> GroupHandle<O> {
     pub(super) fn new(
         inbox: Sender<Event<O>>,
         tasks: Sender<Task>,
@@ -456,13 +457,14 @@ mod tests {
     use super::*;
     use crate::group::configuration::Configuration;
     use crate::group::room::{MESSAGE_BYTES_MAX, SMALL_BYTES};
+    use crate::threads::queue::bounded;
 
     #[test]
     fn messages_take_bounded_memory_and_small_ones_have_a_reserve() {
         let own = PeerId(1);
         let shared = Arc::new(Shared::new(&Configuration::of([own]), own));
-        let (inbox, events) = crossbeam_channel::bounded::<Event<()>>(100);
-        let (tasks, _) = crossbeam_channel::bounded(1);
+        let (inbox, events) = bounded::<Event<()>>(100);
+        let (tasks, _) = bounded(1);
         let handle = GroupHandle::new(inbox, tasks, Arc::clone(&shared));
         let send = |count, bytes| {
             let before = events.len();

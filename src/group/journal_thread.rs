@@ -26,13 +26,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::RecvTimeoutError;
 use parking_lot::Mutex;
 
 use crate::group::core::Persist;
 use crate::group::handle::Shared;
 use crate::group::journal::{Journal, JournalError, Written};
 use crate::group::node::Event;
+use crate::threads::queue::{Receiver, Sender};
 
 /// How long without a write counts as idle.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
@@ -68,7 +69,7 @@ pub(super) struct JournalThread<O> {
 /// Why the thread ends without a failure.
 struct Closed;
 
-impl<O> JournalThread<O> {
+impl<O: Send + 'static> JournalThread<O> {
     /// The body of the thread.
     pub(super) fn run(mut self) {
         let error = match self.work() {

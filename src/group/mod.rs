@@ -61,7 +61,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -70,6 +69,7 @@ use crate::disk::log::{LogError, LogOptions};
 use crate::error::Shortage;
 use crate::ids::{LogPosition, PeerId};
 use crate::threads::StopSignal;
+use crate::threads::queue::{Sender, bounded};
 
 pub mod configuration;
 pub mod core;
@@ -125,7 +125,7 @@ pub const TICK_INTERVAL: Duration = Duration::from_millis(50);
 /// What the log's entries change. Owned by the Raft thread.
 pub trait StateMachine: Send {
     /// What applying an entry answers to whoever proposed it.
-    type Output: Send;
+    type Output: Send + 'static;
 
     /// Applies the entry at `index`, which the Raft leader of `term` made. Called for each
     /// committed entry once, in the order of indices, which has gaps where Raft put entries of its

@@ -179,7 +179,7 @@ impl<S: StateMachine> Node<S> {
     pub fn tick(&mut self, now: Instant) {
         self.core.tick();
         if let Some(context) = self.reads.tick() {
-            self.core.read_index(context);
+            self.core.read_index_of_all(context);
         }
         let leads = self.core.status().role == Role::Leader;
         if let Some(index) = self.writes.tick(leads, now)

@@ -4,8 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
 use super::core::{self, Core, CoreConfig, HardState, Persist, Recovered};
 use super::handle::{GroupHandle, Shared};
 use super::identity::Identity;
@@ -19,6 +17,7 @@ use super::snapshots::{SNAPSHOT_DIR, Schedule, SnapshotDesk, TASKS_MAX, Task};
 use super::window::{LogEntry, Position, Window};
 use super::{Bootstrap, Configuration, GroupError, GroupOptions, StateMachine, logger};
 use crate::faults::{self, Fault};
+use crate::threads::queue::{Receiver, Sender, bounded};
 
 /// The journal's place in the group's directory.
 pub(super) const JOURNAL_DIR: &str = "journal";

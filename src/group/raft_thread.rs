@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::RecvTimeoutError;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Instant};
@@ -27,6 +27,7 @@ use crate::group::node::{Effects, Event, Node};
 use crate::group::proposals::Reason;
 use crate::group::snapshots::Task;
 use crate::group::{GroupError, StateMachine, Transport};
+use crate::threads::queue::{Receiver, Sender};
 
 /// Events that wait for the Raft thread. When full, proposals and reads are refused as busy,
 /// messages of peers are lost, the journal waits. As many as batches of clients may be under way:
@@ -57,16 +58,14 @@ impl<S: StateMachine> RaftThread<S> {
     /// The body of the thread. `on_failure` is called last, if the group failed.
     pub(super) fn run(mut self, on_failure: impl FnOnce(GroupError)) {
         let result = self.work();
-        let inbox = self.inbox.clone();
         self.node.end();
         // The queues of the journal and the snapshots.
         drop((self.journal, self.tasks));
-        // The channel keeps what is in it until its last sender is gone, which may be never.
         *self.shared.has_ended.write() = true;
-        for event in inbox.try_iter() {
+        for event in self.inbox.try_iter() {
             event.refuse(Reason::Stopped);
         }
-        drop(inbox);
+        drop(self.inbox);
         if let Err(error) = result {
             on_failure(error);
         }

@@ -1,12 +1,11 @@
 //! The threads of a group, from their start to their end.
 
-use crossbeam_channel::Sender;
-
 use crate::disk::log::Filler;
 use crate::group::journal_thread::JournalThread;
 use crate::group::raft_thread::RaftThread;
 use crate::group::snapshots::{SnapshotThread, Task};
 use crate::group::{GroupError, StateMachine};
+use crate::threads::queue::Sender;
 use crate::threads::{StopSignal, Thread, spawn};
 
 /// How many threads there are.

@@ -28,8 +28,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
-
 use crate::clock::{Clock, Instant};
 use crate::disk::log::LogError;
 use crate::group::configuration::Configuration;
@@ -37,6 +35,7 @@ use crate::group::node::Event;
 use crate::group::window::Position;
 use crate::logging;
 use crate::threads::StopSignal;
+use crate::threads::queue::{Receiver, Sender};
 
 pub mod files;
 pub mod incoming;
@@ -274,7 +273,7 @@ pub(super) struct SnapshotThread<O> {
     pub(super) stop: StopSignal,
 }
 
-impl<O> SnapshotThread<O> {
+impl<O: Send + 'static> SnapshotThread<O> {
     /// The body of the thread, up to [`Task::End`]: handles keep the queue open.
     pub(super) fn run(mut self) {
         while let Ok(task) = self.tasks.recv() {

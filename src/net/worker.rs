@@ -54,6 +54,7 @@ use super::shared::Shared;
 use super::timers::{Of, Timer, Timers};
 use super::turns::Beginning;
 use crate::clock::Instant;
+use crate::threads::scheduling;
 
 /// The size of one read. It holds a turn's worth of pipelined small commands; more would only be
 /// more to keep in the cache.
@@ -100,7 +101,7 @@ pub struct Worker {
     /// How many of them, from the front, are still to be served in this pass.
     pass_left: usize,
     /// The places of connections that had their turns, and whose replies are to be written.
-    answered: Vec<usize>,
+    answered: VecDeque<usize>,
     /// The places of connections that wait for their batches and perhaps have output of earlier
     /// ones or pushes to write. Some may be there twice, or have nothing to write any more.
     unsent: VecDeque<usize>,
@@ -132,7 +133,7 @@ impl Worker {
             entries: Vec::new(),
             ready: VecDeque::new(),
             pass_left: 0,
-            answered: Vec::new(),
+            answered: VecDeque::new(),
             unsent: VecDeque::new(),
             due: Vec::new(),
             gathered: Gathered::default(),
@@ -149,6 +150,7 @@ impl Worker {
 
     /// Serves until the server has stopped.
     pub fn run(mut self) {
+        scheduling::interrupt_nobody();
         let mut events = Events::with_capacity(EVENTS_MAX);
         let mut letters = Vec::new();
         let now = self.shared.clock.now();
@@ -167,7 +169,8 @@ impl Worker {
             }
             self.serve_ready(now);
             let wake_at = self.look_at_time();
-            let is_idle = self.ready.is_empty() && self.unsent.is_empty();
+            let queues = [&self.ready, &self.unsent, &self.answered];
+            let is_idle = queues.iter().all(|queue| queue.is_empty());
             let is_busy = !is_idle || !self.mailbox.may_sleep();
             let before = self.shared.clock.now();
             self.shared.turns(self.number).add(turn.until(before));

@@ -29,6 +29,7 @@ pub struct Progress {
 impl Core {
     /// A message to `peer` was lost.
     pub fn unreachable(&mut self, peer: PeerId) {
+        self.answering.forget(peer);
         self.node.report_unreachable(peer.0);
     }
 

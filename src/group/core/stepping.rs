@@ -38,6 +38,7 @@ impl Core {
         if self.is_recall(&message)? {
             return Ok(());
         }
+        self.answering.note(link, &message);
         self.node
             .step(message)
             .map_err(|source| MessageDropped::Untimely(source.to_string()))

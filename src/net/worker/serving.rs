@@ -23,9 +23,13 @@ const TURN_TIME: Duration = Duration::from_micros(500);
 
 /// Connections that have their turns before the replies of all of them are written. A client that
 /// waits for several connections is woken by the first reply, and finds the others too if they come
-/// in one go; with a quarter of it there are more wake-ups. Writing so many takes some 0.3 ms, by
-/// which it makes the turn of a worker longer.
+/// in one go; with a quarter of it there are more wake-ups. Writing so many takes some 0.3 ms.
 const ANSWERED_MAX: usize = 64;
+
+/// The time of a worker's turn in which it writes their replies. Clients that are woken by them may
+/// take the processor meanwhile, so that without this bound such a turn would often take more than
+/// a millisecond.
+const WRITE_TIME: Duration = Duration::from_micros(250);
 
 /// What helpers do.
 pub(super) enum Work {
@@ -52,28 +56,27 @@ impl Worker {
             self.pass_left = self.ready.len();
         }
         let held = wakeups::hold();
-        while self.pass_left > 0 && now < until {
+        while self.pass_left > 0 && now < until && self.answered.len() < ANSWERED_MAX {
             self.pass_left -= 1;
             let place = self.ready.pop_front().expect("as many are ready");
             self.serve(place, Turn::new(now, Replies::Later));
             now = self.shared.clock.now();
-            if self.answered.len() >= ANSWERED_MAX {
-                now = self.write_answered(now);
-            }
         }
         drop(held);
         self.write_answered(now);
     }
 
-    /// Writes the replies of connections that had their turns.
-    fn write_answered(&mut self, mut now: Instant) -> Instant {
-        let mut answered = std::mem::take(&mut self.answered);
-        for place in answered.drain(..) {
+    /// Writes the replies of connections that had their turns, as far as [`WRITE_TIME`] goes. The
+    /// others come first in the next turn of the worker.
+    fn write_answered(&mut self, mut now: Instant) {
+        let until = now + WRITE_TIME;
+        while let Some(place) = self.answered.pop_front() {
             self.serve(place, Turn::new(now, Replies::Now));
             now = self.shared.clock.now();
+            if now >= until {
+                break;
+            }
         }
-        self.answered = answered;
-        now
     }
 
     /// Writes what a connection has to write that waits for its batch. Should its client be gone,
@@ -153,7 +156,7 @@ impl Worker {
                 }
                 Next::Close => return self.close(place, *entry),
                 Next::Write => {
-                    self.answered.push(place);
+                    self.answered.push_back(place);
                     break State::Ready;
                 }
                 Next::Idle if entry.connection.has_pushes() => {
