@@ -184,8 +184,8 @@ impl<T> Queue<T> {
                 return Err(RecvTimeoutError::Disconnected);
             }
             state.is_asleep = true;
-            // It is woken for nothing only where an item was taken before its wake-up came; it waits
-            // anew then.
+            // It is woken for nothing only where an item was taken before its wake-up came; it
+            // waits anew then.
             let is_late = match timeout {
                 Some(timeout) => self.ready.wait_for(&mut state, timeout).timed_out(),
                 None => {

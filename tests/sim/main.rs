@@ -245,7 +245,7 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
     [
         (Fault::AcknowledgeBeforeSync, 5),
         (Fault::JournalBeforeSync, 28),
-        (Fault::VoteNotPersisted, 20894),
+        (Fault::VoteNotPersisted, 11719),
         (Fault::SendBeforePersist, 299),
         (Fault::ReadWithoutReadIndex, 699),
         (Fault::ServeBeforeNoOp, 59),
@@ -258,7 +258,7 @@ const FOUND: &[(tolerex::faults::Fault, u64)] = &{
         (Fault::ReplayReleases, 1),
         (Fault::SnapshotWithoutLastEntry, 1),
         (Fault::TornTailKept, 21),
-        (Fault::UnknownAsFailed, 206),
+        (Fault::UnknownAsFailed, 405),
         (Fault::CompareWhenProposed, 7),
         (Fault::RefusedTransactionInPart, 2),
         (Fault::TransactionTokenForgotten, 1),
