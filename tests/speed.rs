@@ -9,6 +9,8 @@
 //! machine can only hurt. Ratios of two loads are medians of alternating rounds.
 
 mod support;
+#[path = "speed/workers.rs"]
+mod workers;
 
 use std::fs::File;
 use std::io::Write;
@@ -42,7 +44,6 @@ const PROTOCOL_TRIES: usize = if IS_DEBUG { 1 } else { 8 };
 
 /// Rounds of a ratio.
 const ROUNDS: usize = if IS_DEBUG { 1 } else { 3 };
-
 /// "Many" messages.
 const MESSAGES: u64 = if IS_DEBUG { 50_000 } else { 1_000_000 };
 
