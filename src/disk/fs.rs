@@ -128,11 +128,19 @@ pub fn read_full_at(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Resu
 
 /// The whole content of a file.
 pub fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
-    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    let mut content = vec![0; len];
-    let read = read_full_at(file, &mut content, 0)?;
-    content.truncate(read);
+    let mut content = Vec::new();
+    read_all_into(file, &mut content)?;
     Ok(content)
+}
+
+/// The same in place of what a buffer holds. Large files are read faster into a buffer that was
+/// used before: it has its memory already.
+pub fn read_all_into(file: &dyn File, content: &mut Vec<u8>) -> io::Result<()> {
+    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    content.resize(len, 0);
+    let read = read_full_at(file, content, 0)?;
+    content.truncate(read);
+    Ok(())
 }
 
 /// The operating system's files. What it creates is for the process's user only.

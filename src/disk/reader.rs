@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::error::LogError;
-use super::fs::{read_all, read_full_at};
+use super::fs::{read_all_into, read_full_at};
 use super::record::{BadRecord, Location, OwnedRecord, RECORD_HEADER_BYTES, Record};
 use super::recovery::{Damage, Fate, read_header, scan, walk};
 use super::segment::{DATA_START, SealedSegment, Segment, file_name};
@@ -40,12 +40,13 @@ impl LogReader {
         lengths.collect()
     }
 
-    /// Reads a sealed segment whole and hands each intact record to `visit`, in order. Returned are
-    /// what tells it from others, unless a header that has to tell is damaged, and what is damaged
-    /// in it. Takes memory for one segment.
+    /// Reads a sealed segment whole into `buffer` and hands each intact record to `visit`, in
+    /// order. Returned are what tells it from others, unless a header that has to tell is damaged,
+    /// and what is damaged in it.
     pub fn walk(
         &self,
         number: u32,
+        buffer: &mut Vec<u8>,
         visit: &mut dyn FnMut(Location, &Record<'_>) -> Result<(), LogError>,
     ) -> Result<(Option<SealedSegment>, Vec<Damage>), LogError> {
         let (segment, next) = {
@@ -68,22 +69,23 @@ impl LogReader {
         let told = bytes.get(..read).unwrap_or_default();
         let end = read_header(&next.path, next.number, told)?
             .and_then(|(header, _)| header.end_of(number));
-        let bytes = read_all(&*segment.file).map_err(failed("read", &segment))?;
+        read_all_into(&*segment.file, buffer).map_err(failed("read", &segment))?;
+        let bytes = buffer.as_slice();
         let damage = |(offset, bytes, what)| Damage {
             file: segment.path.clone(),
             offset: offset as u64,
             bytes: bytes as u64,
             what,
         };
-        let Some((header, _)) = read_header(&segment.path, number, &bytes)? else {
+        let Some((header, _)) = read_header(&segment.path, number, bytes)? else {
             let what = "neither copy of the segment's header is intact".to_owned();
             return Ok((None, vec![damage((0, bytes.len(), what))]));
         };
-        let scan = scan(&bytes, &header, Fate::Sealed(end));
+        let scan = scan(bytes, &header, Fate::Sealed(end));
         let mut damaged = scan.damaged;
         for group in &scan.groups {
             let mut bad = |offset, bytes, what| damaged.push((offset, bytes, what));
-            walk(&bytes, segment.seed, group, visit, &mut bad)?;
+            walk(bytes, segment.seed, group, visit, &mut bad)?;
         }
         let sealed = end.map(|end| header.sealed(end));
         Ok((sealed, damaged.into_iter().map(damage).collect()))

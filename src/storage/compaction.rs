@@ -40,7 +40,7 @@
 //! none needs no space. A segment with a damaged record stays as it is: what cannot be read cannot
 //! be judged, and its records must go on to be reported; it gets no hint, and keeps one that it
 //! has, which knows what the damaged bytes were. Hints leave the reserve alone. Memory: one
-//! segment, and 32 bytes for each of its records.
+//! segment, and 32 bytes for each of its records, while there is something to do.
 //!
 //! Sources: Bitcask paper, section 2 (merge); Rosenblum and Ousterhout, "The Design and
 //! Implementation of a Log-Structured File System", section 3 (cleaning, greedy choice).
@@ -126,6 +126,8 @@ pub struct Compactor {
     damaged: BTreeSet<u32>,
     /// Segments that have a good hint, or cannot get one in this run.
     hinted: BTreeSet<u32>,
+    /// Where segments are read.
+    buffer: Vec<u8>,
 }
 
 /// What became of a segment that was chosen.
@@ -173,6 +175,7 @@ impl Compactor {
             postponed: BTreeMap::new(),
             damaged: BTreeSet::new(),
             hinted,
+            buffer: Vec::new(),
         }
     }
 
@@ -190,6 +193,7 @@ impl Compactor {
                     log::warn!("{error}: a segment gets no hint, the next start reads it");
                 }
             }
+            self.buffer = Vec::new();
         }
     }
 
@@ -297,7 +301,7 @@ impl Compactor {
     }
 
     /// What is in a segment; `None` if it is damaged.
-    fn read(&self, segment: u32) -> Result<Option<Content>, LogError> {
+    fn read(&mut self, segment: u32) -> Result<Option<Content>, LogError> {
         let mut entries = Vec::new();
         let mut unknown = false;
         let mut visit = |location, record: &Record<'_>| {
@@ -310,7 +314,8 @@ impl Compactor {
             });
             Ok(())
         };
-        let (sealed, damaged) = self.shared.records.walk(segment, &mut visit)?;
+        let records = &self.shared.records;
+        let (sealed, damaged) = records.walk(segment, &mut self.buffer, &mut visit)?;
         for damage in &damaged {
             log::error!("{damage}: the segment is not compacted and gets no hint");
         }
