@@ -119,16 +119,17 @@ struct Missing {
     copy: Option<(MemberId, Revision)>,
 }
 
-/// What each member is asked for in this step.
+/// Members, and the messages to fetch from each in one step of the batch.
 type Outgoing = BTreeMap<MemberId, Share>;
 
-/// What one member is asked for in a step.
+/// The messages to fetch from one member in one step of the batch.
 #[derive(Debug, Default)]
 struct Share {
+    /// Positions of the messages in the slots of the batch.
     slots: Vec<usize>,
-    /// Payload bytes.
+    /// Bytes of their payloads together.
     bytes: u64,
-    /// Payload bytes and [`MESSAGE_WEIGHT`] for each message.
+    /// The same, and [`MESSAGE_WEIGHT`] for each message.
     weight: u64,
 }
 

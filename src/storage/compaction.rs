@@ -126,7 +126,7 @@ pub struct Compactor {
     damaged: BTreeSet<u32>,
     /// Segments that have a good hint, or cannot get one in this run.
     hinted: BTreeSet<u32>,
-    /// Where segments are read.
+    /// The content of the segment that was read last: kept, with its memory, for the next one.
     buffer: Vec<u8>,
 }
 

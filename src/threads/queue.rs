@@ -73,7 +73,9 @@ impl<T: Send + 'static> Sender<T> {
         Ok(())
     }
 
-    /// Sends an item, if need be when there is room. Gives it back if the receiver is gone.
+    /// Sends an item; waits for room while the queue is full. Gives it back without a receiver.
+    /// To be called neither by the receiver's thread nor by one that holds its wake-ups: both would
+    /// wait for themselves.
     pub fn send(&self, item: T) -> Result<(), SendError<T>> {
         let mut state = self.0.state.lock();
         while state.has_receiver && state.items.len() >= self.0.max {

@@ -38,7 +38,9 @@ pub fn interrupt_nobody() {}
 mod tests {
     use super::*;
 
-    /// The policy is field 41 of `proc_pid_stat(5)`, the 39th behind the name; `SCHED_BATCH` is 3.
+    /// The scheduling policy of the calling thread, as a number: 0 is the usual one, 3 is
+    /// `SCHED_BATCH`. It is field 41 of `/proc/thread-self/stat` (`proc_pid_stat(5)`). Field 2, the
+    /// name, may contain spaces, so fields are counted behind it.
     fn policy() -> String {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("it is there");
         let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
